@@ -1,0 +1,44 @@
+"""AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024, arXiv 2312.00094) in plain PyTorch."""
+
+from .driver import FixedMidpoint, NoMidpoint, advance, analytic_first, evaluate, sample, trajectory
+from .files import load_predictor, save_predictor
+from .predictor import AMEDPredictor, PredictorConfig
+from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
+from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm
+from .training import TrainConfig, Trainer, TrainEvent
+from .types import Denoiser, Evaluation, Planner, Solver, Stage, Step, StepPlan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SCHEDULES",
+    "AMEDPredictor",
+    "Amed",
+    "Denoiser",
+    "Dpm2",
+    "DpmSolverPP",
+    "Evaluation",
+    "FixedMidpoint",
+    "Ipndm",
+    "NoMidpoint",
+    "Planner",
+    "PredictorConfig",
+    "Solver",
+    "Stage",
+    "Step",
+    "StepPlan",
+    "TrainConfig",
+    "TrainEvent",
+    "Trainer",
+    "advance",
+    "analytic_first",
+    "discrete",
+    "evaluate",
+    "load_predictor",
+    "logsnr",
+    "polynomial",
+    "sample",
+    "save_predictor",
+    "time_uniform",
+    "trajectory",
+]

@@ -1,0 +1,160 @@
+"""The one loop. Sampling iterates it; training takes a gradient of what it yields."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Stage, Step, StepPlan
+
+
+@dataclass(frozen=True)
+class NoMidpoint:
+    """One update per interval: Euler, and the multistep solvers without a predictor."""
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        del interval
+        return 1
+
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> None:
+        del start, sigma_next, interval
+
+
+@dataclass(frozen=True)
+class FixedMidpoint:
+    """The same midpoint in every interval: r = 0.5 gives DPM-Solver-2 and r = 1 Heun's method."""
+
+    r: float
+    sigma_floor: float = 0.0
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        del interval
+        return 2
+
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan:
+        del start, sigma_next, interval
+        return StepPlan(self.r, sigma_floor=self.sigma_floor)
+
+
+def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None) -> Evaluation:
+    """Call the model once; `ask_at` is the noise level the network is told, where that is not sigma."""
+    answer = denoiser(x, sigma if ask_at is None else ask_at)
+    denoised, features = answer if isinstance(answer, tuple) else (answer, None)
+    return Evaluation(x, sigma, denoised, features)
+
+
+def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
+    """The network-free first evaluation: slope x / sqrt(1 + sigma^2), exact for unit-variance data.
+
+    It is for a large sigma, where the data is negligible (AFS; Dockhorn et al. 2022).
+    """
+    return Evaluation(x, sigma, x - sigma * x / (1 + sigma**2).sqrt(), analytic=True)
+
+
+def advance(
+    denoiser: Denoiser,
+    start: Evaluation,
+    history: History,
+    sigma_next: Sigma,
+    solver: Solver,
+    planner: Planner,
+    interval: int,
+    stage: Stage,
+) -> Step:
+    """Cross one interval. Sampling and training both call this and nothing else.
+
+    `start` is the evaluation at the interval's beginning, `history` what came before it, and
+    `stage` counts the interval's last update.
+    """
+    plan = planner(start, sigma_next, interval)
+    history = (*history, start)
+    mid = None
+    if plan is not None:
+        mid = evaluate(denoiser, *midpoint(history, sigma_next, solver, plan, stage))
+        history = (*history, mid)
+    x = solver.to_next(history, sigma_next, plan, stage)
+    return Step(interval, x, start, mid, plan, history[-solver.memory :])
+
+
+def midpoint(
+    history: History, sigma_next: Sigma, solver: Solver, plan: StepPlan, stage: Stage
+) -> tuple[Sample, Sigma, Sigma]:
+    """The sample at the planned midpoint, its noise level, and the level to ask the network at."""
+    sigma = plan.midpoint(history[-1].sigma, sigma_next)
+    x = solver.to_mid(history, sigma, Stage(stage.index - 1, stage.count))
+    return x, sigma, plan.scale_time * sigma
+
+
+def stages(sigmas: Tensor, planner: Planner) -> list[Stage]:
+    """The last update of every interval of the grid, counted over the whole run."""
+    updates = [planner.updates(interval) for interval in range(len(sigmas) - 1)]
+    levels = sigmas.tolist()
+    return [Stage(sum(updates[: i + 1]), sum(updates), levels[i + 1] == 0) for i in range(len(updates))]
+
+
+def trajectory(
+    denoiser: Denoiser,
+    x: Sample,
+    sigmas: Tensor,
+    solver: Solver,
+    planner: Planner,
+    *,
+    analytic_first_step: bool = False,
+) -> Iterator[Step]:
+    """Yield every interval of the grid `sigmas` (points,), largest first. Stop iterating to stop sampling.
+
+    `x` is the noisy sample at sigmas[0], and keeps its dtype and device.
+    """
+    run = stages(sigmas, planner)
+    sigmas = sigmas.to(x)
+    history: History = ()
+    for interval, stage in enumerate(run):
+        analytic = interval == 0 and analytic_first_step
+        start = analytic_first(x, sigmas[0]) if analytic else evaluate(denoiser, x, sigmas[interval])
+        step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage)
+        yield step
+        x, history = step.x, step.history
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    x: Sample,
+    sigmas: Tensor,
+    solver: Solver,
+    planner: Planner,
+    *,
+    analytic_first_step: bool = False,
+) -> Sample:
+    """Run the trajectory to its end and return the sample there.
+
+    Raises FloatingPointError that names the interval and the call if the model answered NaN or infinity.
+    """
+    answers: list[Answer] = []
+    for step in trajectory(denoiser, x, sigmas, solver, planner, analytic_first_step=analytic_first_step):
+        answers += answers_of(step)
+        x = step.x
+    raise_if_not_finite(answers)
+    return x
+
+
+Answer = tuple[int, int, Tensor]  # interval, call within it (both from 0), whether all of the answer is finite
+
+
+def answers_of(step: Step) -> list[Answer]:
+    """What to remember of a step's model calls; nothing here waits for a GPU."""
+    calls = [e for e in (step.start, step.mid) if e is not None and not e.analytic]
+    return [(step.index, call, e.denoised.isfinite().all()) for call, e in enumerate(calls)]
+
+
+def raise_if_not_finite(answers: Sequence[Answer]) -> None:
+    """Raise FloatingPointError for the first bad answer. Call it once, after the loop: it waits for the GPU."""
+    for interval, call, finite in answers:
+        if not finite:
+            raise FloatingPointError(
+                f"The model answered NaN or infinity in interval {interval + 1}, model call {call + 1} of that "
+                "interval. Check the model's precision (try --force-fp32 or another weight dtype), its VAE and "
+                "LoRAs, and whether this sampler's predictor was made for this model."
+            )

@@ -1,0 +1,127 @@
+"""Predictor files and training states: safetensors with a JSON header. Nothing is ever unpickled."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .predictor import AMEDPredictor, PredictorConfig
+
+FORMAT, VERSION = "amed_predictor", 1
+STATE_FORMAT = "amed_training_state"
+
+
+class PredictorFileError(ValueError):
+    """The file is damaged, or is no predictor. The message names the file and what to do."""
+
+
+def save_predictor(predictor: AMEDPredictor, path: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Write the predictor with everything that rebuilds its sampler; `notes` is JSON about how it was made.
+
+    The file appears whole or not at all: an existing file survives any failure.
+    """
+    header = {"version": VERSION, "config": asdict(predictor.config), "notes": dict(notes or {})}
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in predictor.state_dict().items()}
+    _write(path, weights, FORMAT, header)
+
+
+def load_predictor(path: Path) -> AMEDPredictor:
+    """Rebuild a predictor. Raises PredictorFileError if the file is damaged or not a predictor."""
+    header, weights = _read(path, FORMAT)
+    try:
+        predictor = AMEDPredictor(PredictorConfig.from_header(header["config"]))
+    except (KeyError, ValueError) as error:
+        raise PredictorFileError(f"{path} cannot be used as a predictor: {error}") from error
+    dtypes = {weight.dtype for weight in weights.values()}
+    try:
+        predictor.to(dtypes.pop() if len(dtypes) == 1 else torch.float32).load_state_dict(weights)
+    except RuntimeError as error:
+        raise PredictorFileError(
+            f"{path} is damaged: its weights do not fit its header. Train or download it again. ({error})"
+        ) from error
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise PredictorFileError(f"{path} is damaged: some of its weights are NaN or infinite. Train it again.")
+    return predictor.requires_grad_(False)
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """How the predictor in `path` was made: teacher, training summary, seed, version, date."""
+    notes: dict[str, Any] = _read(path, FORMAT)[0].get("notes", {})
+    return notes
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a nested dict of tensors and JSON values (a Trainer's state), whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+
+    def split(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
+            return {"tensor": len(tensors) - 1}
+        if isinstance(value, Mapping):
+            return {"items": [[key, split(item)] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return [split(item) for item in value]
+        return value
+
+    _write(path, tensors, STATE_FORMAT, {"version": VERSION, "state": split(state)})
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote."""
+    header, tensors = _read(path, STATE_FORMAT)
+
+    def join(value: Any) -> Any:
+        if isinstance(value, dict):
+            return tensors[str(value["tensor"])] if "tensor" in value else {k: join(v) for k, v in value["items"]}
+        return [join(item) for item in value] if isinstance(value, list) else value
+
+    state: dict[str, Any] = join(header["state"])
+    return state
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
+    data = save(dict(tensors), metadata={"format": kind, "header": json.dumps(header)})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise PredictorFileError(f"There is no file {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise PredictorFileError(
+            f"{path} is damaged or is no safetensors file ({error}). Train or download it again."
+        ) from error
+    if metadata.get("format") != kind:
+        found = metadata.get("format", "no format mark")
+        raise PredictorFileError(f"{path} is a safetensors file, but no {kind} (found: {found}). Choose another file.")
+    try:
+        header: dict[str, Any] = json.loads(metadata["header"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise PredictorFileError(f"{path} is damaged: its header is unreadable ({error}).") from error
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise PredictorFileError(f"{path} was made by a newer version of this pack. Update the pack.")
+    return header, tensors

@@ -1,0 +1,213 @@
+"""The update rules: history in, sample out. AMED-Solver and the solvers that AMED-Plugin improves.
+
+With a midpoint an interval has two updates. AMED-Plugin (Zhou et al. 2024, section 3.4) runs the
+base solver once to the learned midpoint and once to the end, and multiplies the second update by
+scale_dir; the sample that is carried over is never scaled.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .types import Evaluation, History, Sample, Sigma, Solver, Stage, StepPlan
+
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def _scale_dir(plan: StepPlan | None) -> Tensor | float:
+    return 1.0 if plan is None else plan.scale_dir
+
+
+def _euler(history: History, sigma: Sigma) -> Sample:
+    start = history[-1]
+    return start.x + (sigma - start.sigma) * start.slope
+
+
+@dataclass(frozen=True)
+class Amed:
+    """AMED-Solver: the whole interval follows the slope found at the midpoint.
+
+    x_next = x + scale_dir * (sigma_next - sigma) * slope(x_mid, scale_time * sigma_mid)
+    """
+
+    memory: int = 2
+    multistep: bool = False
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        del stage
+        return _euler(history, sigma)
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        del stage
+        if plan is None:
+            return _euler(history, sigma)
+        start, mid = history[-2:]
+        return start.x + plan.scale_dir * (sigma - start.sigma) * mid.slope
+
+
+@dataclass(frozen=True)
+class Dpm2:
+    """DPM-Solver-2 (Lu et al. 2022a) in sigma; with its midpoint at the end (r = 1) it is Heun's method.
+
+    x_next = x + scale_dir * (sigma_next - sigma) * (slope_mid / (2 r) + (1 - 1 / (2 r)) * slope)
+    """
+
+    memory: int = 2
+    multistep: bool = False
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        del stage
+        return _euler(history, sigma)
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        del stage
+        if plan is None:
+            return _euler(history, sigma)
+        start, mid = history[-2:]
+        weight = 1 / (2 * plan.r)
+        slope = weight * mid.slope + (1 - weight) * start.slope
+        return start.x + plan.scale_dir * (sigma - start.sigma) * slope
+
+
+@dataclass(frozen=True)
+class Ipndm:
+    """Improved PNDM (Zhang & Chen 2023): Adams-Bashforth weights, used also on uneven grids.
+
+    Order 1 is Euler's method, which is DDIM. An update that ends at sigma = 0 is of order 1.
+    """
+
+    max_order: int = 4
+
+    def __post_init__(self) -> None:
+        _check_order(self.max_order, len(ADAMS_BASHFORTH), "iPNDM")
+
+    @property
+    def memory(self) -> int:
+        return self.max_order
+
+    @property
+    def multistep(self) -> bool:
+        return self.max_order > 1
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        return self.to_next(history, sigma, None, stage)
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        order = 1 if stage.to_zero else min(self.max_order, len(history))
+        newest_first = history[::-1]
+        weighted = [w * e.slope for w, e in zip(ADAMS_BASHFORTH[order - 1], newest_first, strict=False)]
+        start = newest_first[0]
+        return start.x + _scale_dir(plan) * (sigma - start.sigma) * sum(weighted[1:], weighted[0])
+
+
+@dataclass(frozen=True)
+class DpmSolverPP:
+    """Multistep DPM-Solver++ (Lu et al. 2022b) of order 1 to 3, predicting data or noise.
+
+    With lambda = -ln(sigma), h the step in lambda, m the data prediction D and k = 0 the newest:
+    x_next = sigma_next / sigma * x - phi_1 m_0 + phi_2 D1 - phi_3 D2, phi_1 = exp(-h) - 1, ...
+    and the same with exp(h) for the noise prediction (x - D) / sigma.
+    `lower_order_final` lowers the order over the last updates, counted in updates (two per
+    planned interval). `thresholding` clamps the data prediction as in Imagen: for pixel models.
+    """
+
+    max_order: int = 3
+    prediction: Literal["data", "noise"] = "data"
+    lower_order_final: bool = True
+    thresholding: bool = False
+
+    def __post_init__(self) -> None:
+        _check_order(self.max_order, 3, "DPM-Solver++")
+        if self.prediction not in ("data", "noise"):
+            raise ValueError(f'DPM-Solver++ predicts "data" or "noise", but found {self.prediction!r}.')
+        if self.thresholding and self.prediction == "noise":
+            raise ValueError('Dynamic thresholding works on the data prediction: set prediction to "data".')
+
+    @property
+    def memory(self) -> int:
+        return self.max_order
+
+    @property
+    def multistep(self) -> bool:
+        return self.max_order > 1
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        return self.to_next(history, sigma, None, stage)
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        used = history[-self._order(len(history), stage) :][::-1]  # newest first
+        start = used[0]
+        data = self.prediction == "data"
+        if stage.to_zero:  # h is infinite; the update is of order 1 and has this limit
+            scaled = _scale_dir(plan) * self._model(start)
+            return scaled if data else start.x - start.sigma * scaled
+        m = [self._model(e) for e in used]
+        lambdas = [-e.sigma.log() for e in used]
+        h = -sigma.log() - lambdas[0]
+        # The two predictions share one formula: sign and carry differ.
+        sign, carried, gain = (-1, sigma / start.sigma * start.x, 1) if data else (1, start.x, sigma)
+        phi_1 = torch.expm1(sign * h)
+        update = phi_1 * m[0]
+        if len(used) == 2:
+            update = update + 0.5 * phi_1 * (m[0] - m[1]) * h / (lambdas[0] - lambdas[1])
+        elif len(used) == 3:
+            r0, r1 = (lambdas[0] - lambdas[1]) / h, (lambdas[1] - lambdas[2]) / h
+            d1_0, d1_1 = (m[0] - m[1]) / r0, (m[1] - m[2]) / r1
+            d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
+            d2 = (d1_0 - d1_1) / (r0 + r1)
+            phi_2 = phi_1 / h - sign
+            phi_3 = phi_2 / h - 0.5
+            update = update + sign * phi_2 * d1 + phi_3 * d2
+        return carried - _scale_dir(plan) * gain * update
+
+    def _order(self, available: int, stage: Stage) -> int:
+        if stage.to_zero:
+            return 1
+        order = min(self.max_order, available)
+        # As in DPM-Solver's own code, the drop begins only after the first updates have built the order up.
+        if self.lower_order_final and stage.index >= self.max_order:
+            order = min(order, stage.count - stage.index + 1)
+        return order
+
+    def _model(self, evaluation: Evaluation) -> Tensor:
+        if self.prediction == "noise":
+            return evaluation.slope
+        return dynamic_threshold(evaluation.denoised) if self.thresholding else evaluation.denoised
+
+
+def dynamic_threshold(denoised: Sample, quantile: float = 0.995, floor: float = 1.0) -> Sample:
+    """Clamp to the sample's own quantile s >= floor and divide by s (Imagen, Saharia et al. 2022, section 2.3)."""
+    flat = denoised.abs().flatten(1)
+    # torch.quantile refuses more than 16 million elements; two order statistics are the same thing.
+    position = quantile * (flat.shape[1] - 1)
+    low = int(position)
+    largest = flat.topk(flat.shape[1] - low, dim=1).values  # the low-th smallest comes last
+    above = largest[:, max(largest.shape[1] - 2, 0)]
+    s = torch.lerp(largest[:, -1], above, position - low).clamp(min=floor)
+    s = s.reshape(-1, *[1] * (denoised.ndim - 1))
+    return denoised.clamp(-s, s) / s
+
+
+def _check_order(order: int, highest: int, name: str) -> None:
+    if order not in range(1, highest + 1):
+        raise ValueError(f"{name} has orders 1 to {highest}, but max_order is {order}.")
+
+
+# What a predictor file and the sampler lists call the solvers that take a midpoint.
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "amed": Amed,
+    "euler": lambda: Ipndm(max_order=1),
+    "dpm_2": Dpm2,
+    "ipndm": Ipndm,
+    "dpmpp": DpmSolverPP,
+}
+
+
+def solver(name: str, **options: object) -> Solver:
+    """Build a solver by name. Raises ValueError that lists the valid names."""
+    if name not in SOLVERS:
+        raise ValueError(f"There is no solver {name!r}. Choose one of: {', '.join(SOLVERS)}.")
+    return SOLVERS[name](**options)

@@ -1,0 +1,149 @@
+"""The vocabulary of the core: shape names, values and roles.
+
+Sigma is ComfyUI's and EDM's noise level throughout: x = x0 + sigma * noise for eps, v and EDM
+models, and the same slope dx/dsigma = (x - denoised) / sigma holds for flow models.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Sample = Tensor  # (batch, *shape), a noisy or clean sample of any rank
+Sigma = Tensor  # scalar, or (batch, 1, ..., 1) when a predictor chose it per sample
+Features = Tensor  # (batch, height, width), the denoiser's bottleneck averaged over channels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One call of the denoiser, as the solvers see it.
+
+    `sigma` is the noise level the trajectory assigns to `x`. The network may have been asked at
+    another level (AMED's time scaling), and that is not recorded here. `analytic` marks the
+    network-free first evaluation, which is no model call.
+    """
+
+    x: Sample
+    sigma: Sigma
+    denoised: Sample
+    features: Features | None = None
+    analytic: bool = False
+
+    @property
+    def slope(self) -> Sample:
+        """dx/dsigma of the probability-flow ODE at this point (EDM, eq. 3)."""
+        return (self.x - self.denoised) / self.sigma
+
+    def detach(self) -> "Evaluation":
+        """The same evaluation, cut off from autograd."""
+        features = None if self.features is None else self.features.detach()
+        return replace(
+            self, x=self.x.detach(), sigma=self.sigma.detach(), denoised=self.denoised.detach(), features=features
+        )
+
+
+History = tuple[Evaluation, ...]  # oldest first, newest last, never mutated
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a planner decides about one interval. Tensors are (batch, 1, ..., 1)."""
+
+    r: Tensor | float  # log-space position of the midpoint, 0 = start, 1 = end
+    scale_dir: Tensor | float = 1.0  # multiplies the second update
+    scale_time: Tensor | float = 1.0  # multiplies sigma when the network is asked at the midpoint
+    sigma_floor: float = 0.0  # stands in for the end of an interval that ends below it (at 0)
+
+    def midpoint(self, sigma: Sigma, sigma_next: Sigma) -> Sigma:
+        """sigma_next^r * sigma^(1 - r), the geometric mean of AMED-Solver (Zhou et al. 2024)."""
+        end = sigma_next.clamp(min=self.sigma_floor).minimum(sigma)
+        r = torch.as_tensor(self.r, dtype=sigma.dtype, device=sigma.device)
+        return end**r * sigma ** (1 - r)
+
+    def detach(self) -> "StepPlan":
+        """The same plan, cut off from autograd."""
+        r, scale_dir, scale_time = (
+            v.detach() if isinstance(v, Tensor) else v for v in (self.r, self.scale_dir, self.scale_time)
+        )
+        return StepPlan(r, scale_dir, scale_time, self.sigma_floor)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Which solver update of how many this is, counted from 1, and whether it ends at sigma = 0."""
+
+    index: int
+    count: int
+    to_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished interval, handed to whoever is iterating."""
+
+    index: int
+    x: Sample
+    start: Evaluation
+    mid: Evaluation | None
+    plan: StepPlan | None
+    history: History
+
+    @property
+    def model_calls(self) -> int:
+        """How often this interval asked the model."""
+        return (not self.start.analytic) + (self.mid is not None)
+
+
+class Denoiser(Protocol):
+    """A pretrained diffusion model. The only thing in the core that costs time."""
+
+    def __call__(self, x: Sample, sigma: Sigma) -> Sample | tuple[Sample, Features | None]:
+        """Return the denoised sample and, if the model exposes them, its bottleneck features."""
+        ...
+
+
+class Solver(Protocol):
+    """An immutable update rule. Reads history, returns a sample, keeps nothing, never calls the model."""
+
+    @property
+    def memory(self) -> int:
+        """How many of the newest evaluations an update may look at."""
+        ...
+
+    @property
+    def multistep(self) -> bool:
+        """Whether an update looks past its own interval, so that training must follow the student's own path."""
+        ...
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        """Carry the newest evaluation to the midpoint `sigma`."""
+        ...
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """Finish the interval at `sigma`. `plan` is None when there was no midpoint."""
+        ...
+
+
+class Planner(Protocol):
+    """Decides where the midpoint of each interval goes.
+
+    `NoMidpoint()` serves multistep teachers and plain Euler, `FixedMidpoint(0.5)` is DPM-Solver-2,
+    `FixedMidpoint(1.0)` is Heun, and `Predictor.planner()` is the learned one.
+    """
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        """Solver updates in interval `interval` (from 0): 1 without a midpoint, 2 with one."""
+        ...
+
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
+        """Plan interval `interval`, which begins at `start`; None exactly where `updates` says 1."""
+        ...
+
+
+class Source(Protocol):
+    """Where the starting points of trajectories come from."""
+
+    def __call__(self, rows: range, generator: torch.Generator) -> tuple[Sample, Denoiser]:
+        """Noisy samples at the grid's first level for trajectories `rows`, and the denoiser conditioned for them."""
+        ...
