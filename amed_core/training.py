@@ -23,25 +23,28 @@ from .driver import (
     stages,
     trajectory,
 )
-from .predictor import AMEDPredictor, PredictorPlanner
+from .predictor import AMEDPredictor, PredictorConfig, PredictorPlanner
 from .schedules import schedule
 from .solvers import Dpm2, DpmSolverPP, Ipndm
 from .types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Source, Stage, StepPlan
 
-TEACHERS: dict[str, tuple[Callable[[AMEDPredictor], Solver], Planner]] = {
-    "heun": (lambda student: Dpm2(), FixedMidpoint(1.0)),
-    "dpm_2": (lambda student: Dpm2(), FixedMidpoint(0.5)),
-    "ipndm": (lambda student: Ipndm(student.config.max_order), NoMidpoint()),
-    "dpmpp": (
-        lambda student: DpmSolverPP(
-            student.config.max_order,
-            student.config.prediction,
-            student.config.lower_order_final,
-            student.config.thresholding,
-        ),
+Teacher = tuple[Solver, Planner]
+
+
+def _two_calls(r: float) -> Callable[[PredictorConfig], Teacher]:
+    return lambda student: (Dpm2(), FixedMidpoint(r, sigma_floor=student.sigma_min))
+
+
+# A teacher takes the order and the prediction type of its student.
+TEACHERS: dict[str, Callable[[PredictorConfig], Teacher]] = {
+    "heun": _two_calls(1.0),
+    "dpm_2": _two_calls(0.5),
+    "ipndm": lambda student: (Ipndm(student.max_order), NoMidpoint()),
+    "dpmpp": lambda student: (
+        DpmSolverPP(student.max_order, student.prediction, student.lower_order_final, student.thresholding),
         NoMidpoint(),
     ),
-    "euler": (lambda student: Ipndm(1), NoMidpoint()),
+    "euler": lambda student: (Ipndm(1), NoMidpoint()),
 }
 
 # The teacher of the student's own family is the best one (Zhou et al. 2024, table 4); its inner points as published.
@@ -151,9 +154,8 @@ class Trainer:
         count = min(self.config.batch_size, self.config.trajectories - self.trajectory)
         rows = range(self.trajectory, self.trajectory + count)
         x, denoiser = self.source(rows, self.generator)
-        build, planner = TEACHERS[self.teacher]
         targets, starts = [], []
-        for step in trajectory(denoiser, x, self.teacher_sigmas, build(self.predictor), planner):
+        for step in trajectory(denoiser, x, self.teacher_sigmas, *TEACHERS[self.teacher](self.predictor.config)):
             self.model_calls += count * step.model_calls
             if step.index % (self.teacher_points + 1) == 0:
                 starts.append(step.start)
@@ -343,6 +345,7 @@ def refine(sigmas: Tensor, points: int, predictor: AMEDPredictor) -> Tensor:
 
 
 def _mean(plan: StepPlan) -> StepPlan:
+    plan = plan.detach()
     r, scale_dir, scale_time = (float(torch.as_tensor(v).mean()) for v in (plan.r, plan.scale_dir, plan.scale_time))
     return StepPlan(r, scale_dir, scale_time, plan.sigma_floor)
 

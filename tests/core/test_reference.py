@@ -108,9 +108,9 @@ def test_schedule(case: dict[str, Any]) -> None:
 
 @cases("teacher")
 def test_teacher(case: dict[str, Any]) -> None:
-    build, planner = TEACHERS[NAMES.get(case["solver"], case["solver"])]
-    student = AMEDPredictor(config(case, "dpmpp" if case["solver"] == "dpmpp" else "ipndm"))
-    close(states(case, build(student), planner), FILE.get_tensor(f"teacher.{case['id']}"))
+    student = config(case, "dpmpp" if case["solver"] == "dpmpp" else "ipndm")
+    solver, planner = TEACHERS[NAMES.get(case["solver"], case["solver"])](student)
+    close(states(case, solver, planner), FILE.get_tensor(f"teacher.{case['id']}"))
 
 
 @cases("student")

@@ -1,0 +1,119 @@
+"""Grids as users of a sampler write them: one noise level per model call, and a last one for the end.
+
+A planned interval costs two model calls, so it spans two entries of such a list, and the entry
+between them only says nominally where the second call happens: the predictor decides. The list for
+`n` calls has n + 1 entries, as the lists of every other sampler have for n steps.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from .predictor import PredictorConfig
+from .types import Evaluation, Planner, Sigma, StepPlan
+
+TOLERANCE = 1e-4  # relative; lists arrive rounded to float32
+
+
+@dataclass(frozen=True)
+class Run:
+    """A list of levels, read as intervals."""
+
+    sigmas: tuple[float, ...]  # the grid
+    plain: frozenset[int]  # intervals that take one model call, at their start
+    analytic_first_step: bool  # then the first interval is planned and takes one call, at its midpoint
+    own_grid: bool  # the predictor was made for exactly these intervals
+
+    @property
+    def calls(self) -> int:
+        """Model calls of the run."""
+        return 2 * (len(self.sigmas) - 1) - len(self.plain) - self.analytic_first_step
+
+
+def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
+    """The levels of `calls` model calls on the predictor's grid, or, for a number it was not made for, on
+    the grid that interpolates its own in ln(sigma).
+
+    With the analytic first step an odd number of calls makes (calls + 1) / 2 planned intervals.
+    """
+    if calls < 1:
+        raise ValueError(f"Sampling needs at least 1 model call, but {calls} were asked for. Raise steps.")
+    grid = [math.log(max(sigma, config.sigma_min)) for sigma in config.sigmas]
+    points = np.linspace(0, config.intervals, 2 * ((calls + 1) // 2) + 1)
+    if calls % 2:
+        points = np.delete(points, 1)
+    levels = np.exp(np.interp(points, np.arange(len(grid)), grid)).tolist()
+    # Grid points themselves are exact, and the list ends where the grid ends.
+    exact = [config.sigmas[int(p)] if p == int(p) else level for p, level in zip(points.tolist(), levels, strict=True)]
+    return tuple(exact)
+
+
+def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
+    """Group a list of levels into the predictor's intervals.
+
+    A piece of the predictor's own list keeps the predictor's intervals. Any other list is paired
+    from its end; an odd first call is analytic if the predictor has the analytic first step and
+    the list starts where the predictor's does, and otherwise a plain call of the solver.
+    Raises ValueError for a list that no sampler could follow, and for one that the predictor's own
+    schedule gives for another number of calls.
+    """
+    levels = [float(sigma) for sigma in sigmas]
+    calls = len(levels) - 1
+    if calls < 1:
+        raise ValueError(f"SIGMAS has {len(levels)} noise levels, but sampling needs at least 2. Raise steps.")
+    if any(not math.isfinite(s) for s in levels) or any(a <= b for a, b in pairwise(levels)) or levels[-1] < 0:
+        raise ValueError(
+            f"SIGMAS must fall from the first noise level to the last, but found {[round(s, 4) for s in levels]}. "
+            'Use "AMED Scheduler" or another scheduler for this model.'
+        )
+    if levels[0] > config.sigmas[0] * (1 + TOLERANCE):
+        raise ValueError(
+            f"SIGMAS starts at {levels[0]:.4g}, above {config.sigmas[0]:.4g} where this predictor's training started. "
+            'Use "AMED Scheduler" with the same predictor, or train a predictor on this model.'
+        )
+    own = call_sigmas(config, config.calls)
+    if calls != config.calls and _same(levels, call_sigmas(config, calls)):
+        raise ValueError(
+            f"This predictor was made for {config.calls} model calls, but steps asks for {calls}. "
+            f"Set steps to {config.calls}, or train a predictor for {calls} calls."
+        )
+    starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
+    for offset in range(len(own) - calls):
+        if _same(levels, own[offset : offset + calls + 1]):
+            # Where calls begin an interval: every second entry, shifted by the analytic first step.
+            boundaries = [i for i in range(len(own)) if i == 0 or (i - config.analytic_first_step) % 2 == 0]
+            analytic = config.analytic_first_step and offset == 0
+            return _group(levels, [i - offset for i in boundaries], analytic, own_grid=True)
+    boundaries = list(range(calls % 2, calls + 1, 2))
+    analytic = bool(calls % 2) and config.analytic_first_step and starts_like_own
+    return _group(levels, boundaries, analytic, own_grid=False)
+
+
+def _group(levels: list[float], boundaries: list[int], analytic: bool, own_grid: bool) -> Run:
+    """Intervals between the boundaries inside the list; what a cut leaves of an interval is plain."""
+    last = len(levels) - 1
+    points = sorted({0, last, *(i for i in boundaries if 0 <= i <= last)})
+    plain = {n for n, (a, b) in enumerate(pairwise(points)) if b - a == 1 and not (n == 0 and analytic)}
+    return Run(tuple(levels[i] for i in points), frozenset(plain), analytic, own_grid)
+
+
+def _same(levels: Sequence[float], others: Sequence[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9) for a, b in zip(levels, others, strict=True))
+
+
+@dataclass(frozen=True)
+class Partly:
+    """A planner that leaves some intervals plain."""
+
+    planner: Planner
+    plain: frozenset[int]
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        return 1 if interval in self.plain else self.planner.updates(interval)
+
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
+        return None if interval in self.plain else self.planner(start, sigma_next, interval)

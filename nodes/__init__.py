@@ -1,0 +1,27 @@
+"""The nodes. ComfyUI asks `comfy_entrypoint` for them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import registration
+from .demo_model import AMEDDemoModel
+from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
+from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
+from .training import AMEDTrainPredictor
+
+
+class AMEDExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            AMEDDemoModel,
+            AMEDTrainPredictor,
+            AMEDSavePredictor,
+            AMEDLoadPredictor,
+            AMEDApplyPredictor,
+            AMEDSampler,
+            AMEDScheduler,
+        ]
+
+
+async def comfy_entrypoint() -> AMEDExtension:
+    registration.register()
+    return AMEDExtension()

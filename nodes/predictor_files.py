@@ -1,0 +1,110 @@
+"""Predictor files: saved into ComfyUI's models/amed_predictors, loaded from there or from those shipped with this pack."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..amed_core.files import load_predictor, read_notes, save_predictor
+from .registration import FOLDER
+from .values import CATEGORY, Predictor, PredictorSocket, sampler_name
+
+NONE_FOUND = "(no predictor found)"
+
+
+def describe(predictor: Predictor) -> str:
+    """What a user needs to know about a predictor, in one line."""
+    config = predictor.network.config
+    family = config.model.get("family", "unknown model")
+    return (
+        f'{family}: sampler "{sampler_name(predictor.network)}", scheduler "amed", steps {config.calls} '
+        f"(model calls), cfg {config.guidance:g}"
+    )
+
+
+class AMEDSavePredictor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDSavePredictor",
+            display_name="AMED Save Predictor",
+            category=CATEGORY,
+            description="Writes a predictor to models/amed_predictors. Nothing is overwritten: names are numbered.",
+            inputs=[
+                PredictorSocket.Input("predictor", tooltip='From "AMED Train Predictor".'),
+                io.String.Input(
+                    "filename_prefix",
+                    default="amed",
+                    tooltip="The file becomes PREFIX_00001_.safetensors; a slash makes a subfolder. Name the model, "
+                    "the number of calls and the cfg, so that you find it again.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="predictor_name", tooltip='The name under which "AMED Load Predictor" lists the file.'
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, predictor: Predictor, filename_prefix: str) -> io.NodeOutput:
+        if not filename_prefix.strip() or filename_prefix.strip()[-1] in "/\\":
+            raise ValueError('filename_prefix is empty. Name the file in "AMED Save Predictor", for example "sdxl_5".')
+        root = folder_paths.get_folder_paths(FOLDER)[0]
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip(), root)
+        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        save_predictor(predictor.network, path, predictor.notes)
+        listed = (Path(subfolder) / path.name).as_posix()
+        return io.NodeOutput(listed, ui=ui.PreviewText(f"{listed}\n{describe(predictor)}"))
+
+
+class AMEDLoadPredictor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = folder_paths.get_filename_list(FOLDER)
+        return io.Schema(
+            node_id="AMEDLoadPredictor",
+            display_name="AMED Load Predictor",
+            category=CATEGORY,
+            description="Reads a predictor. It belongs to the model, number of calls and cfg that it was trained for.",
+            inputs=[
+                io.Combo.Input(
+                    "predictor_name",
+                    options=names or [NONE_FOUND],
+                    tooltip="Files in models/amed_predictors, and those that come with this pack. Press R to refresh "
+                    "the list after saving a new one.",
+                )
+            ],
+            outputs=[
+                PredictorSocket.Output(
+                    display_name="predictor",
+                    tooltip='Connect to "AMED Apply Predictor", or to "AMED Sampler" and "AMED Scheduler".',
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, predictor_name: str) -> bool | str:
+        names = folder_paths.get_filename_list(FOLDER)
+        if predictor_name in names:
+            return True
+        places = " and ".join(folder_paths.get_folder_paths(FOLDER))
+        listed = f"There are: {', '.join(names)}." if names else "There is none at all."
+        return (
+            f"No predictor {predictor_name!r} in {places}. {listed} "
+            'Train one with "AMED Train Predictor" and "AMED Save Predictor", or copy a file into the first folder.'
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, predictor_name: str) -> str:
+        path = folder_paths.get_full_path(FOLDER, predictor_name)
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+    @classmethod
+    def execute(cls, predictor_name: str) -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
+        predictor = Predictor(load_predictor(path), read_notes(path))
+        return io.NodeOutput(predictor, ui=ui.PreviewText(describe(predictor)))

@@ -1,0 +1,108 @@
+"""Using a predictor: on a MODEL for the KSampler family, as a SAMPLER and as SIGMAS for custom sampling."""
+
+import copy
+from typing import Any
+
+import torch
+from comfy.samplers import KSAMPLER
+from comfy_api.latest import io
+
+from ..amed_core.calls import call_sigmas
+from .bridge import refuse_other_model
+from .sampling import sample_amed
+from .values import ATTACHMENT, CATEGORY, Predictor, PredictorSocket
+
+
+class AMEDApplyPredictor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDApplyPredictor",
+            display_name="AMED Apply Predictor",
+            category=CATEGORY,
+            description="Gives a model its predictor, for KSampler and every other node that has a sampler list: "
+            'choose the "amed..." sampler that the predictor was made for, the scheduler "amed", and as steps the '
+            "number of model calls. The model's weights are not changed.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model the predictor was made for. Connect LoRA and shift nodes before."
+                ),
+                PredictorSocket.Input("predictor", tooltip='From "AMED Load Predictor" or "AMED Train Predictor".'),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with its predictor; connect it to KSampler.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, predictor: Predictor) -> io.NodeOutput:
+        refuse_other_model(dict(predictor.network.config.model), model)
+        applied = model.clone()
+        applied.set_attachments(ATTACHMENT, predictor)
+        # ComfyUI's schedulers see only the model sampling: a copy of it carries the predictor's grid to "amed".
+        sampling = copy.copy(model.get_model_object("model_sampling"))
+        setattr(sampling, ATTACHMENT, predictor)
+        applied.add_object_patch("model_sampling", sampling)
+        return io.NodeOutput(applied)
+
+
+class AMEDSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDSampler",
+            display_name="AMED Sampler",
+            category=CATEGORY,
+            description="Samples in very few model calls, at noise levels a trained predictor chooses.",
+            inputs=[
+                PredictorSocket.Input(
+                    "predictor",
+                    tooltip='Fixes the solver. Connect the same predictor to "AMED Scheduler" for the noise levels.',
+                )
+            ],
+            outputs=[
+                io.Sampler.Output(display_name="sampler", tooltip="Connect to SamplerCustom or SamplerCustomAdvanced.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, predictor: Predictor) -> io.NodeOutput:
+        return io.NodeOutput(KSAMPLER(sample_amed, {"predictor": predictor}))
+
+
+class AMEDScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDScheduler",
+            display_name="AMED Scheduler",
+            category=CATEGORY,
+            description="The noise levels a predictor was made for, one per model call and one for the end. Levels "
+            "between two grid points are nominal: there the predictor decides.",
+            inputs=[
+                PredictorSocket.Input("predictor", tooltip="Fixes the number of model calls and the grid."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 starts from pure noise. Below 1 an input image is kept in part: the same number of "
+                    "model calls is spread over the last part of the grid. 0 does nothing.",
+                ),
+            ],
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip='Connect to SamplerCustom or SamplerCustomAdvanced, together with "AMED Sampler".',
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, predictor: Predictor, denoise: float) -> io.NodeOutput:
+        config = predictor.network.config
+        if denoise <= 0:
+            return io.NodeOutput(torch.empty(0))
+        total = config.calls if denoise >= 1 else int(config.calls / denoise)
+        return io.NodeOutput(torch.tensor(call_sigmas(config, total)[-(config.calls + 1) :], dtype=torch.float32))

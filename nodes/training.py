@@ -1,0 +1,290 @@
+"""Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
+
+import datetime
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import amed_core
+from ..amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer
+from ..amed_core.recipes import predictor_config
+from ..amed_core.schedules import SCHEDULES
+from ..amed_core.training import TEACHERS
+from ..amed_core.types import Denoiser, Sample
+from .bridge import ComfyDenoiser, fingerprint
+from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket
+
+AUTO = "auto"  # the paper's choice for the sampler
+
+
+class TrainSampler(comfy.samplers.Sampler):
+    """Runs a training where ComfyUI runs a sampler: the model is loaded and conditioned, and cleaned up afterwards.
+
+    Afterwards `trainer` and `losses` (one per optimiser step) are filled.
+    """
+
+    def __init__(self, network: AMEDPredictor, config: TrainConfig) -> None:
+        self.network = network
+        self.config = config
+        self.losses: list[float] = []
+        self.trainer: Trainer | None = None
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        del callback, latent_image, denoise_mask
+        settings = self.network.config
+        denoiser = ComfyDenoiser(model_wrap, model_wrap, extra_args, features=settings.features == "bottleneck")
+        sampling = model_wrap.inner_model.model_sampling
+
+        def source(rows: range, generator: torch.Generator) -> tuple[Sample, Denoiser]:
+            drawn = torch.randn(len(rows), *noise.shape[1:], generator=generator).to(noise)
+            return sampling.noise_scaling(sigmas[0], drawn, torch.zeros_like(drawn), True), denoiser
+
+        self.trainer = Trainer(self.network.to(noise.device), source, self.config)
+        batches = -(-self.config.trajectories // self.config.batch_size)
+        total = batches * settings.intervals
+        progress = comfy.utils.ProgressBar(total)
+        with tqdm(total=total, desc="AMED training", disable=disable_pbar) as bar:
+            for event in self.trainer.events():
+                self.losses.append(event.loss)
+                bar.update()
+                bar.set_postfix_str(f"loss {event.loss:.4g}")
+                progress.update_absolute(len(self.losses), total)
+        return noise
+
+
+def has_bottleneck(guider: comfy.samplers.CFGGuider, noise: Tensor, sigmas: Tensor, seed: int) -> bool:
+    """Whether the model shows its bottleneck, found out by one model call."""
+
+    class Probe(comfy.samplers.Sampler):
+        found = False
+
+        def sample(
+            self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any
+        ) -> Tensor:
+            x = model_wrap.inner_model.model_sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+            self.found = ComfyDenoiser(model_wrap, model_wrap, extra_args)(x, sigmas[0])[1] is not None
+            return x
+
+    probe = Probe()
+    guider.sample(noise, torch.zeros_like(noise), probe, sigmas, disable_pbar=True, seed=seed)
+    return probe.found
+
+
+class AMEDTrainPredictor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDTrainPredictor",
+            display_name="AMED Train Predictor",
+            category=CATEGORY,
+            description="Distils a predictor from the model: it learns, on random noise, to come as close in a few "
+            "model calls as a slow sampler does in many. The model itself is not changed, and no more memory is used "
+            "than for sampling a batch. Train once per model, prompt style, cfg and number of steps.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to sample faster, with its LoRAs and shift."),
+                io.Conditioning.Input("positive", tooltip="A prompt that is typical of what you will ask for."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that you will use."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent of the size you will sample; its content is not used."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the training noise and the first weights. The same seed gives the same predictor.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The cfg you will sample with. A predictor is good near the cfg it was trained at.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=5,
+                    min=2,
+                    max=100,
+                    tooltip="Model calls per picture, 2 to 10 being useful. An odd number replaces the very first "
+                    "call by a formula (the analytic first step).",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=list(SAMPLERS),
+                    default="amed",
+                    tooltip='The sampler to improve. "amed" is AMED-Solver; the others are the paper\'s plugins.',
+                ),
+                io.Int.Input(
+                    "trajectories",
+                    default=2000,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="How many noises to learn from; the paper uses 10000. More is better and slower.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    tooltip="Noises per model call. Lower it if memory runs out; 4 to 32 work.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.005,
+                    min=0.00001,
+                    max=1.0,
+                    step=0.00001,
+                    round=False,
+                    tooltip="Of Adam; the paper's 0.005 suits most models. Lower it if the loss jumps.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=[AUTO, *SCHEDULES],
+                    default=AUTO,
+                    tooltip='The grid between which the predictor plans. "auto" is the paper\'s for the sampler; '
+                    '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps.',
+                ),
+                io.Float.Input(
+                    "rho",
+                    default=0.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="Bends the grid toward small noise levels. 0 is the paper's choice for the schedule.",
+                ),
+                io.Float.Input(
+                    "scale_dir",
+                    default=0.01,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off.",
+                ),
+                io.Float.Input(
+                    "scale_time",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="How far from 1 the noise level told to the model may be scaled at midpoints; the paper "
+                    "uses 0 or 0.2. 0 turns it off.",
+                ),
+                io.Combo.Input(
+                    "teacher",
+                    options=[AUTO, *TEACHERS],
+                    default=AUTO,
+                    tooltip='The slow sampler to imitate. "auto" takes the sampler\'s own family, which is best.',
+                ),
+                io.Int.Input(
+                    "teacher_points",
+                    default=0,
+                    min=0,
+                    max=100,
+                    tooltip="Grid points that the teacher adds in every interval: more is more exact and slower. 0 is "
+                    "the paper's choice (1 or 2).",
+                ),
+            ],
+            outputs=[
+                PredictorSocket.Output(
+                    display_name="predictor", tooltip='Save it with "AMED Save Predictor", or use it at once.'
+                ),
+                LossMap.Output(display_name="loss", tooltip="The loss of every training step, for Plot Loss Graph."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: dict[str, Any],
+        seed: int,
+        cfg: float,
+        steps: int,
+        sampler_name: str,
+        trajectories: int,
+        batch_size: int,
+        learning_rate: float,
+        scheduler: str,
+        rho: float,
+        scale_dir: float,
+        scale_time: float,
+        teacher: str,
+        teacher_points: int,
+    ) -> io.NodeOutput:
+        sampling = model.get_model_object("model_sampling")
+        if isinstance(sampling, comfy.model_sampling.CONST) and steps % 2:
+            raise ValueError(
+                f"With steps {steps} the first model call would be replaced by a formula that does not hold for flow "
+                f'models. Set steps to {steps + 1} or {max(steps - 1, 2)} in "AMED Train Predictor".'
+            )
+        overrides: dict[str, Any] = {"scale_dir": scale_dir, "scale_time": scale_time}
+        if scheduler != AUTO:
+            overrides["schedule"] = scheduler
+        if rho:
+            overrides["rho"] = rho
+        training = TrainConfig(
+            trajectories=trajectories,
+            batch_size=min(batch_size, trajectories),
+            teacher="" if teacher == AUTO else teacher,
+            teacher_points=teacher_points,
+            learning_rate=learning_rate,
+            seed=seed,
+            gradient="finite difference",
+        )
+        shape = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]).shape[1:]
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+
+        # ComfyUI runs nodes in inference mode, where nothing can be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            noise = torch.zeros(training.batch_size, *shape)
+            ends = torch.tensor([float(sampling.sigma_max), float(sampling.sigma_min)])
+            features = "bottleneck" if has_bottleneck(guider, noise[:1], ends, seed) else "none"
+            config: PredictorConfig = predictor_config(
+                sampler_name,
+                steps,
+                float(sampling.sigma_min),
+                float(sampling.sigma_max),
+                features=features,
+                guidance=cfg,
+                model=fingerprint(model),
+                **overrides,
+            )
+            network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
+            sampler = TrainSampler(network, training)
+            with torch.enable_grad():
+                guider.sample(noise, noise.clone(), sampler, torch.tensor(config.sigmas), seed=seed)
+        assert sampler.trainer is not None
+        notes = {
+            "training": sampler.trainer.summary(),
+            "seed": seed,
+            "version": amed_core.__version__,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        predictor = Predictor(network.requires_grad_(False).cpu(), notes)
+        return io.NodeOutput(predictor, {"loss": sampler.losses})

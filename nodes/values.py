@@ -1,0 +1,42 @@
+"""What travels between our nodes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..amed_core import AMEDPredictor
+
+CATEGORY = "sampling/amed"
+ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A predictor and the notes on how it was made: the value of an AMED_PREDICTOR socket."""
+
+    network: AMEDPredictor
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PredictorSocket = io.Custom("AMED_PREDICTOR")
+LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own, from its LoRA training: the stock loss plot takes it
+
+# The entry of the sampler list, and which solver a predictor must have been made for.
+SAMPLERS = {
+    "amed": ("amed", None),
+    "amed_euler": ("euler", None),
+    "amed_dpm_2": ("dpm_2", None),
+    "amed_ipndm": ("ipndm", None),
+    "amed_dpmpp_2m": ("dpmpp", 2),
+    "amed_dpmpp_3m": ("dpmpp", 3),
+}
+
+
+def sampler_name(network: AMEDPredictor) -> str:
+    """The entry of the sampler list that this predictor was made for."""
+    config = network.config
+    if config.solver == "dpmpp":
+        return "amed_dpmpp_3m" if config.max_order == 3 else "amed_dpmpp_2m"
+    return next(name for name, (solver, _) in SAMPLERS.items() if solver == config.solver)

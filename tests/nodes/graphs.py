@@ -1,0 +1,52 @@
+"""Graphs in ComfyUI's API format, built from stock nodes and ours."""
+
+from typing import Any
+
+Graph = dict[str, dict[str, Any]]
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def demo(digit: str = "0 to 9", batch: int = 10) -> Graph:
+    return {"demo": node("AMEDDemoModel", digit=digit, batch_size=batch)}
+
+
+MODEL, POSITIVE, NEGATIVE, LATENT, VAE = (["demo", i] for i in range(5))
+
+
+def k_sampler(model: Any, sampler: str, scheduler: str, steps: int, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"seed": 7, "cfg": 1.0, "denoise": 1.0, "latent_image": LATENT}
+    settings |= {"positive": POSITIVE, "negative": NEGATIVE} | changes
+    return node("KSampler", model=model, sampler_name=sampler, scheduler=scheduler, steps=steps, **settings)
+
+
+def train(sampler: str = "amed", **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"seed": 0, "cfg": 1.0, "steps": 5, "trajectories": 320, "batch_size": 16}
+    settings |= {"learning_rate": 0.005, "scheduler": "auto", "rho": 0.0, "scale_dir": 0.01, "scale_time": 0.0}
+    settings |= {"teacher": "auto", "teacher_points": 0} | changes
+    return node(
+        "AMEDTrainPredictor",
+        model=MODEL,
+        positive=POSITIVE,
+        negative=NEGATIVE,
+        latent_image=LATENT,
+        sampler_name=sampler,
+        **settings,
+    )
+
+
+def apply(predictor: Any) -> dict[str, Any]:
+    return node("AMEDApplyPredictor", model=MODEL, predictor=predictor)
+
+
+def save_image(samples: Any, prefix: str) -> Graph:
+    return {
+        "decode": node("VAEDecode", samples=samples, vae=VAE),
+        "image": node("SaveImage", images=["decode", 0], filename_prefix=prefix),
+    }
+
+
+def save_latent(samples: Any, prefix: str) -> dict[str, Any]:
+    return node("SaveLatent", samples=samples, filename_prefix=prefix)

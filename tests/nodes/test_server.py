@@ -1,0 +1,165 @@
+"""The whole job in a real ComfyUI, through its HTTP API, as a user's browser drives it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import graphs
+import pytest
+import torch
+from graphs import LATENT, MODEL, NEGATIVE, POSITIVE, Graph, node
+from PIL import Image
+from safetensors.torch import load_file
+
+TYPES = ["amed", "amed_euler", "amed_dpm_2", "amed_ipndm", "amed_dpmpp_2m", "amed_dpmpp_3m"]
+STOCK = {  # the same solver without a predictor, at 5 model calls
+    "amed": ("dpm_2", 3),  # two calls per step, one in the step that ends at 0
+    "amed_euler": ("euler", 5),
+    "amed_dpm_2": ("dpm_2", 3),
+    "amed_ipndm": ("ipndm", 5),
+    "amed_dpmpp_2m": ("dpmpp_2m", 5),
+    "amed_dpmpp_3m": ("dpmpp_2m", 5),  # ComfyUI has no deterministic dpmpp_3m
+}
+
+
+def latents(server: Any, outputs: dict[str, Any], name: str) -> torch.Tensor:
+    saved = outputs[name]["latents"][0]
+    return load_file(server.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
+
+
+def sampled(server: Any, graph: Graph, sampler: dict[str, Any]) -> torch.Tensor:
+    """The latent that `sampler`, added to `graph`, gives."""
+    graph = graph | {"sample": sampler, "save": graphs.save_latent(["sample", 0], "test")}
+    return latents(server, server.run(graph), "save")
+
+
+def rmse(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).square().mean().sqrt())
+
+
+@pytest.fixture(scope="module")
+def converged(server: Any) -> torch.Tensor:
+    """The same noise through Heun's method in 400 steps."""
+    return sampled(server, graphs.demo(), graphs.k_sampler(MODEL, "heun", "karras", 400))
+
+
+@pytest.mark.parametrize("sampler", TYPES)
+def test_train_save_apply_sample_decode(server: Any, converged: torch.Tensor, sampler: str) -> None:
+    graph = graphs.demo() | {
+        "train": graphs.train(sampler),
+        "file": node("AMEDSavePredictor", predictor=["train", 0], filename_prefix=f"test/{sampler}"),
+        "apply": graphs.apply(["train", 0]),
+        "sample": graphs.k_sampler(["apply", 0], sampler, "amed", 5),
+        "latent": graphs.save_latent(["sample", 0], sampler),
+        **graphs.save_image(["sample", 0], sampler),
+    }
+    outputs = server.run(graph)
+    picture = outputs["image"]["images"]
+    assert len(picture) == 10
+    with Image.open(server.base / "output" / picture[0]["subfolder"] / picture[0]["filename"]) as image:
+        assert image.size == (128, 128)
+
+    # The saved file, loaded in a graph of its own, is the same sampler.
+    name = outputs["file"]["text"][0].splitlines()[0]
+    assert (server.base / "models" / "amed_predictors" / name).exists()
+    loaded = graphs.demo() | {
+        "load": node("AMEDLoadPredictor", predictor_name=name),
+        "apply": graphs.apply(["load", 0]),
+    }
+    again = sampled(server, loaded, graphs.k_sampler(["apply", 0], sampler, "amed", 5))
+    ours = latents(server, outputs, "latent")
+    torch.testing.assert_close(again, ours, rtol=0, atol=0)
+
+    name, steps = STOCK[sampler]
+    stock = sampled(server, graphs.demo(), graphs.k_sampler(MODEL, name, "karras", steps))
+    print(f"{sampler}: error {rmse(ours, converged):.4f}, stock {name} {rmse(stock, converged):.4f} at 5 model calls")
+    if sampler == "amed":
+        assert rmse(ours, converged) < rmse(stock, converged)
+
+
+def test_sampler_custom_advanced_equals_k_sampler(server: Any) -> None:
+    base = graphs.demo() | {"load": node("AMEDLoadPredictor", predictor_name="digits_amed_5.safetensors")}
+    custom = base | {
+        "guider": node("CFGGuider", model=MODEL, positive=POSITIVE, negative=NEGATIVE, cfg=1.0),
+        "noise": node("RandomNoise", noise_seed=7),
+        "sampler": node("AMEDSampler", predictor=["load", 0]),
+        "sigmas": node("AMEDScheduler", predictor=["load", 0], denoise=1.0),
+    }
+    advanced = node(
+        "SamplerCustomAdvanced",
+        noise=["noise", 0],
+        guider=["guider", 0],
+        sampler=["sampler", 0],
+        sigmas=["sigmas", 0],
+        latent_image=LATENT,
+    )
+    applied = base | {"apply": graphs.apply(["load", 0])}
+    torch.testing.assert_close(
+        sampled(server, custom, advanced),
+        sampled(server, applied, graphs.k_sampler(["apply", 0], "amed", "amed", 5)),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_errors_name_the_node_or_the_entry(server: Any) -> None:
+    shipped = {"load": node("AMEDLoadPredictor", predictor_name="digits_amed_5.safetensors")}
+    applied = graphs.demo() | shipped | {"apply": graphs.apply(["load", 0])}
+    output = {"save": graphs.save_latent(["sample", 0], "test")}
+
+    def message(model: Any, sampler: str, scheduler: str, steps: int) -> str:
+        graph = applied | output | {"sample": graphs.k_sampler(model, sampler, scheduler, steps)}
+        return server.fail(graph)
+
+    assert "AMED Apply Predictor" in message(MODEL, "amed", "karras", 5)
+    assert "AMED Apply Predictor" in message(MODEL, "euler", "amed", 5)
+    assert 'Choose "amed" as sampler_name' in message(["apply", 0], "amed_ipndm", "amed", 5)
+    assert "Set steps to 5" in message(["apply", 0], "amed", "amed", 8)
+
+
+def test_denoise_below_one_keeps_the_number_of_calls(server: Any) -> None:
+    graph = graphs.demo() | {
+        "load": node("AMEDLoadPredictor", predictor_name="digits_amed_5.safetensors"),
+        "apply": graphs.apply(["load", 0]),
+        "first": graphs.k_sampler(["apply", 0], "amed", "amed", 5),
+    }
+    again = graphs.k_sampler(["apply", 0], "amed", "amed", 5, latent_image=["first", 0], denoise=0.4, seed=8)
+    first = sampled(server, graph, graph["first"])
+    changed = sampled(server, graph, again)
+    assert 0 < rmse(first, changed) < rmse(first, first.flip(0)), "img2img must stay near its input, but not at it"
+
+
+def test_an_unknown_predictor_lists_what_there_is(server: Any) -> None:
+    graph = graphs.demo() | {"load": node("AMEDLoadPredictor", predictor_name="no.safetensors")}
+    graph |= {"apply": graphs.apply(["load", 0]), "sample": graphs.k_sampler(["apply", 0], "amed", "amed", 5)}
+    answer = server.post("/prompt", {"prompt": graph | {"save": graphs.save_latent(["sample", 0], "test")}})
+    text = str(answer["error"]["node_errors"])
+    assert "digits_amed_5.safetensors" in text
+    assert "AMED Train Predictor" in text
+
+
+def test_a_damaged_predictor_file_is_named(server: Any) -> None:
+    folder: Path = server.base / "models" / "amed_predictors"
+    (folder / "damaged.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    graph = graphs.demo() | {
+        "load": node("AMEDLoadPredictor", predictor_name="damaged.safetensors"),
+        "apply": graphs.apply(["load", 0]),
+        "sample": graphs.k_sampler(["apply", 0], "amed", "amed", 5),
+        "save": graphs.save_latent(["sample", 0], "test"),
+    }
+    assert "damaged.safetensors" in server.fail(graph)
+
+
+def test_cancel_stops_training(server: Any) -> None:
+    graph = graphs.demo() | {
+        "train": graphs.train(trajectories=1_000_000),
+        "file": node("AMEDSavePredictor", predictor=["train", 0], filename_prefix="never"),
+    }
+    prompt_id = server.queue(graph)
+    while not server.get("/queue")["queue_running"]:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    server.post("/interrupt")
+    history = server.wait(prompt_id)
+    assert "execution_interrupted" in dict(history["status"]["messages"])
+    assert not list((server.base / "models" / "amed_predictors").glob("never*"))
