@@ -2,19 +2,18 @@
 
 A planned interval costs two model calls, so it spans two entries of such a list, and the entry
 between them only says nominally where the second call happens: the predictor decides. The list for
-`n` calls has n + 1 entries, as the lists of every other sampler have for n steps.
+`n` calls has n + 1 entries, as the lists of every other sampler have for n steps. An analytic first
+interval and a plain one cost one call and span one entry.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
 from .predictor import PredictorConfig
-from .types import Evaluation, Planner, Sigma, StepPlan
 
 TOLERANCE = 1e-4  # relative; lists arrive rounded to float32
 
@@ -38,14 +37,16 @@ def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
     """The levels of `calls` model calls on the predictor's grid, or, for a number it was not made for, on
     the grid that interpolates its own in ln(sigma).
 
-    With the analytic first step an odd number of calls makes (calls + 1) / 2 planned intervals.
+    A number of the other parity than whole intervals have leaves one call for the first interval.
     """
     if calls < 1:
         raise ValueError(f"Sampling needs at least 1 model call, but {calls} were asked for. Raise steps.")
     grid = [math.log(max(sigma, config.sigma_min)) for sigma in config.sigmas]
-    points = np.linspace(0, config.intervals, 2 * ((calls + 1) // 2) + 1)
-    if calls % 2:
-        points = np.delete(points, 1)
+    intervals = -(-(calls + config.plain_last) // 2)
+    halves = [half for half in range(2 * intervals + 1) if not (config.plain_last and half == 2 * intervals - 1)]
+    if len(halves) > calls + 1:
+        halves.remove(1)
+    points = np.array(halves) / (2 * intervals) * config.intervals
     levels = np.exp(np.interp(points, np.arange(len(grid)), grid)).tolist()
     # Grid points themselves are exact, and the list ends where the grid ends.
     exact = [config.sigmas[int(p)] if p == int(p) else level for p, level in zip(points.tolist(), levels, strict=True)]
@@ -56,8 +57,9 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     """Group a list of levels into the predictor's intervals.
 
     A piece of the predictor's own list keeps the predictor's intervals. Any other list is paired
-    from its end; an odd first call is analytic if the predictor has the analytic first step and
-    the list starts where the predictor's does, and otherwise a plain call of the solver.
+    from its end (before a plain last call, if the predictor has one and the list ends at 0); an odd
+    first call is analytic if the predictor has the analytic first step and the list starts where
+    the predictor's does, and otherwise a plain call of the solver.
     Raises ValueError for a list that no sampler could follow, and for one that the predictor's own
     schedule gives for another number of calls.
     """
@@ -81,16 +83,20 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
             f"This predictor was made for {config.calls} model calls, but steps asks for {calls}. "
             f"Set steps to {config.calls}, or train a predictor for {calls} calls."
         )
-    starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
+    own_boundaries = _boundaries(config.calls, config.plain_last)
     for offset in range(len(own) - calls):
         if _same(levels, own[offset : offset + calls + 1]):
-            # Where calls begin an interval: every second entry, shifted by the analytic first step.
-            boundaries = [i for i in range(len(own)) if i == 0 or (i - config.analytic_first_step) % 2 == 0]
-            analytic = config.analytic_first_step and offset == 0
-            return _group(levels, [i - offset for i in boundaries], analytic, own_grid=True)
-    boundaries = list(range(calls % 2, calls + 1, 2))
-    analytic = bool(calls % 2) and config.analytic_first_step and starts_like_own
+            boundaries = [b - offset for b in own_boundaries]
+            return _group(levels, boundaries, config.analytic_first_step and offset == 0, own_grid=True)
+    boundaries = _boundaries(calls, config.plain_last and levels[-1] == 0)
+    starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
+    analytic = config.analytic_first_step and starts_like_own and boundaries[1] == 1 and calls > 1
     return _group(levels, boundaries, analytic, own_grid=False)
+
+
+def _boundaries(calls: int, plain_last: bool) -> list[int]:
+    """Where intervals begin and end in a list for `calls` calls: pairs from the end, what is left over first."""
+    return sorted({0, calls, *range(calls - plain_last, -1, -2)})
 
 
 def _group(levels: list[float], boundaries: list[int], analytic: bool, own_grid: bool) -> Run:
@@ -103,17 +109,3 @@ def _group(levels: list[float], boundaries: list[int], analytic: bool, own_grid:
 
 def _same(levels: Sequence[float], others: Sequence[float]) -> bool:
     return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9) for a, b in zip(levels, others, strict=True))
-
-
-@dataclass(frozen=True)
-class Partly:
-    """A planner that leaves some intervals plain."""
-
-    planner: Planner
-    plain: frozenset[int]
-
-    def updates(self, interval: int) -> Literal[1, 2]:
-        return 1 if interval in self.plain else self.planner.updates(interval)
-
-    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
-        return None if interval in self.plain else self.planner(start, sigma_next, interval)

@@ -20,6 +20,13 @@ CLASSES = 10
 NULL_CLASS = 10
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 SIGMA_DATA = 0.7  # about the standard deviation of the pixels, which lie in [-1, 1]
+FINGERPRINT: dict[str, str | int | float] = {  # what a predictor file remembers of this model
+    "family": "AMEDDigits",
+    "prediction": "EDM",
+    "latent_channels": 1,
+    "sigma_min": SIGMA_MIN,
+    "sigma_max": SIGMA_MAX,
+}
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 
 
@@ -148,6 +155,7 @@ class DigitsDenoiser:
     With cfg other than 1 each call is a guided one: uncond + cfg * (cond - uncond).
     """
 
+    fingerprint = FINGERPRINT
     shape = SHAPE
     sigma_min, sigma_max = SIGMA_MIN, SIGMA_MAX
 

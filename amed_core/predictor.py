@@ -33,6 +33,7 @@ class PredictorConfig:
     schedule: str = "polynomial"  # where the grid came from, and what other numbers of calls are derived from
     rho: float = 7.0
     analytic_first_step: bool = False
+    plain_last: bool = False  # the last interval ends at 0 and is one plain call, whose answer is the sample
     max_order: int = 3  # of iPNDM and DPM-Solver++
     prediction: Literal["data", "noise"] = "data"  # of DPM-Solver++
     lower_order_final: bool = True  # of DPM-Solver++
@@ -57,6 +58,10 @@ class PredictorConfig:
                 f"Noise levels must be positive (only the last may be 0), but found sigma_min {self.sigma_min}, "
                 f"sigma_max {self.sigma_max} and a grid that ends at {grid[-1]}."
             )
+        if self.plain_last and (grid[-1] != 0 or len(grid) < 3):
+            raise ValueError(
+                f"A plain last interval needs a planned one before it and ends at 0, but found {list(grid)}."
+            )
         for name in ("scale_dir", "scale_time"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is the half-width of a range around 1 in [0, 1), not {getattr(self, name)}.")
@@ -70,8 +75,13 @@ class PredictorConfig:
 
     @property
     def calls(self) -> int:
-        """How many model calls those steps cost: two each, one fewer with the analytic first step."""
-        return 2 * self.intervals - self.analytic_first_step
+        """How many model calls those steps cost: two each, but one in an analytic first and in a plain last one."""
+        return 2 * self.intervals - self.analytic_first_step - self.plain_last
+
+    @property
+    def planned(self) -> int:
+        """How many of the intervals, from the first, have a midpoint."""
+        return self.intervals - self.plain_last
 
     def build_solver(self) -> Solver:
         """The update rule these settings name."""
@@ -144,9 +154,10 @@ class AMEDPredictor(nn.Module):
         embedded = torch.cat([angles.sin(), angles.cos()], dim=1).to(weight)
         return functional.silu(self.embed_noise(embedded))
 
-    def planner(self) -> Planner:
-        """Use this predictor in a trajectory."""
-        return PredictorPlanner(self)
+    def planner(self, plain: frozenset[int] | None = None) -> Planner:
+        """Use this predictor in a trajectory; `plain` names other intervals without a midpoint than its own grid's."""
+        own = frozenset(range(self.config.planned, self.config.intervals))
+        return PredictorPlanner(self, own if plain is None else plain)
 
 
 @dataclass(frozen=True)
@@ -154,13 +165,16 @@ class PredictorPlanner:
     """Asks the predictor once per interval, and gives its plan the shape and dtype of the sample."""
 
     predictor: AMEDPredictor
+    plain: frozenset[int] = frozenset()
 
     def updates(self, interval: int) -> Literal[1, 2]:
-        del interval
-        return 2
+        return 1 if interval in self.plain else 2
 
-    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan:
-        del interval
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
+        return None if interval in self.plain else self.plan(start, sigma_next)
+
+    def plan(self, start: Evaluation, sigma_next: Sigma) -> StepPlan:
+        """The plan of a planned interval."""
         config, weight = self.predictor.config, self.predictor.head_r.weight
         batch = start.x.shape[0]
         if config.features == "none" or start.analytic:  # no model was asked: the published code feeds zeros

@@ -125,12 +125,12 @@ class Trainer:
         self.teacher_points = config.teacher_points or points
         self.solver = predictor.config.build_solver()
         self.sigmas = torch.tensor(predictor.config.sigmas, dtype=torch.float64)
-        self.teacher_sigmas = refine(self.sigmas, self.teacher_points, predictor)
+        self.teacher_sigmas = refine(self.sigmas[: predictor.config.planned + 1], self.teacher_points, predictor)
         self.optimizer = torch.optim.Adam(predictor.parameters(), lr=config.learning_rate)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.trajectory = 0
         self.model_calls = 0
-        self.losses: list[list[float]] = [[] for _ in range(predictor.config.intervals)]
+        self.losses: list[list[float]] = [[] for _ in range(predictor.config.planned)]
         self._batch: Batch | None = None
 
     def events(self) -> Iterator[TrainEvent]:
@@ -144,7 +144,7 @@ class Trainer:
                 self._batch = self.begin()
             batch = self._batch
             event = self._fit(batch)
-            if batch.interval == self.predictor.config.intervals:
+            if batch.interval == self.predictor.config.planned:
                 self._batch = None
             yield event
 
@@ -185,12 +185,11 @@ class Trainer:
     def loss(self, batch: Batch) -> tuple[Tensor, Sample, StepPlan, History]:
         """The loss of the batch's next interval with its graph, the student there, its plan and its history."""
         interval, count = batch.interval, len(batch.x)
-        planner = PredictorPlanner(self.predictor)
         sigmas = self.sigmas.to(batch.x)
-        stage = stages(self.sigmas, planner)[interval]
+        stage = stages(self.sigmas, self.predictor.planner())[interval]
         with torch.no_grad():
             start = self._start(batch, sigmas[interval])
-        plan = planner(start, sigmas[interval + 1], interval)
+        plan = PredictorPlanner(self.predictor).plan(start, sigmas[interval + 1])
         denoiser = batch.denoiser
         if self.config.gradient == "finite difference":
             denoiser = self._linearised(batch, start, sigmas[interval + 1], plan, stage)
@@ -315,10 +314,14 @@ class Given:
 
 
 def gaussian(denoiser: Denoiser, shape: tuple[int, ...], sigma: float, device: torch.device | str = "cpu") -> Source:
-    """A source of noise sigma * N(0, 1) for samples of `shape`, drawn on the CPU so that every device gets the same."""
+    """A source of noise sigma * N(0, 1) for samples of `shape`, drawn on the CPU so that every device gets the same.
+
+    A denoiser with `for_rows(rows)` is asked for the one that is conditioned for these trajectories.
+    """
 
     def draw(rows: range, generator: torch.Generator) -> tuple[Sample, Denoiser]:
-        return sigma * torch.randn(len(rows), *shape, generator=generator).to(device), denoiser
+        conditioned: Denoiser = getattr(denoiser, "for_rows", lambda _: denoiser)(rows)
+        return sigma * torch.randn(len(rows), *shape, generator=generator).to(device), conditioned
 
     return draw
 

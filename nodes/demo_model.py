@@ -27,8 +27,8 @@ class DigitsLatent(comfy.latent_formats.LatentFormat):
     latent_rgb_factors = [[1.0, 1.0, 1.0]]  # noqa: RUF012 - ComfyUI's own way
 
 
-class DigitsConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI's loaders would have detected."""
+class AMEDDigits(comfy.supported_models_base.BASE):
+    """What ComfyUI's loaders would have detected. Its name is the model family in predictor files."""
 
     latent_format = DigitsLatent
     sampling_settings = {  # noqa: RUF012
@@ -107,7 +107,7 @@ class DigitsVAE:
 
 def load_digits_model() -> comfy.model_patcher.ModelPatcher:
     """The digits model behind ComfyUI's own BaseModel and ModelPatcher."""
-    config = DigitsConfig({"disable_unet_model_creation": True})
+    config = AMEDDigits({"disable_unet_model_creation": True})
     config.set_inference_dtype(torch.float32, None)
     model = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.EDM)
     model.diffusion_model = DigitsDiffusionModel()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..amed_core.calls import Partly, Run, call_sigmas, read
+from ..amed_core.calls import Run, call_sigmas, read
 from ..amed_core.driver import Answer, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
 from .bridge import ComfyDenoiser, refuse_other_model
@@ -53,7 +53,7 @@ def sample_amed(
     _warn(run, predictor, guider)
 
     network = predictor.network.to(x.device)
-    planner = Partly(network.planner(), run.plain)
+    planner = network.planner(run.plain)
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
     with tqdm(total=run.calls, disable=disable) as bar:
 

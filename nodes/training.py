@@ -22,7 +22,8 @@ from ..amed_core.types import Denoiser, Sample
 from .bridge import ComfyDenoiser, fingerprint
 from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket
 
-AUTO = "auto"  # the paper's choice for the sampler
+AUTO = "auto"  # the preset's choice for the sampler
+RECOMMENDED, PAPER = "recommended", "paper"
 
 
 class TrainSampler(comfy.samplers.Sampler):
@@ -127,14 +128,21 @@ class AMEDTrainPredictor(io.ComfyNode):
                     default=5,
                     min=2,
                     max=100,
-                    tooltip="Model calls per picture, 2 to 10 being useful. An odd number replaces the very first "
-                    "call by a formula (the analytic first step).",
+                    tooltip="Model calls per picture, 2 to 10 being useful; odd numbers suit every model. Choose the "
+                    "same number in the sampler.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=list(SAMPLERS),
                     default="amed",
                     tooltip='The sampler to improve. "amed" is AMED-Solver; the others are the paper\'s plugins.',
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[RECOMMENDED, PAPER],
+                    default=RECOMMENDED,
+                    tooltip='"recommended" is what measured best, with a plain model call at the end; "paper" is '
+                    "AMED as published. Both are changed by every option below that is not at auto.",
                 ),
                 io.Int.Input(
                     "trajectories",
@@ -163,7 +171,7 @@ class AMEDTrainPredictor(io.ComfyNode):
                     "scheduler",
                     options=[AUTO, *SCHEDULES],
                     default=AUTO,
-                    tooltip='The grid between which the predictor plans. "auto" is the paper\'s for the sampler; '
+                    tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s; '
                     '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps.',
                 ),
                 io.Float.Input(
@@ -172,24 +180,25 @@ class AMEDTrainPredictor(io.ComfyNode):
                     min=0.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="Bends the grid toward small noise levels. 0 is the paper's choice for the schedule.",
+                    tooltip="Bends the grid toward small noise levels. 0 is auto: the preset's choice for the schedule.",
                 ),
                 io.Float.Input(
                     "scale_dir",
-                    default=0.01,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=0.5,
                     step=0.01,
-                    tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off.",
+                    tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off, below 0 is "
+                    "auto.",
                 ),
                 io.Float.Input(
                     "scale_time",
-                    default=0.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=0.5,
                     step=0.01,
                     tooltip="How far from 1 the noise level told to the model may be scaled at midpoints; the paper "
-                    "uses 0 or 0.2. 0 turns it off.",
+                    "uses 0 or 0.2. 0 turns it off, below 0 is auto.",
                 ),
                 io.Combo.Input(
                     "teacher",
@@ -225,6 +234,7 @@ class AMEDTrainPredictor(io.ComfyNode):
         cfg: float,
         steps: int,
         sampler_name: str,
+        preset: str,
         trajectories: int,
         batch_size: int,
         learning_rate: float,
@@ -236,12 +246,11 @@ class AMEDTrainPredictor(io.ComfyNode):
         teacher_points: int,
     ) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        if isinstance(sampling, comfy.model_sampling.CONST) and steps % 2:
-            raise ValueError(
-                f"With steps {steps} the first model call would be replaced by a formula that does not hold for flow "
-                f'models. Set steps to {steps + 1} or {max(steps - 1, 2)} in "AMED Train Predictor".'
-            )
-        overrides: dict[str, Any] = {"scale_dir": scale_dir, "scale_time": scale_time}
+        overrides: dict[str, Any] = {}
+        if scale_dir >= 0:
+            overrides["scale_dir"] = scale_dir
+        if scale_time >= 0:
+            overrides["scale_time"] = scale_time
         if scheduler != AUTO:
             overrides["schedule"] = scheduler
         if rho:
@@ -270,6 +279,8 @@ class AMEDTrainPredictor(io.ComfyNode):
                 steps,
                 float(sampling.sigma_min),
                 float(sampling.sigma_max),
+                published=preset == PAPER,
+                analytic=not isinstance(sampling, comfy.model_sampling.CONST),  # not valid for flow models
                 features=features,
                 guidance=cfg,
                 model=fingerprint(model),

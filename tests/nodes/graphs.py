@@ -24,8 +24,8 @@ def k_sampler(model: Any, sampler: str, scheduler: str, steps: int, **changes: A
 
 def train(sampler: str = "amed", **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": 0, "cfg": 1.0, "steps": 5, "trajectories": 320, "batch_size": 16}
-    settings |= {"learning_rate": 0.005, "scheduler": "auto", "rho": 0.0, "scale_dir": 0.01, "scale_time": 0.0}
-    settings |= {"teacher": "auto", "teacher_points": 0} | changes
+    settings |= {"learning_rate": 0.005, "scheduler": "auto", "rho": 0.0, "scale_dir": -1.0, "scale_time": -1.0}
+    settings |= {"preset": "recommended", "teacher": "auto", "teacher_points": 0} | changes
     return node(
         "AMEDTrainPredictor",
         model=MODEL,

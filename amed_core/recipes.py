@@ -1,0 +1,102 @@
+"""The settings of every sampler type: as published, and as they measured best here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .predictor import PredictorConfig
+from .schedules import schedule
+
+End = Literal["plain", "zero", "sigma_min"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build for a sampler type, whatever the number of model calls.
+
+    `end` is how the grid ends: "sigma_min" as published; "zero", its last midpoint then placed from
+    sigma_min; or "plain", at 0 with one plain call whose answer is the sample.
+    """
+
+    solver: str
+    schedule: str
+    rho: float
+    max_order: int = 3
+    scale_dir: float = 0.01
+    scale_time: float = 0.0
+    end: End = "plain"
+
+
+# The launch scripts of Zhou et al. (2024); where they have none, their closest.
+PUBLISHED: Mapping[str, Recipe] = {
+    "amed": Recipe("amed", "time_uniform", 1.0, end="sigma_min"),
+    "amed_euler": Recipe("euler", "polynomial", 7.0, end="sigma_min"),
+    "amed_dpm_2": Recipe("dpm_2", "polynomial", 7.0, end="sigma_min"),
+    "amed_ipndm": Recipe("ipndm", "polynomial", 7.0, max_order=4, scale_time=0.2, end="sigma_min"),
+    "amed_dpmpp_2m": Recipe("dpmpp", "logsnr", 1.0, max_order=2, end="sigma_min"),  # their table 5's best schedule
+    "amed_dpmpp_3m": Recipe("dpmpp", "logsnr", 1.0, max_order=3, end="sigma_min"),
+}
+
+# A plain last call beats both other endings at equal calls (benchmarks/last_interval.py), and it leaves
+# odd numbers of calls without the analytic first step, which not every model allows.
+DEFAULT: Mapping[str, Recipe] = {
+    name: replace(recipe, schedule="polynomial", rho=7.0, end="plain") for name, recipe in PUBLISHED.items()
+}
+
+USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
+
+
+def predictor_config(
+    name: str,
+    calls: int,
+    sigma_min: float,
+    sigma_max: float,
+    *,
+    published: bool = False,
+    analytic: bool = True,
+    **overrides: Any,
+) -> PredictorConfig:
+    """The settings of student `name` for `calls` model calls between two noise levels.
+
+    As published, odd numbers of calls take the analytic first step and even ones do not. With a
+    plain last call it is the other way round; where `analytic` is False, even numbers end at 0
+    without one instead. `overrides` are fields of Recipe and PredictorConfig; a schedule without a
+    rho gets its usual one. Raises ValueError for an unknown name, listing the valid ones, for fewer
+    than 2 calls, and for a number of calls that would need the analytic first step against `analytic`.
+    """
+    recipes = PUBLISHED if published else DEFAULT
+    if name not in recipes:
+        raise ValueError(f"There is no student {name!r}. Choose one of: {', '.join(recipes)}.")
+    recipe = recipes[name]
+    spacing = overrides.pop("schedule", recipe.schedule)
+    rho = overrides.pop("rho", recipe.rho if spacing == recipe.schedule else USUAL_RHO.get(spacing, 1.0))
+    end: End = overrides.pop("end", recipe.end)
+    if end == "plain" and calls % 2 == 0 and not analytic:
+        end = "zero"
+    plain = end == "plain"
+    first = (calls + plain) % 2 == 1
+    if calls < 2 or (first and not analytic):
+        raise ValueError(
+            f"{calls} model calls cannot be planned here"
+            + (": at least 2 are needed." if calls < 2 else f" without the analytic first step: choose {calls + 1}.")
+        )
+    grid = schedule(spacing)((calls + plain + first) // 2 + 1, sigma_min, sigma_max, rho).tolist()
+    if end != "sigma_min":
+        grid[-1] = 0.0
+    settings: dict[str, Any] = {
+        "max_order": recipe.max_order,
+        "scale_dir": recipe.scale_dir,
+        "scale_time": recipe.scale_time,
+        **overrides,
+    }
+    return PredictorConfig(
+        solver=recipe.solver,
+        sigmas=tuple(grid),
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        schedule=spacing,
+        rho=rho,
+        analytic_first_step=first,
+        plain_last=plain,
+        **settings,
+    )
