@@ -1,8 +1,7 @@
-"""Predictor files: saved into ComfyUI's models/amed_predictors, loaded from there or from those shipped with this pack."""
+"""Predictor files: saved into models/amed_predictors, loaded from there or from those shipped with this pack."""
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui

@@ -180,7 +180,7 @@ class AMEDTrainPredictor(io.ComfyNode):
                     min=0.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="Bends the grid toward small noise levels. 0 is auto: the preset's choice for the schedule.",
+                    tooltip="Bends the grid toward small noise levels. 0 is auto: the usual one of the schedule.",
                 ),
                 io.Float.Input(
                     "scale_dir",

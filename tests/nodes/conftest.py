@@ -35,10 +35,8 @@ WHY_NOT = "no ComfyUI found: set COMFYUI_PATH to its folder, or install it at ~/
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(item.fspath).parent == Path(__file__).parent:
-            item.add_marker("nodes")
-            if COMFYUI is None:
-                item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+        if Path(item.fspath).parent == Path(__file__).parent and COMFYUI is None:
+            item.add_marker(pytest.mark.skip(reason=WHY_NOT))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
