@@ -7,8 +7,7 @@ from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
 from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm
 from .training import TrainConfig, Trainer, TrainEvent
 from .types import Denoiser, Evaluation, Planner, Solver, Stage, Step, StepPlan
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "SCHEDULES",
@@ -30,6 +29,7 @@ __all__ = [
     "TrainConfig",
     "TrainEvent",
     "Trainer",
+    "__version__",
     "advance",
     "analytic_first",
     "discrete",

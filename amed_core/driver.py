@@ -24,18 +24,18 @@ class NoMidpoint:
 
 @dataclass(frozen=True)
 class FixedMidpoint:
-    """The same midpoint in every interval: r = 0.5 gives DPM-Solver-2 and r = 1 Heun's method."""
+    """The same midpoint in every interval but the `plain` ones: r = 0.5 is DPM-Solver-2 and r = 1 Heun's method."""
 
     r: float
     sigma_floor: float = 0.0
+    plain: frozenset[int] = frozenset()
 
     def updates(self, interval: int) -> Literal[1, 2]:
-        del interval
-        return 2
+        return 1 if interval in self.plain else 2
 
-    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan:
-        del start, sigma_next, interval
-        return StepPlan(self.r, sigma_floor=self.sigma_floor)
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
+        del start, sigma_next
+        return None if interval in self.plain else StepPlan(self.r, sigma_floor=self.sigma_floor)
 
 
 def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None) -> Evaluation:

@@ -1,5 +1,6 @@
 """Predictor files and training states: safetensors with a JSON header. Nothing is ever unpickled."""
 
+import datetime
 import json
 import os
 import uuid
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .predictor import AMEDPredictor, PredictorConfig
+from .version import __version__
 
 FORMAT, VERSION = "amed_predictor", 1
 STATE_FORMAT = "amed_training_state"
@@ -30,7 +32,13 @@ def save_predictor(predictor: AMEDPredictor, path: Path, notes: Mapping[str, Any
     """
     header = {"version": VERSION, "config": asdict(predictor.config), "notes": dict(notes or {})}
     weights = {name: weight.detach().cpu().contiguous() for name, weight in predictor.state_dict().items()}
-    _write(path, weights, FORMAT, header)
+    _write_tensors(path, weights, FORMAT, header)
+
+
+def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes for a file: `training` (a Trainer's summary), the version of this package and the date."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"training": dict(training), "version": __version__, "date": now.isoformat(timespec="seconds")}
 
 
 def load_predictor(path: Path) -> AMEDPredictor:
@@ -72,7 +80,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             return [split(item) for item in value]
         return value
 
-    _write(path, tensors, STATE_FORMAT, {"version": VERSION, "state": split(state)})
+    _write_tensors(path, tensors, STATE_FORMAT, {"version": VERSION, "state": split(state)})
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -88,8 +96,16 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
-    data = save(dict(tensors), metadata={"format": kind, "header": json.dumps(header)})
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all. Raises ValueError for NaN and infinity, which JSON does not have."""
+    _write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
+    _write(path, save(dict(tensors), metadata={"format": kind, "header": json.dumps(header)}))
+
+
+def _write(path: Path, data: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

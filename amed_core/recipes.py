@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from .predictor import PredictorConfig
-from .schedules import schedule
+from .schedules import discrete, schedule
 
 End = Literal["plain", "zero", "sigma_min"]
 
@@ -38,10 +40,16 @@ PUBLISHED: Mapping[str, Recipe] = {
 }
 
 # A plain last call beats both other endings at equal calls (benchmarks/last_interval.py), and it leaves
-# odd numbers of calls without the analytic first step, which not every model allows.
+# odd numbers of calls without the analytic first step, which not every model allows. With it, two
+# students do better on another schedule than the published one.
 DEFAULT: Mapping[str, Recipe] = {
-    name: replace(recipe, schedule="polynomial", rho=7.0, end="plain") for name, recipe in PUBLISHED.items()
+    **{name: replace(recipe, end="plain") for name, recipe in PUBLISHED.items()},
+    "amed": Recipe("amed", "polynomial", 7.0),
+    "amed_euler": Recipe("euler", "logsnr", 1.0),
 }
+
+# To 0 they step by the newest slope alone, so their last midpoint is as good as a plain call.
+MULTISTEP = ("ipndm", "dpmpp")
 
 USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
 
@@ -54,14 +62,16 @@ def predictor_config(
     *,
     published: bool = False,
     analytic: bool = True,
+    table: Tensor | None = None,
     **overrides: Any,
 ) -> PredictorConfig:
     """The settings of student `name` for `calls` model calls between two noise levels.
 
     As published, odd numbers of calls take the analytic first step and even ones do not. With a
-    plain last call it is the other way round; where `analytic` is False, even numbers end at 0
-    without one instead. `overrides` are fields of Recipe and PredictorConfig; a schedule without a
-    rho gets its usual one. Raises ValueError for an unknown name, listing the valid ones, for fewer
+    plain last call it is the other way round; where `analytic` is False, and for multistep students,
+    even numbers end at 0 without either. `table` is a discrete model's sigmas, for the discrete
+    schedule. `overrides` are fields of Recipe and PredictorConfig; a schedule without a rho gets its
+    usual one. Raises ValueError for an unknown name, listing the valid ones, for fewer
     than 2 calls, and for a number of calls that would need the analytic first step against `analytic`.
     """
     recipes = PUBLISHED if published else DEFAULT
@@ -71,7 +81,7 @@ def predictor_config(
     spacing = overrides.pop("schedule", recipe.schedule)
     rho = overrides.pop("rho", recipe.rho if spacing == recipe.schedule else USUAL_RHO.get(spacing, 1.0))
     end: End = overrides.pop("end", recipe.end)
-    if end == "plain" and calls % 2 == 0 and not analytic:
+    if end == "plain" and calls % 2 == 0 and (not analytic or recipe.solver in MULTISTEP):
         end = "zero"
     plain = end == "plain"
     first = (calls + plain) % 2 == 1
@@ -80,7 +90,11 @@ def predictor_config(
             f"{calls} model calls cannot be planned here"
             + (": at least 2 are needed." if calls < 2 else f" without the analytic first step: choose {calls + 1}.")
         )
-    grid = schedule(spacing)((calls + plain + first) // 2 + 1, sigma_min, sigma_max, rho).tolist()
+    points = (calls + plain + first) // 2 + 1
+    if spacing == "discrete":
+        grid = discrete(points, sigma_min, sigma_max, rho, table).tolist()
+    else:
+        grid = schedule(spacing)(points, sigma_min, sigma_max, rho).tolist()
     if end != "sigma_min":
         grid[-1] = 0.0
     settings: dict[str, Any] = {

@@ -174,7 +174,8 @@ class Trainer:
                 f"The loss is {loss.item()} in interval {interval + 1}: the model answered NaN or infinity there. "
                 "Check the model's precision and its LoRAs; the predictor is kept as it was before this step."
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Only the predictor gets gradients: the model's parameters may be trainable, and are left as they are.
+        loss.backward(inputs=list(self.predictor.parameters()))  # type: ignore[no-untyped-call]
         self.optimizer.step()
         batch.x, batch.history, batch.interval = student, history, interval + 1
         self.losses[interval].append(loss.item())

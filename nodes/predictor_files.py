@@ -8,19 +8,9 @@ from comfy_api.latest import io, ui
 
 from ..amed_core.files import load_predictor, read_notes, save_predictor
 from .registration import FOLDER
-from .values import CATEGORY, Predictor, PredictorSocket, sampler_name
+from .values import CATEGORY, Predictor, PredictorSocket, describe, say
 
 NONE_FOUND = "(no predictor found)"
-
-
-def describe(predictor: Predictor) -> str:
-    """What a user needs to know about a predictor, in one line."""
-    config = predictor.network.config
-    family = config.model.get("family", "unknown model")
-    return (
-        f'{family}: sampler "{sampler_name(predictor.network)}", scheduler "amed", steps {config.calls} '
-        f"(model calls), cfg {config.guidance:g}"
-    )
 
 
 class AMEDSavePredictor(io.ComfyNode):
@@ -45,6 +35,7 @@ class AMEDSavePredictor(io.ComfyNode):
                     display_name="predictor_name", tooltip='The name under which "AMED Load Predictor" lists the file.'
                 )
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -57,7 +48,8 @@ class AMEDSavePredictor(io.ComfyNode):
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
         save_predictor(predictor.network, path, predictor.notes)
         listed = (Path(subfolder) / path.name).as_posix()
-        return io.NodeOutput(listed, ui=ui.PreviewText(f"{listed}\n{describe(predictor)}"))
+        say(cls, f"Saved as {listed}")
+        return io.NodeOutput(listed, ui=ui.PreviewText(listed))
 
 
 class AMEDLoadPredictor(io.ComfyNode):
@@ -83,6 +75,7 @@ class AMEDLoadPredictor(io.ComfyNode):
                     tooltip='Connect to "AMED Apply Predictor", or to "AMED Sampler" and "AMED Scheduler".',
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -106,4 +99,5 @@ class AMEDLoadPredictor(io.ComfyNode):
     def execute(cls, predictor_name: str) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
         predictor = Predictor(load_predictor(path), read_notes(path))
-        return io.NodeOutput(predictor, ui=ui.PreviewText(describe(predictor)))
+        say(cls, describe(predictor))
+        return io.NodeOutput(predictor)

@@ -1,6 +1,5 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
-import datetime
 from typing import Any
 
 import comfy.model_management
@@ -13,14 +12,14 @@ from comfy_api.latest import io
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import amed_core
 from ..amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer
+from ..amed_core.files import provenance
 from ..amed_core.recipes import predictor_config
 from ..amed_core.schedules import SCHEDULES
 from ..amed_core.training import TEACHERS
 from ..amed_core.types import Denoiser, Sample
 from .bridge import ComfyDenoiser, fingerprint
-from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket
+from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, say
 
 AUTO = "auto"  # the preset's choice for the sampler
 RECOMMENDED, PAPER = "recommended", "paper"
@@ -29,7 +28,7 @@ RECOMMENDED, PAPER = "recommended", "paper"
 class TrainSampler(comfy.samplers.Sampler):
     """Runs a training where ComfyUI runs a sampler: the model is loaded and conditioned, and cleaned up afterwards.
 
-    Afterwards `trainer` and `losses` (one per optimiser step) are filled.
+    Afterwards `trainer` and `losses` (one per batch, summed over its intervals) are filled.
     """
 
     def __init__(self, network: AMEDPredictor, config: TrainConfig) -> None:
@@ -60,14 +59,16 @@ class TrainSampler(comfy.samplers.Sampler):
 
         self.trainer = Trainer(self.network.to(noise.device), source, self.config)
         batches = -(-self.config.trajectories // self.config.batch_size)
-        total = batches * settings.intervals
+        total = batches * settings.planned
         progress = comfy.utils.ProgressBar(total)
         with tqdm(total=total, desc="AMED training", disable=disable_pbar) as bar:
             for event in self.trainer.events():
-                self.losses.append(event.loss)
+                if event.interval == 0:
+                    self.losses.append(0.0)
+                self.losses[-1] += event.loss
+                bar.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
                 bar.update()
-                bar.set_postfix_str(f"loss {event.loss:.4g}")
-                progress.update_absolute(len(self.losses), total)
+                progress.update_absolute(bar.n, total)
         return noise
 
 
@@ -219,8 +220,12 @@ class AMEDTrainPredictor(io.ComfyNode):
                 PredictorSocket.Output(
                     display_name="predictor", tooltip='Save it with "AMED Save Predictor", or use it at once.'
                 ),
-                LossMap.Output(display_name="loss", tooltip="The loss of every training step, for Plot Loss Graph."),
+                LossMap.Output(
+                    display_name="loss",
+                    tooltip="The squared distance to the teacher, one value per batch, for Plot Loss Graph.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -281,6 +286,7 @@ class AMEDTrainPredictor(io.ComfyNode):
                 float(sampling.sigma_max),
                 published=preset == PAPER,
                 analytic=not isinstance(sampling, comfy.model_sampling.CONST),  # not valid for flow models
+                table=getattr(sampling, "sigmas", None),
                 features=features,
                 guidance=cfg,
                 model=fingerprint(model),
@@ -291,11 +297,7 @@ class AMEDTrainPredictor(io.ComfyNode):
             with torch.enable_grad():
                 guider.sample(noise, noise.clone(), sampler, torch.tensor(config.sigmas), seed=seed)
         assert sampler.trainer is not None
-        notes = {
-            "training": sampler.trainer.summary(),
-            "seed": seed,
-            "version": amed_core.__version__,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
+        notes = provenance(sampler.trainer.summary())
         predictor = Predictor(network.requires_grad_(False).cpu(), notes)
+        say(cls, describe(predictor))
         return io.NodeOutput(predictor, {"loss": sampler.losses})

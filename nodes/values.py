@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..amed_core import AMEDPredictor
 
@@ -40,3 +41,20 @@ def sampler_name(network: AMEDPredictor) -> str:
     if config.solver == "dpmpp":
         return "amed_dpmpp_3m" if config.max_order == 3 else "amed_dpmpp_2m"
     return next(name for name, (solver, _) in SAMPLERS.items() if solver == config.solver)
+
+
+def describe(predictor: Predictor) -> str:
+    """How to use a predictor, for the people who look at its node."""
+    config = predictor.network.config
+    return (
+        f"{config.model.get('family', 'unknown model')}: choose sampler {sampler_name(predictor.network)}, "
+        f"scheduler amed, steps {config.calls}, cfg {config.guidance:g}"
+    )
+
+
+def say(node: type[io.ComfyNode], text: str) -> None:
+    """Show a text on the node in the browser."""
+    server = getattr(PromptServer, "instance", None)
+    hidden = getattr(node, "hidden", None)
+    if server is not None and hidden is not None and hidden.unique_id is not None:
+        server.send_progress_text(text, hidden.unique_id)

@@ -60,7 +60,7 @@ def test_train_save_apply_sample_decode(server: Any, converged: torch.Tensor, sa
         assert image.size == (128, 128)
 
     # The saved file, loaded in a graph of its own, is the same sampler.
-    name = outputs["file"]["text"][0].splitlines()[0]
+    name = outputs["file"]["text"][0]
     assert (server.base / "models" / "amed_predictors" / name).exists()
     loaded = graphs.demo() | {
         "load": node("AMEDLoadPredictor", predictor_name=name),

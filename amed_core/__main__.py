@@ -1,0 +1,297 @@
+"""`python -m amed_core`: demo, train, sample, bench, inspect."""
+
+import argparse
+import contextlib
+import importlib.util
+import inspect as inspection
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .bench import (
+    Model,
+    Settings,
+    as_json,
+    bench_with_bar,
+    fit_settings,
+    method_of,
+    student_config,
+    students,
+    table,
+)
+from .digits import DigitsDenoiser
+from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
+from .measures import chunks, conditioned
+from .predictor import POOLED, AMEDPredictor
+from .schedules import SCHEDULES
+from .training import TEACHERS, TrainConfig, Trainer, gaussian
+
+REQUIRED = ("shape", "sigma_min", "sigma_max")
+
+
+def load_denoiser(place: str, cfg: float | None = None) -> Model:
+    """Build the denoiser that `--denoiser` names: "digits", or FILE.py:NAME where NAME() returns one.
+
+    Raises ValueError or FileNotFoundError that says what is missing.
+    """
+    if place == "digits":
+        return DigitsDenoiser(1.0 if cfg is None else cfg)
+    file, _, name = place.rpartition(":")
+    if not file:
+        raise ValueError(f'--denoiser is "digits" or FILE.py:NAME, but found {place!r}.')
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} (from --denoiser {place}).")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    with importable(path.parent):
+        spec.loader.exec_module(module)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        defined = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise ValueError(f"{path} defines no {name}. It defines: {', '.join(defined) or 'nothing callable'}.")
+    takes_cfg = "cfg" in inspection.signature(factory).parameters
+    if cfg is not None and not takes_cfg:
+        raise ValueError(f"{name} of {path} takes no cfg; leave --cfg out.")
+    model = factory(cfg=cfg) if cfg is not None else factory()
+    if missing := [attribute for attribute in REQUIRED if not hasattr(model, attribute)]:
+        raise ValueError(f"What {name}() of {path} returns lacks {', '.join(missing)}.")
+    if not callable(model):
+        raise ValueError(f"What {name}() of {path} returns cannot be called with (x, sigma).")
+    return model  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """A denoiser's file may import its neighbours."""
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
+    """What a predictor file remembers of the model."""
+    own: dict[str, str | int | float] | None = getattr(model, "fingerprint", None)
+    return own or {
+        "family": place.rpartition(":")[2],
+        "latent_channels": int(model.shape[0]),
+        "sigma_min": float(model.sigma_min),
+        "sigma_max": float(model.sigma_max),
+    }
+
+
+def refuse_other_model(predictor: AMEDPredictor, place: str, model: Model) -> None:
+    """Raise ValueError if the predictor was made for another model."""
+    made_for, found = predictor.config.model, fingerprint(place, model)
+    differing = [key for key in found if key in made_for and made_for[key] != found[key]]
+    if differing:
+        raise ValueError(
+            "This predictor was made for another model: "
+            + ", ".join(f"{key} {made_for[key]!r}, but {place} has {found[key]!r}" for key in differing)
+            + ". Choose another predictor or another --denoiser."
+        )
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    from .demo import demo  # noqa: PLC0415 - needs matplotlib, which only the demo does
+
+    demo(arguments.output, arguments.samples, arguments.trajectories)
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    model = load_denoiser(arguments.denoiser, arguments.cfg)
+    chosen = {
+        name: getattr(arguments, name)
+        for name in ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden")
+        if getattr(arguments, name) is not None
+    }
+    name = arguments.solver + " published" * arguments.published
+    guidance = 1.0 if arguments.cfg is None else arguments.cfg
+    config = student_config(
+        name, arguments.calls, model, guidance=guidance, model=fingerprint(arguments.denoiser, model), **chosen
+    )
+    usual = fit_settings(arguments.trajectories, model, arguments.seed)
+    training = TrainConfig(
+        trajectories=arguments.trajectories,
+        batch_size=arguments.batch_size or usual.batch_size,
+        teacher=arguments.teacher or "",
+        teacher_points=arguments.teacher_points,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        gradient=usual.gradient,
+    )
+    predictor = AMEDPredictor(config, torch.Generator().manual_seed(training.seed))
+    trainer = Trainer(predictor, gaussian(model, tuple(model.shape), config.sigmas[0]), training)
+    if arguments.resume:
+        trainer.load_state_dict(load_state(arguments.resume))
+    begun = trainer.trajectory
+    try:
+        with tqdm(total=training.trajectories, initial=begun, unit="trajectory") as bar:
+            for event in trainer.events():
+                bar.set_postfix_str(f"interval {event.interval + 1}, loss {event.loss:.4g}", refresh=False)
+                bar.update(event.trajectory - bar.n)
+    except KeyboardInterrupt:
+        if not arguments.state:
+            raise
+        save_state(arguments.state, trainer.state_dict())
+        print(f"Stopped. Go on with --resume {arguments.state}")
+        return
+    if arguments.state:
+        save_state(arguments.state, trainer.state_dict())
+    save_predictor(predictor, arguments.output, provenance(trainer.summary()))
+    print(f"{arguments.output}: {config.calls} model calls, {trainer.model_calls:,} sample calls of training")
+
+
+def run_sample(arguments: argparse.Namespace) -> None:
+    from .plots import save_samples  # noqa: PLC0415 - needs Pillow
+
+    model = load_denoiser(arguments.denoiser, arguments.cfg)
+    predictor = load_predictor(arguments.predictor)
+    refuse_other_model(predictor, arguments.denoiser, model)
+    method = method_of(predictor, "amed")
+    generator = torch.Generator().manual_seed(arguments.seed)
+    x = method.sigmas[0] * torch.randn(arguments.samples, *model.shape, generator=generator)
+    drawn = []
+    for rows in tqdm(list(chunks(arguments.samples, arguments.batch)), unit="batch"):
+        drawn.append(method.run(conditioned(model, rows), x[rows.start : rows.stop]))
+    save_samples(torch.cat(drawn), arguments.output)
+    print(f"{arguments.output}: {arguments.samples} samples in {predictor.config.calls} model calls each")
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    model = load_denoiser(arguments.denoiser, arguments.cfg)
+    settings = Settings(
+        calls=tuple(arguments.calls),
+        samples=arguments.samples,
+        trajectories=arguments.trajectories,
+        teacher_calls=arguments.teacher_calls,
+        batch=arguments.batch,
+        seed=arguments.seed,
+        methods=tuple(arguments.methods),
+    )
+    rows = bench_with_bar(model, settings)
+    print(table(rows))
+    if arguments.json:
+        write_json(arguments.json, as_json(rows))
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    predictor = load_predictor(arguments.file)
+    config = predictor.config
+    print(f"{arguments.file}: {sum(p.numel() for p in predictor.parameters()):,} weights")
+    print(f"model calls: {config.calls} ({config.planned} planned intervals of {config.intervals})")
+    for name, value in vars(config).items():
+        print(f"  {name}: {json.dumps(value)}")
+    print("plan of every planned interval, as it is without features:")
+    for start, end in list(pairwise(config.sigmas))[: config.planned]:
+        weight = predictor.head_r.weight
+        plan = predictor(weight.new_zeros(1, POOLED, POOLED), torch.tensor(start), torch.tensor(end))
+        r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
+        sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
+        print(
+            f"  {start:.4g} to {end:.4g}: r {r:.3f} (sigma {sigma:.4g}), "
+            f"scale_dir {scale_dir:.4f}, scale_time {scale_time:.4f}"
+        )
+    print("notes:", json.dumps(read_notes(arguments.file), indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m amed_core", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        added.set_defaults(run=run)
+        return added
+
+    def model_options(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--denoiser",
+            default="digits",
+            help='"digits" (bundled) or FILE.py:NAME, where NAME() returns an object with __call__(x, sigma) -> '
+            "denoised or (denoised, features), shape (without the batch), sigma_min, sigma_max and, optionally, "
+            "data(n) that returns n real samples",
+        )
+        to.add_argument("--cfg", type=float, help="guidance scale, for denoisers whose NAME takes a cfg")
+        to.add_argument("--seed", type=int, default=0)
+
+    demo = command("demo", run_demo, "Train AMED-Solver and the iPNDM plugin on the bundled model, and compare.")
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for pictures, table and predictors")
+    demo.add_argument("--samples", type=int, default=200, help="evaluation noises")
+    demo.add_argument("--trajectories", type=int, default=1600, help="training noises of each fit")
+
+    train = command("train", run_train, "Train a predictor and save it.")
+    model_options(train)
+    train.add_argument("--solver", default="amed", choices=[n for n in students() if " " not in n], help="what to fit")
+    train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
+    train.add_argument("--calls", type=int, default=5, help="model calls per sample")
+    train.add_argument("--trajectories", type=int, default=10_000, help="training noises")
+    train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
+    train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
+    train.add_argument("--schedule", choices=list(SCHEDULES), help="of the grid; the recipe's if left out")
+    train.add_argument("--rho", type=float, help="of the schedule; its usual one if left out")
+    train.add_argument("--scale-dir", type=float, help="half-width around 1; the recipe's if left out")
+    train.add_argument("--scale-time", type=float, help="half-width around 1; the recipe's if left out")
+    train.add_argument("--max-order", type=int, help="of iPNDM and DPM-Solver++; the recipe's if left out")
+    train.add_argument("--hidden", type=int, help="hidden width of the predictor; 128 if left out")
+    train.add_argument("--teacher", choices=list(TEACHERS), help="the student's own family if left out")
+    train.add_argument(
+        "--teacher-points", type=int, default=0, help="teacher points inside every interval; 0: recipe's"
+    )
+    train.add_argument("--output", type=Path, default=Path("predictor.safetensors"))
+    train.add_argument("--state", type=Path, help="file for the training state, written at Ctrl-C and at the end")
+    train.add_argument("--resume", type=Path, help="go on from a training state")
+
+    draw = command("sample", run_sample, "Sample with a predictor.")
+    model_options(draw)
+    draw.add_argument("--predictor", type=Path, required=True)
+    draw.add_argument("--samples", type=int, default=100)
+    draw.add_argument("--batch", type=int, default=250, help="samples per model call")
+    draw.add_argument("--output", type=Path, default=Path("samples.png"), help=".png of images, or .safetensors")
+
+    compare = command("bench", run_bench, "Compare methods at equal true model calls, on noise no fit has seen.")
+    model_options(compare)
+    compare.add_argument("--calls", type=int, nargs="+", default=[3, 5, 7], help="model calls per sample")
+    compare.add_argument("--samples", type=int, default=1000, help="evaluation noises; all work grows with it")
+    compare.add_argument(
+        "--trajectories", type=int, default=0, help="of every fit; 0: twice the samples, at most 10000"
+    )
+    compare.add_argument("--teacher-calls", type=int, default=200, help="model calls of the converged teacher")
+    compare.add_argument("--batch", type=int, default=250, help="samples per model call")
+    compare.add_argument("--methods", nargs="+", default=["*"], help="shell patterns of method names")
+    compare.add_argument("--json", type=Path, help="file for the rows")
+
+    show = command("inspect", run_inspect, "Show what a predictor file holds.")
+    show.add_argument("file", type=Path)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; user errors are one line on stderr and exit code 2."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"amed_core: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("amed_core: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""Every method at equal true model calls, on noise that no fit has seen."""
+
+import fnmatch
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import measures
+from .driver import FixedMidpoint, NoMidpoint, sample
+from .measures import chunks, conditioned
+from .predictor import AMEDPredictor, PredictorConfig
+from .recipes import DEFAULT, PUBLISHED, USUAL_RHO, predictor_config
+from .schedules import SCHEDULES, discrete
+from .solvers import Dpm2, DpmSolverPP, Ipndm
+from .training import TrainConfig, Trainer, gaussian
+from .types import Denoiser, Planner, Sample, Solver
+
+TEACHER = "teacher"
+PUBLISHED_SUFFIX = " published"
+EVALUATION_SEED = 0x5EED_0000_0000  # fits draw from seeds below it
+
+
+class Model(Denoiser, Protocol):
+    """What can be benched: a denoiser that says what it denoises, and where.
+
+    It may also have `data(n)`, n real samples, which the Frechet distance needs; `for_rows(rows)`,
+    the denoiser conditioned for samples number `rows`; and `sigmas`, a discrete model's table.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, without the batch."""
+        ...
+
+    @property
+    def sigma_min(self) -> float: ...
+
+    @property
+    def sigma_max(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work to do. All of it grows with `samples`."""
+
+    calls: tuple[int, ...] = (3, 5, 7)
+    samples: int = 1000  # evaluation noises
+    trajectories: int = 0  # of every fit; 0 is twice the samples, at most the published 10,000
+    teacher_calls: int = 200
+    batch: int = 250  # samples per model call in evaluation
+    seed: int = 0  # of the fits
+    methods: tuple[str, ...] = ("*",)  # shell patterns of method names
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or self.batch < 1 or self.trajectories < 0 or self.teacher_calls < 2:
+            raise ValueError(
+                "A benchmark needs at least 2 samples, a batch of at least 1 and 2 teacher calls, but found "
+                f"{self.samples}, {self.batch} and {self.teacher_calls}."
+            )
+        if not self.calls or min(self.calls) < 2:
+            raise ValueError(f"Numbers of model calls start at 2, but found {list(self.calls)}.")
+        if not 0 <= self.seed < EVALUATION_SEED:
+            raise ValueError(f"seed must be in [0, {EVALUATION_SEED}), but found {self.seed}.")
+
+    @property
+    def fit_trajectories(self) -> int:
+        return self.trajectories or min(10_000, 2 * self.samples)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to spend a number of model calls."""
+
+    name: str
+    sigmas: tuple[float, ...]
+    solver: Solver
+    planner: Planner
+    analytic_first_step: bool = False
+
+    def run(self, denoiser: Denoiser, x: Sample) -> Sample:
+        """Sample from noise at the first level."""
+        grid = torch.tensor(self.sigmas, dtype=torch.float64)
+        return sample(denoiser, x, grid, self.solver, self.planner, analytic_first_step=self.analytic_first_step)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the JSON's keys."""
+
+    method: str
+    calls: int
+    error: float | None
+    error_low: float | None
+    error_high: float | None
+    error_median: float | None
+    error_p90: float | None
+    frechet: float | None
+    seconds: float
+    fit_calls: int | None
+    fit_seconds: float | None
+
+
+def baselines(model: Model, calls: int) -> Iterator[Method]:
+    """Every solver without a predictor, on every schedule and ending, with and without the analytic first step.
+
+    A grid ends at sigma_min, as published, or at 0 in place of it, as ComfyUI's grids do. DPM-Solver++
+    of order 1 is left out: with either prediction it is Euler's method.
+    """
+    one_call: dict[str, Solver] = {"euler": Ipndm(1)}
+    one_call |= {f"ipndm-{order}": Ipndm(order) for order in (2, 3, 4)}
+    one_call |= {f"dpmpp-{order}": DpmSolverPP(order) for order in (2, 3)}
+    one_call |= {f"dpmpp-{order} noise": DpmSolverPP(order, "noise") for order in (2, 3)}
+    for spacing in SCHEDULES:
+        for end in ("sigma_min", "zero"):
+            for analytic in (False, True):
+                label = f"{spacing}{' zero' * (end == 'zero')}{' analytic' * analytic}"
+                if (grid := _grid(model, spacing, calls + analytic, end)) is not None:
+                    for name, solver in one_call.items():
+                        yield Method(f"{name} {label}", grid, solver, NoMidpoint(), analytic)
+                # Two calls in every interval but an analytic first one and one that ends at 0.
+                intervals, odd = divmod(calls + analytic + (end == "zero"), 2)
+                grid = None if odd else _grid(model, spacing, intervals, end)
+                if grid is not None:
+                    plain = frozenset({intervals - 1} if end == "zero" else ())
+                    for name, r in (("heun", 1.0), ("dpm_2", 0.5)):
+                        yield Method(f"{name} {label}", grid, Dpm2(), FixedMidpoint(r, plain=plain), analytic)
+
+
+def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:
+    """The grid, or None for the discrete schedule of a model whose levels it does not cover."""
+    low, high, rho = model.sigma_min, model.sigma_max, USUAL_RHO[spacing]
+    try:
+        if spacing == "discrete":
+            sigmas = discrete(intervals + 1, low, high, rho, table=getattr(model, "sigmas", None))
+        else:
+            sigmas = SCHEDULES[spacing](intervals + 1, low, high, rho)
+    except ValueError:
+        if spacing != "discrete":
+            raise
+        return None
+    return tuple(sigmas[:-1].tolist()) + ((0.0,) if end == "zero" else (float(sigmas[-1]),))
+
+
+def students() -> list[str]:
+    """The learned methods: every sampler type as it measures best, and as published."""
+    return [*DEFAULT, *(name + PUBLISHED_SUFFIX for name in PUBLISHED)]
+
+
+def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> PredictorConfig:
+    """The settings of a learned method at a number of calls."""
+    published = name.endswith(PUBLISHED_SUFFIX)
+    overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "none")
+    overrides.setdefault("table", getattr(denoiser, "sigmas", None))
+    low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
+    return predictor_config(name.removesuffix(PUBLISHED_SUFFIX), calls, low, high, published=published, **overrides)
+
+
+@torch.no_grad()
+def shows_features(model: Model) -> bool:
+    """Whether the model gives bottleneck features, found out by one call."""
+    answer = conditioned(model, range(1))(torch.zeros(1, *model.shape), torch.tensor(float(model.sigma_max)))
+    return isinstance(answer, tuple) and answer[1] is not None
+
+
+def differentiable(model: Model) -> bool:
+    """Whether autograd runs through the model, found out by one call."""
+    x = torch.zeros(1, *model.shape, requires_grad=True)
+    with torch.enable_grad():
+        answer = conditioned(model, range(1))(x, torch.tensor(float(model.sigma_max)))
+    denoised: Tensor = answer[0] if isinstance(answer, tuple) else answer
+    return denoised.requires_grad
+
+
+def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
+    """A batch of 32, or smaller so that a short fit still takes about 60 optimiser steps per interval."""
+    batch = max(4, min(32, trajectories // 60))
+    return TrainConfig(
+        trajectories=trajectories,
+        batch_size=min(batch, trajectories),
+        seed=seed,
+        gradient="reverse" if differentiable(model) else "finite difference",
+    )
+
+
+def fit(
+    model: Model, config: PredictorConfig, training: TrainConfig, progress: Callable[[float], None] = lambda loss: None
+) -> Trainer:
+    """Train a predictor; `progress` hears the loss after every optimiser step."""
+    predictor = AMEDPredictor(config, torch.Generator().manual_seed(training.seed))
+    trainer = Trainer(predictor, gaussian(model, tuple(model.shape), config.sigmas[0]), training)
+    for event in trainer.events():
+        progress(event.loss)
+    return trainer
+
+
+class Bench:
+    """The evaluation noise, its converged teacher, and rows measured against them."""
+
+    def __init__(self, model: Model, settings: Settings, progress: "Progress") -> None:
+        self.model = model
+        self.settings = settings
+        self.progress = progress
+        generator = torch.Generator().manual_seed(EVALUATION_SEED + settings.seed)
+        self.x = model.sigma_max * torch.randn(settings.samples, *model.shape, generator=generator)
+        data = getattr(model, "data", None)
+        self.real: Sample | None = None if data is None else data(settings.samples)
+        begin = time.perf_counter()
+        self.teacher = self.draw(
+            TEACHER,
+            lambda denoiser, x: measures.converged(
+                denoiser, x, model.sigma_min, model.sigma_max, settings.teacher_calls
+            ),
+            settings.teacher_calls,
+        )
+        self.teacher_seconds = time.perf_counter() - begin
+
+    def draw(self, name: str, run: Callable[[Denoiser, Sample], Sample], calls: int) -> Sample:
+        """All samples of one method."""
+        drawn = []
+        for rows in chunks(self.settings.samples, self.settings.batch):
+            drawn.append(run(conditioned(self.model, rows), self.x[rows.start : rows.stop]))
+            self.progress(name, len(rows) * calls)
+        return torch.cat(drawn)
+
+    def teacher_row(self) -> Row:
+        """The teacher's own row: no error, and the Frechet distance that others can at best reach."""
+        calls = 2 * (self.settings.teacher_calls // 2) + 1
+        return self._row(TEACHER, calls, self.teacher, self.teacher_seconds)
+
+    def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:
+        """Sample with a method and measure."""
+        begin = time.perf_counter()
+        try:
+            drawn = self.draw(method.name, method.run, calls)
+        except FloatingPointError:  # a solver may blow up where it is not meant to be used; its row says so
+            drawn = torch.full_like(self.teacher, math.nan)
+        return self._row(method.name, calls, drawn, time.perf_counter() - begin, fit_calls, fit_seconds)
+
+    def _row(
+        self,
+        name: str,
+        calls: int,
+        drawn: Sample,
+        seconds: float,
+        fit_calls: int | None = None,
+        fit_seconds: float | None = None,
+    ) -> Row:
+        finite = bool(drawn.isfinite().all())
+        e = measures.error(drawn, self.teacher) if finite else None
+        distance = measures.frechet(drawn, self.real) if finite and self.real is not None else None
+        return Row(
+            name,
+            calls,
+            None if e is None else e.rmse,
+            None if e is None else e.low,
+            None if e is None else e.high,
+            None if e is None else e.median,
+            None if e is None else e.p90,
+            distance,
+            seconds,
+            fit_calls,
+            fit_seconds,
+        )
+
+
+def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that some pattern fits."""
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+Progress = Callable[[str, int], None]  # hears what is going on, and how many sample calls were just made
+Keep = Callable[[str, Trainer], None]  # gets every finished fit
+
+
+def bench(
+    model: Model,
+    settings: Settings,
+    progress: Progress = lambda name, calls: None,
+    keep: Keep = lambda name, trainer: None,
+) -> Iterator[Row]:
+    """Measure every chosen method at every number of calls, one row after the other.
+
+    Raises ValueError if no method fits the patterns.
+    """
+    plans = []
+    for calls in settings.calls:
+        methods = {method.name: method for method in baselines(model, calls)}
+        names = chosen([*methods, *students()], settings.methods)
+        plans.append((calls, methods, names))
+    if not any(names for _, _, names in plans):
+        listed = ", ".join([*students(), *plans[0][1]])
+        raise ValueError(f"No method fits {' '.join(settings.methods)}. There are: {listed}.")
+    run = Bench(model, settings, progress)
+    yield run.teacher_row()
+    for calls, methods, names in plans:
+        for name in names:
+            if name in methods:
+                yield run.row(methods[name], calls)
+                continue
+            config = student_config(name, calls, model)
+            training = fit_settings(settings.fit_trajectories, model, settings.seed)
+            begin = time.perf_counter()
+            trainer = fit(model, config, training, lambda loss, name=name: progress(f"fit {name}", 0))  # type: ignore[misc]
+            seconds = time.perf_counter() - begin
+            keep(name, trainer)
+            yield run.row(method_of(trainer.predictor, name), calls, trainer.model_calls, seconds)
+
+
+def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:
+    """All rows, behind a progress bar that counts the evaluation's sample calls."""
+    with tqdm(total=total_calls(model, settings), unit="call", unit_scale=True) as bar:
+
+        def progress(name: str, calls: int) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(calls)
+
+        return list(bench(model, settings, progress, keep))
+
+
+def method_of(predictor: AMEDPredictor, name: str) -> Method:
+    """A predictor as a method."""
+    config = predictor.config
+    return Method(name, config.sigmas, config.build_solver(), predictor.planner(), config.analytic_first_step)
+
+
+def total_calls(model: Model, settings: Settings) -> int:
+    """Sample calls of the evaluation (not of the fits), for a progress bar."""
+    counted = [
+        len(chosen([*(m.name for m in baselines(model, calls)), *students()], settings.methods)) * calls
+        for calls in settings.calls
+    ]
+    return settings.samples * (sum(counted) + settings.teacher_calls)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, best first within a number of calls; `*` marks the best method that learned nothing."""
+    lines = [
+        f"{'calls':>5}  {'method':34}{'error':>8}  {'95 %':17}{'median':>8}{'p90':>8}{'Frechet':>9}{'fit calls':>11}"
+    ]
+    for calls in dict.fromkeys(row.calls for row in rows):
+        some = sorted((r for r in rows if r.calls == calls), key=lambda r: math.inf if r.error is None else r.error)
+        best = next((r for r in some if r.fit_calls is None and r.method != TEACHER and r.error is not None), None)
+        for r in some:
+            numbers = (r.error, r.error_low, r.error_high, r.error_median, r.error_p90)
+            shown = ["-" if v is None else f"{v:.4f}" for v in numbers]
+            distance = "-" if r.frechet is None else f"{r.frechet:.3f}"
+            fitted = "" if r.fit_calls is None else f"{r.fit_calls:,}"
+            mark = " *" if r is best else ""
+            lines.append(
+                f"{r.calls:>5}  {r.method + mark:34}{shown[0]:>8}  {shown[1] + ' to ' + shown[2]:17}"
+                f"{shown[3]:>8}{shown[4]:>8}{distance:>9}{fitted:>11}"
+            )
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as the JSON file has them."""
+    return [asdict(row) for row in rows]

@@ -1,0 +1,123 @@
+"""Pictures of samples and of what a predictor learned, for the command line."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from .types import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE = 96  # pixels a sample is at least enlarged to
+
+
+def is_image(samples: Sample) -> bool:
+    """Whether a person can look at these samples: (n, 1 or 3, height, width)."""
+    return samples.ndim == 4 and samples.shape[1] in (1, 3)
+
+
+def as_pixels(samples: Sample) -> Tensor:
+    """Samples in [-1, 1] as bytes (n, height, width, 3), enlarged smoothly."""
+    scale = max(1, math.ceil(SIDE / samples.shape[-1]))
+    large = functional.interpolate(samples.float().cpu(), scale_factor=scale, mode="bicubic", align_corners=False)
+    return ((large.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).movedim(1, -1)
+
+
+def save_samples(samples: Sample, path: Path) -> None:
+    """Write a grid of images to a .png, or the tensor to a .safetensors. Raises ValueError for other endings."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file({"samples": samples.contiguous()}, path)
+        return
+    if path.suffix != ".png" or not is_image(samples):
+        raise ValueError(
+            f"Samples of shape {tuple(samples.shape[1:])} go to a .safetensors file"
+            + (" or a .png" if is_image(samples) else "")
+            + f", but --output is {path}."
+        )
+    pixels = as_pixels(samples)
+    columns = math.ceil(len(pixels) ** 0.5)
+    missing = -len(pixels) % columns
+    pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+    rows = [torch.cat(list(pixels[i : i + columns]), dim=1) for i in range(0, len(pixels), columns)]
+    Image.fromarray(torch.cat(rows).numpy()).save(path)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure that needs no screen. Raises ImportError that says what to install."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - only the demo needs it
+    except ImportError as error:
+        raise ImportError("The demo's pictures need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+
+
+def save_comparison(labelled: Sequence[tuple[str, Sample]], path: Path) -> None:
+    """One labelled row of images per method, the same noise in every column."""
+    columns = labelled[0][1].shape[0]
+    figure = new_figure(3.2 + 0.9 * columns, 0.95 * len(labelled))
+    axes = figure.subplots(len(labelled), 1, squeeze=False)
+    for axis, (label, samples) in zip(axes[:, 0], labelled, strict=True):
+        axis.imshow(torch.cat(list(as_pixels(samples)), dim=1).numpy())
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
+        axis.set(xticks=[], yticks=[])
+    figure.savefig(path)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a predictor does on the evaluation noise: one entry per interval."""
+
+    name: str
+    base: str
+    levels: Sequence[float]  # the noise level each interval ends at
+    errors: Sequence[float]  # RMSE to the teacher there
+    base_errors: Sequence[float]  # of the base solver, its midpoints at r = 0.5
+    plans: Sequence[dict[str, Tensor]]  # r, scale_dir and scale_time per sample, for planned intervals
+
+
+def save_learned(learned: Sequence[Learned], path: Path) -> None:
+    """Error at the end of every interval against the base solver's, and the learned plans with their spread."""
+    figure = new_figure(12, 3.4 * len(learned))
+    axes = figure.subplots(len(learned), 3, squeeze=False)
+    for (error_axis, r_axis, scale_axis), one in zip(axes, learned, strict=True):
+        places = range(1, len(one.levels) + 1)
+        error_axis.plot(places, one.base_errors, "o--", color="tab:gray", label=one.base)
+        error_axis.plot(places, one.errors, "o-", color="tab:blue", label=one.name)
+        error_axis.set_xticks(
+            list(places), [f"{i}\nto {level:.3g}" for i, level in zip(places, one.levels, strict=True)]
+        )
+        error_axis.set(
+            title=f"{one.name}: distance to the teacher", xlabel="interval, to sigma", ylabel="RMSE", yscale="log"
+        )
+        error_axis.legend()
+        for axis, names, title in (
+            (r_axis, ("r",), "learned midpoint r"),
+            (scale_axis, ("scale_dir", "scale_time"), "learned scales"),
+        ):
+            for name in names:
+                values = [plan[name].flatten() for plan in one.plans]
+                axis.errorbar(
+                    range(1, len(values) + 1),
+                    [float(v.mean()) for v in values],
+                    [float(v.std()) for v in values],
+                    fmt="o-",
+                    capsize=4,
+                    label=name,
+                )
+            axis.set(title=f"{title} (mean, standard deviation)", xlabel="interval")
+            axis.set_xticks(range(1, len(one.plans) + 1))
+            axis.legend()
+        r_axis.set_ylim(0, 1)
+        r_axis.axhline(0.5, color="tab:gray", linestyle="--", linewidth=1)
+        scale_axis.axhline(1.0, color="tab:gray", linestyle="--", linewidth=1)
+    figure.savefig(path)
