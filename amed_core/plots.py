@@ -61,16 +61,24 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def save_comparison(labelled: Sequence[tuple[str, Sample]], path: Path) -> None:
-    """One labelled row of images per method, the same noise in every column."""
-    columns = labelled[0][1].shape[0]
-    figure = new_figure(3.2 + 0.9 * columns, 0.95 * len(labelled))
-    axes = figure.subplots(len(labelled), 1, squeeze=False)
-    for axis, (label, samples) in zip(axes[:, 0], labelled, strict=True):
+def save_comparison(labelled: Sequence[tuple[str, Sample]], path: Path, gain: float = 4.0) -> None:
+    """One labelled row of images per method, the same noise in every column, and its distance to the first row.
+
+    The distance, on the right, is the absolute difference times `gain`.
+    """
+    reference, columns = labelled[0][1], len(labelled[0][1])
+    figure = new_figure(4.5 + 1.3 * columns, 0.85 * len(labelled))
+    axes = figure.subplots(len(labelled), 2, squeeze=False)
+    for (axis, difference_axis), (label, samples) in zip(axes, labelled, strict=True):
         axis.imshow(torch.cat(list(as_pixels(samples)), dim=1).numpy())
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
-        axis.set(xticks=[], yticks=[])
-    figure.savefig(path)
+        difference = gain * (samples - reference).abs() - 1  # black is no difference
+        difference_axis.imshow(torch.cat(list(as_pixels(difference)), dim=1).numpy())
+        for one in (axis, difference_axis):
+            one.set(xticks=[], yticks=[])
+    axes[0, 1].set_title(f"{gain:g} x distance to the teacher", fontsize=11)
+    axes[0, 0].set_title("samples from the same noise", fontsize=11)
+    figure.savefig(path, bbox_inches="tight")
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,7 @@ def save_learned(learned: Sequence[Learned], path: Path) -> None:
         error_axis.set_xticks(
             list(places), [f"{i}\nto {level:.3g}" for i, level in zip(places, one.levels, strict=True)]
         )
-        error_axis.set(
-            title=f"{one.name}: distance to the teacher", xlabel="interval, to sigma", ylabel="RMSE", yscale="log"
-        )
+        error_axis.set(title=one.name, xlabel="interval, to sigma", ylabel="RMSE to the teacher", yscale="log")
         error_axis.legend()
         for axis, names, title in (
             (r_axis, ("r",), "learned midpoint r"),
@@ -114,7 +120,7 @@ def save_learned(learned: Sequence[Learned], path: Path) -> None:
                     capsize=4,
                     label=name,
                 )
-            axis.set(title=f"{title} (mean, standard deviation)", xlabel="interval")
+            axis.set(title=title, xlabel="interval (mean and standard deviation)")
             axis.set_xticks(range(1, len(one.plans) + 1))
             axis.legend()
         r_axis.set_ylim(0, 1)

@@ -1,0 +1,96 @@
+"""Lists of noise levels, one per model call, read back as intervals."""
+
+import itertools
+
+import pytest
+
+from amed_core.calls import call_sigmas, read
+from amed_core.predictor import PredictorConfig
+from amed_core.recipes import DEFAULT, predictor_config
+
+LOW, HIGH = 0.002, 80.0
+
+
+def configs() -> list[PredictorConfig]:
+    made = []
+    for name, calls, published, analytic in itertools.product(DEFAULT, range(2, 11), (False, True), (False, True)):
+        try:
+            made.append(predictor_config(name, calls, LOW, HIGH, published=published, analytic=analytic))
+        except ValueError:
+            assert published, "only the published grids may need the analytic first step"
+            assert not analytic
+    return made
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_a_recipe_costs_exactly_the_calls_it_is_asked_for(name: str) -> None:
+    for config, calls in ((predictor_config(name, calls, LOW, HIGH), calls) for calls in range(2, 11)):
+        assert config.calls == calls
+
+
+def test_published_odd_numbers_take_the_analytic_first_step_and_even_ones_do_not() -> None:
+    for calls in range(2, 11):
+        assert predictor_config("amed", calls, LOW, HIGH, published=True).analytic_first_step == (calls % 2 == 1)
+
+
+def test_the_own_list_has_one_level_per_call_and_is_read_back_as_the_own_grid() -> None:
+    for config in configs():
+        own = call_sigmas(config, config.calls)
+        run = read(own, config)
+        assert len(own) == config.calls + 1
+        assert run.own_grid
+        assert run.sigmas == config.sigmas
+        assert run.calls == config.calls
+        assert run.analytic_first_step == config.analytic_first_step
+
+
+def test_any_piece_of_any_list_costs_one_call_per_level() -> None:
+    for config in configs():
+        for calls in range(1, 14):
+            levels = call_sigmas(config, calls)
+            assert len(levels) == calls + 1
+            assert levels[0] == config.sigmas[0]
+            assert levels[-1] == config.sigmas[-1]
+            for begin, end in itertools.combinations(range(calls + 1), 2):
+                if calls == config.calls or (begin, end) != (0, calls):
+                    assert read(levels[begin : end + 1], config).calls == end - begin
+
+
+def test_a_cut_at_a_grid_point_keeps_the_intervals_of_the_whole() -> None:
+    for config in configs():
+        own = call_sigmas(config, config.calls)
+        for point in config.sigmas[1:-1]:
+            cut = own.index(point)
+            first, second = read(own[: cut + 1], config), read(own[cut:], config)
+            assert first.sigmas + second.sigmas[1:] == config.sigmas
+            assert first.plain | {p + len(first.sigmas) - 1 for p in second.plain} == read(own, config).plain
+
+
+def test_another_number_of_calls_is_an_error_that_names_the_right_one() -> None:
+    config = predictor_config("amed", 5, LOW, HIGH)
+    with pytest.raises(ValueError, match="Set steps to 5"):
+        read(call_sigmas(config, 8), config)
+
+
+def test_the_tail_of_a_longer_list_is_planned() -> None:
+    config = predictor_config("amed", 5, LOW, HIGH)
+    run = read(call_sigmas(config, 10)[-6:], config)
+    assert run.calls == 5
+    assert not run.own_grid
+    assert not run.analytic_first_step
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "words"),
+    [
+        ([80.0], "at least 2"),
+        ([80.0, 90.0, 0.0], "must fall"),
+        ([80.0, 10.0, 10.0, 0.0], "must fall"),
+        ([80.0, float("nan"), 0.0], "must fall"),
+        ([10.0, 1.0, -0.5], "must fall"),
+        ([100.0, 10.0, 0.0], "above 80"),
+    ],
+)
+def test_lists_that_cannot_be_sampled_are_refused(sigmas: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read(sigmas, predictor_config("amed", 5, LOW, HIGH))
