@@ -46,9 +46,10 @@ def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None =
 
 
 def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
-    """The network-free first evaluation: slope x / sqrt(1 + sigma^2), exact for unit-variance data.
+    """The network-free first evaluation: slope x / sqrt(1 + sigma^2) (AFS; Dockhorn et al. 2022).
 
-    It is for a large sigma, where the data is negligible (AFS; Dockhorn et al. 2022).
+    For unit-variance data the slope is sigma x / (1 + sigma^2): a relative 1 / (2 sigma^2) away, so
+    this is for a large sigma only, where the data is negligible.
     """
     return Evaluation(x, sigma, x - sigma * x / (1 + sigma**2).sqrt(), analytic=True)
 

@@ -17,6 +17,7 @@ from .types import Evaluation, Features, Planner, Sigma, Solver, StepPlan
 POOLED = 8  # the bottleneck is pooled to 8x8 at any resolution
 NOISE_CHANNELS = 8  # of the embedding of one noise level
 ENCODED = 4  # what is left of the bottleneck
+R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,13 @@ class AMEDPredictor(nn.Module):
         super().__init__()
         self.config = config
         inputs = ENCODED + 2 * NOISE_CHANNELS
-        self.encode_1 = nn.Linear(POOLED * POOLED, config.hidden)
-        self.encode_2 = nn.Linear(config.hidden, ENCODED)
-        self.embed_noise = nn.Linear(NOISE_CHANNELS, NOISE_CHANNELS)
-        self.head_r = nn.Linear(inputs, 1)
-        self.head_scale_dir = nn.Linear(inputs, 1) if config.scale_dir else None
-        self.head_scale_time = nn.Linear(inputs, 1) if config.scale_time else None
+        with torch.random.fork_rng(devices=()):  # layers draw from the global generator; `reset` draws again
+            self.encode_1 = nn.Linear(POOLED * POOLED, config.hidden)
+            self.encode_2 = nn.Linear(config.hidden, ENCODED)
+            self.embed_noise = nn.Linear(NOISE_CHANNELS, NOISE_CHANNELS)
+            self.head_r = nn.Linear(inputs, 1)
+            self.head_scale_dir = nn.Linear(inputs, 1) if config.scale_dir else None
+            self.head_scale_time = nn.Linear(inputs, 1) if config.scale_time else None
         self.reset(generator or torch.Generator().manual_seed(0))
 
     def reset(self, generator: torch.Generator) -> None:
@@ -139,7 +141,7 @@ class AMEDPredictor(nn.Module):
         levels = [self._embed(s).expand(len(features), -1) for s in (sigma, sigma_next)]
         joined = torch.cat([self.encode_2(hidden), *levels], dim=1)
         return StepPlan(
-            r=self.head_r(joined).sigmoid(),
+            r=self.head_r(joined).sigmoid().clamp(R_MARGIN, 1 - R_MARGIN),
             scale_dir=_around_one(self.head_scale_dir, joined, self.config.scale_dir),
             scale_time=_around_one(self.head_scale_time, joined, self.config.scale_time),
             sigma_floor=self.config.sigma_min,

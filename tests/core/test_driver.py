@@ -1,0 +1,104 @@
+"""The one loop."""
+
+import pytest
+import torch
+from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise
+from torch import Tensor
+
+from amed_core import (
+    Amed,
+    Dpm2,
+    DpmSolverPP,
+    FixedMidpoint,
+    Ipndm,
+    NoMidpoint,
+    analytic_first,
+    evaluate,
+    polynomial,
+    sample,
+    trajectory,
+)
+from amed_core.types import Evaluation, StepPlan
+
+GRID = polynomial(5, SIGMA_MIN, SIGMA_MAX)
+X = SIGMA_MAX * noise(3, 1, 4, 4)
+
+
+@pytest.mark.parametrize("analytic", [False, True])
+@pytest.mark.parametrize("plain", [frozenset(), frozenset({3}), frozenset({0, 3})])
+def test_true_model_calls(analytic: bool, plain: frozenset[int]) -> None:
+    planner = FixedMidpoint(0.5, plain=plain)
+    model = Gaussian()
+    steps = list(trajectory(model, X, GRID, Dpm2(), planner, analytic_first_step=analytic))
+    assert len(model.asked) == 2 * 4 - len(plain) - analytic
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert sum(step.model_calls for step in steps) == len(model.asked)
+
+
+def test_stopping_the_iteration_stops_the_calls() -> None:
+    model = Gaussian()
+    steps = trajectory(model, X, GRID, Ipndm(4), NoMidpoint())
+    assert model.asked == []
+    next(steps)
+    next(steps)
+    assert len(model.asked) == 2
+
+
+def test_the_analytic_slope_of_unit_variance_data_is_off_by_one_over_twice_sigma_squared() -> None:
+    model = Gaussian(mean=0.0, std=1.0)
+    for sigma in torch.tensor([10.0, 40.0, 160.0], dtype=torch.float64):
+        x = sigma * noise(5, 4)
+        analytic, called = analytic_first(x, sigma), evaluate(model, x, sigma)
+        torch.testing.assert_close(analytic.slope / called.slope - 1, (x / x) / (2 * sigma**2), rtol=1e-2, atol=0)
+
+
+def test_the_analytic_first_step_is_a_good_guess_only_at_large_sigma() -> None:
+    model = Gaussian(mean=0.0, std=0.5)
+
+    def difference(start: float) -> float:
+        grid = torch.tensor([start, start / 2], dtype=torch.float64)
+        x = start * noise(100, 4)
+        called, analytic = (
+            sample(model, x, grid, Ipndm(1), NoMidpoint(), analytic_first_step=a) for a in (False, True)
+        )
+        return float((called - analytic).abs().max() / start)
+
+    assert difference(80.0) < 0.01 * difference(1.0)
+
+
+def test_time_scaling_changes_what_the_network_is_asked_and_not_the_slopes_sigma() -> None:
+    class Scaled(FixedMidpoint):
+        def __call__(self, start: Evaluation, sigma_next: Tensor, interval: int) -> StepPlan:
+            return StepPlan(self.r, scale_time=1.2)
+
+    model = Gaussian()
+    (step,) = trajectory(model, X, torch.tensor([80.0, 10.0], dtype=torch.float64), Amed(), Scaled(0.5))
+    assert step.mid is not None
+    middle = (80.0 * 10.0) ** 0.5
+    assert float(step.mid.sigma) == pytest.approx(middle)
+    assert float(model.asked[1]) == pytest.approx(1.2 * middle)
+    torch.testing.assert_close(step.mid.slope, (step.mid.x - step.mid.denoised) / step.mid.sigma)
+
+
+def test_sigma_is_a_scalar_or_one_per_sample() -> None:
+    class PerSample(FixedMidpoint):
+        def __call__(self, start: Evaluation, sigma_next: Tensor, interval: int) -> StepPlan:
+            return StepPlan(torch.linspace(0.2, 0.8, 3, dtype=torch.float64).reshape(3, 1, 1, 1))
+
+    model = Gaussian()
+    sample(model, X, GRID, Dpm2(), PerSample(0.5))
+    assert {tuple(s.shape) for s in model.asked} == {(), (3, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_samples_dtype_is_kept(dtype: torch.dtype) -> None:
+    for rule, planner in ((Dpm2(), FixedMidpoint(0.5)), (DpmSolverPP(3), NoMidpoint())):
+        assert sample(mixture, X.to(dtype), GRID, rule, planner, analytic_first_step=True).dtype == dtype
+
+
+def test_a_bad_answer_names_the_interval_and_the_call() -> None:
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        return x * float("nan") if float(sigma) < 1 else x / (1 + sigma**2)
+
+    with pytest.raises(FloatingPointError, match="interval 3, model call 2"):  # sigma 2.5, then 0.22
+        sample(broken, X, GRID, Dpm2(), FixedMidpoint(0.9))

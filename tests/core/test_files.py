@@ -1,0 +1,133 @@
+"""Files that load completely or not at all."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from problems import SIGMA_MAX, SIGMA_MIN, mixture, noise
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from amed_core import AMEDPredictor, PredictorConfig, load_predictor, polynomial, sample, save_predictor
+from amed_core.files import PredictorFileError, load_state, read_notes, save_state, write_json
+
+ROOT = Path(__file__).parents[2]
+CONFIG = PredictorConfig(
+    "dpmpp", tuple(polynomial(4, SIGMA_MIN, SIGMA_MAX).tolist()), SIGMA_MIN, SIGMA_MAX, scale_time=0.2, guidance=3.5
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "sub" / "p.safetensors"
+    save_predictor(AMEDPredictor(CONFIG), path, {"seed": 3})
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_file_rebuilds_its_own_sampler(tmp_path: Path, dtype: torch.dtype) -> None:
+    predictor = AMEDPredictor(CONFIG, torch.Generator().manual_seed(5)).to(dtype)
+    save_predictor(predictor, tmp_path / "p.safetensors", {"teacher": "dpmpp", "seed": 5})
+    loaded = load_predictor(tmp_path / "p.safetensors")
+    assert loaded.config == CONFIG
+    x, grid = SIGMA_MAX * noise(2, 1, 4, 4), torch.tensor(CONFIG.sigmas, dtype=torch.float64)
+    ours, theirs = (sample(mixture, x, grid, p.config.build_solver(), p.planner()) for p in (predictor, loaded))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+    assert read_notes(tmp_path / "p.safetensors") == {"teacher": "dpmpp", "seed": 5}
+
+
+def test_the_header_is_json_that_anyone_can_read(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["header"])
+    assert header["config"]["guidance"] == 3.5
+    assert header["config"]["sigmas"] == list(CONFIG.sigmas)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 2000, -1])
+def test_a_cut_file_is_damaged(file: Path, keep: int) -> None:
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(PredictorFileError, match=r"p\.safetensors is damaged"):
+        load_predictor(file)
+
+
+def test_files_that_are_no_predictors_are_named(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("a letter to a friend, much longer than eight bytes")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    save_state(tmp_path / "state.safetensors", {"a": 1})
+    for name, words in (
+        ("text", "damaged"),
+        ("other", "no amed_predictor"),
+        ("state", "no amed_predictor"),
+        ("gone", "no file"),
+    ):
+        with pytest.raises(PredictorFileError, match=words):
+            load_predictor(tmp_path / f"{name}.safetensors")
+    assert load_predictor(file)
+
+
+def rewrite(path: Path, weights: dict[str, torch.Tensor] | None = None, **header: object) -> None:
+    with safe_open(path, framework="pt") as opened:
+        found = json.loads(opened.metadata()["header"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file({**tensors, **(weights or {})}, path, {"format": "amed_predictor", "header": json.dumps(found | header)})
+
+
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(file: Path) -> None:
+    rewrite(file, {"head_r.weight": torch.full((1, 20), torch.nan)})
+    with pytest.raises(PredictorFileError, match="NaN"):
+        load_predictor(file)
+    rewrite(file, {"head_r.weight": torch.zeros(1, 21)})
+    with pytest.raises(PredictorFileError, match="do not fit"):
+        load_predictor(file)
+
+
+def test_newer_files_ask_for_an_update(file: Path) -> None:
+    rewrite(file, version=99)
+    with pytest.raises(PredictorFileError, match="Update the pack"):
+        load_predictor(file)
+
+
+def test_bad_settings_in_a_header_name_the_file(file: Path) -> None:
+    rewrite(file, config={"solver": "rk4", "sigmas": [80.0, 1.0], "sigma_min": 0.1, "sigma_max": 80.0})
+    with pytest.raises(PredictorFileError, match=r"p.safetensors .*rk4"):
+        load_predictor(file)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        save_predictor(AMEDPredictor(replace(CONFIG, guidance=9.0)), file)
+    with pytest.raises(OSError, match="No space"):
+        write_json(file.with_name("rows.json"), [])
+    assert file.read_bytes() == old
+    assert [p.name for p in file.parent.iterdir()] == ["p.safetensors"]
+
+
+def test_states_keep_structure_and_bits(tmp_path: Path) -> None:
+    state = {
+        "tensor": noise(3, 4),
+        "nested": {"list": [1, 2.5, None, "a", noise(1)], "empty": {}, 7: torch.tensor(3)},
+        "integer": torch.arange(5, dtype=torch.uint8),
+    }
+    save_state(tmp_path / "s.safetensors", state)
+    loaded = load_state(tmp_path / "s.safetensors")
+    assert list(loaded["nested"]) == ["list", "empty", 7]
+    assert loaded["nested"]["list"][:4] == [1, 2.5, None, "a"]
+    assert (loaded["tensor"] == state["tensor"]).all()
+    assert loaded["integer"].dtype == torch.uint8
+
+
+def test_nothing_here_unpickles_or_evaluates() -> None:
+    sources = [*(ROOT / "amed_core").glob("*.py"), *(ROOT / "nodes").glob("*.py"), ROOT / "__init__.py"]
+    assert len(sources) > 15
+    for source in sources:
+        text = source.read_text()
+        for word in ("import pickle", "torch.load", "torch.save", " eval(", " exec("):
+            assert word not in text, f"{source.name} has {word}"

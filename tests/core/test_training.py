@@ -1,0 +1,206 @@
+"""Fitting: what it reaches, what it costs, and that it can be stopped anywhere."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
+from torch import Tensor
+
+from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, polynomial, sample
+from amed_core.files import load_state, save_state
+from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.schedules import SCHEDULES, schedule
+from amed_core.training import TEACHERS, refine
+from amed_core.types import Denoiser
+
+SHAPE = (1, 4, 4)
+SHORT = TrainConfig(trajectories=24, batch_size=8)
+
+
+def source(denoiser: Denoiser = mixture) -> Any:
+    """Starting noise in float64, so that gradients can be compared closely."""
+
+    def draw(rows: range, generator: torch.Generator) -> tuple[Tensor, Denoiser]:
+        return SIGMA_MAX * torch.randn(len(rows), *SHAPE, generator=generator, dtype=torch.float64), denoiser
+
+    return draw
+
+
+def trainer(name: str = "amed", calls: int = 5, training: TrainConfig = SHORT, **overrides: Any) -> Trainer:
+    config = predictor_config(name, calls, SIGMA_MIN, SIGMA_MAX, **overrides)
+    return Trainer(AMEDPredictor(config).double(), source(), training)
+
+
+def held_out_loss(predictor: AMEDPredictor) -> float:
+    """The loss over all intervals on noise that no training here draws."""
+    fresh = Trainer(predictor, source(), TrainConfig(trajectories=400, batch_size=400, seed=10**6))
+    batch, total = fresh.begin(), 0.0
+    for interval in range(predictor.config.planned):
+        loss, student, _, history = fresh.loss(batch)
+        total += loss.item()
+        batch.x, batch.history, batch.interval = student, history, interval + 1
+    return total
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", DEFAULT)
+def test_a_fit_comes_nearer_to_its_teacher_on_noise_it_never_saw(name: str, published: bool) -> None:
+    fitted = trainer(name, 5, TrainConfig(trajectories=960, batch_size=16), published=published)
+    before = held_out_loss(fitted.predictor)
+    list(fitted.events())
+    assert held_out_loss(fitted.predictor) < 0.9 * before
+
+
+@pytest.mark.parametrize(("name", "calls"), [("amed", 5), ("amed_ipndm", 6), ("amed_dpmpp_3m", 7)])
+def test_resumed_equals_uninterrupted_bit_for_bit_wherever_it_was_stopped(
+    tmp_path: Path, name: str, calls: int
+) -> None:
+    whole = trainer(name, calls)
+    events = sum(1 for _ in whole.events())
+    for stop in range(events + 1):
+        first = trainer(name, calls)
+        running = first.events()
+        for _ in range(stop):
+            next(running)
+        save_state(tmp_path / "state.safetensors", first.state_dict())
+        second = trainer(name, calls)
+        second.load_state_dict(load_state(tmp_path / "state.safetensors"))
+        assert sum(1 for _ in second.events()) == events - stop
+        for a, b in zip(whole.predictor.parameters(), second.predictor.parameters(), strict=True):
+            assert (a == b).all()
+        assert second.losses == whole.losses
+        assert second.model_calls == whole.model_calls
+
+
+def test_leaving_the_events_and_coming_back_goes_on() -> None:
+    whole, broken = trainer(), trainer()
+    list(whole.events())
+    while any(True for _ in broken.events()):  # takes one event of a new iterator at a time
+        pass
+    assert all((a == b).all() for a, b in zip(whole.predictor.parameters(), broken.predictor.parameters(), strict=True))
+
+
+def test_a_state_of_another_training_is_refused() -> None:
+    state = trainer().state_dict()
+    with pytest.raises(ValueError, match="learning_rate"):
+        trainer(training=replace(SHORT, learning_rate=0.1)).load_state_dict(state)
+    with pytest.raises(ValueError, match="sigmas"):
+        trainer(calls=7).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.parametrize("scale_time", [0.0, 0.2])
+def test_finite_differences_give_the_gradient_of_autograd(name: str, scale_time: float) -> None:
+    gradients, students = [], []
+    for gradient in ("reverse", "finite difference"):
+        fitted = trainer(name, 5, replace(SHORT, gradient=gradient), scale_time=scale_time)  # type: ignore[arg-type]
+        batch = fitted.begin()
+        loss, student, _, history = fitted.loss(batch)
+        batch.x, batch.history, batch.interval = student, history, 1
+        second = fitted.loss(batch)[0]
+        (loss + second).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in fitted.predictor.parameters() if p.grad is not None]))
+        students.append(student)
+    torch.testing.assert_close(students[1], students[0])
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 2e-3
+
+
+@pytest.mark.parametrize("gradient", ["reverse", "finite difference"])
+@pytest.mark.parametrize(("name", "calls"), [("amed", 5), ("amed", 4), ("amed_ipndm", 5), ("amed_dpmpp_2m", 6)])
+def test_model_calls_are_counted_truly(name: str, calls: int, gradient: Any) -> None:
+    model = Gaussian()
+    config = predictor_config(name, calls, SIGMA_MIN, SIGMA_MAX)
+    counted = Trainer(AMEDPredictor(config), source(model), replace(SHORT, gradient=gradient))
+    list(counted.events())
+    assert counted.model_calls == 8 * len(model.asked)
+
+
+def test_a_single_step_student_asks_only_at_its_midpoints() -> None:
+    """The teacher (Heun, one point in each of two intervals) makes 8 calls per trajectory, the student 2."""
+    fitted = trainer("amed", 5)
+    list(fitted.events())
+    assert fitted.model_calls == 24 * (8 + 2)
+
+
+def test_training_leaves_the_models_weights_and_torchs_generator_alone() -> None:
+    layer = torch.nn.Linear(16, 16).double()
+    weights = layer.weight.clone()
+    state = torch.get_rng_state()
+
+    def network(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return layer(x.flatten(1) / (1 + sigma**2).sqrt().reshape(-1, 1)).reshape(x.shape), x.new_zeros(len(x), 8, 8)
+
+    config = predictor_config("amed", 5, SIGMA_MIN, SIGMA_MAX)
+    list(Trainer(AMEDPredictor(config).double(), source(network), SHORT).events())
+    assert layer.weight.grad is None
+    assert (layer.weight == weights).all()
+    assert (torch.get_rng_state() == state).all()
+
+
+def test_a_loss_that_is_not_finite_names_the_interval_and_keeps_the_weights() -> None:
+    def broken(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        denoised, features = mixture(x, sigma)
+        return torch.where(sigma < 2.0, math.nan, denoised), features
+
+    config = predictor_config("amed", 5, SIGMA_MIN, SIGMA_MAX)
+    fitted = Trainer(AMEDPredictor(config).double(), source(broken), SHORT)
+    running = fitted.events()
+    assert next(running).interval == 0
+    kept = [p.detach().clone() for p in fitted.predictor.parameters()]
+    with pytest.raises(FloatingPointError, match="interval 2"):
+        next(running)
+    assert all((a == b).all() for a, b in zip(kept, fitted.predictor.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("points", [1, 2, 5])
+@pytest.mark.parametrize("end", ["sigma_min", "zero"])
+@pytest.mark.parametrize("name", [*SCHEDULES, "own"])
+def test_the_teachers_grid_contains_the_students(name: str, end: str, points: int) -> None:
+    low, high = (0.05, 10.0)
+    grid = torch.tensor([10.0, 3.0, 2.0, 0.05]).double() if name == "own" else schedule(name)(4, low, high, 3.0)
+    if end == "zero":
+        grid[-1] = 0.0
+    config = PredictorConfig(
+        "amed", tuple(grid.tolist()), low, high, schedule="polynomial" if name == "own" else name, rho=3.0
+    )
+    fine = refine(grid, points, AMEDPredictor(config))
+    assert len(fine) == 3 * (points + 1) + 1
+    torch.testing.assert_close(fine[:: points + 1], grid, rtol=0, atol=0)
+    assert (fine.diff() < 0).all()
+    if name in ("polynomial", "logsnr", "time_uniform") and end == "sigma_min":
+        torch.testing.assert_close(fine, schedule(name)(len(fine), low, high, 3.0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trajectories": 0}, "at least 1 trajectory"),
+        ({"batch_size": 0}, "batch of at least 1"),
+        ({"learning_rate": 0.0}, "positive learning rate"),
+        ({"teacher": "rk4"}, ", ".join(TEACHERS)),
+        ({"gradient": "guess"}, "finite difference"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(**settings)
+
+
+def test_a_teacher_with_more_points_is_nearer_to_the_truth() -> None:
+    errors = []
+    for points in (1, 4):
+        fitted = trainer("amed", 5, TrainConfig(trajectories=200, batch_size=200, teacher_points=points))
+        batch = fitted.begin()
+        x = SIGMA_MAX * torch.randn(
+            200, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )  # the trainer's own draw
+        end = fitted.predictor.config.sigmas[2]
+        fine = polynomial(200, end, SIGMA_MAX)
+        solver, planner = TEACHERS["heun"](fitted.predictor.config)
+        truth = sample(mixture, x, fine, solver, planner)
+        errors.append(float((batch.targets[1] - truth).square().mean().sqrt()))
+    assert errors[1] < 0.5 * errors[0]
