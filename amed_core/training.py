@@ -171,9 +171,9 @@ class Trainer:
         loss, student, plan, history = self.loss(batch)
         if not loss.isfinite():
             raise FloatingPointError(
-                f"The loss is {loss.item()} in interval {interval + 1}: the model's answer there, or the update made of "
-                "it, is not finite. Check the model's precision and its LoRAs; lower the learning rate if the loss had "
-                "been rising. The predictor is kept as it was before this step."
+                f"The loss is {loss.item()} in interval {interval + 1}: the model's answer there, or the update made "
+                "of it, is not finite. Check the model's precision and its LoRAs; lower the learning rate if the loss "
+                "had been rising. The predictor is kept as it was before this step."
             )
         # Only the predictor gets gradients: the model's parameters may be trainable, and are left as they are.
         loss.backward(inputs=list(self.predictor.parameters()))  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -55,11 +56,12 @@ def sample_amed(
     network = predictor.network.to(x.device)
     planner = network.planner(run.plain)
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
+    call = count()
     with tqdm(total=run.calls, disable=disable) as bar:
 
         def report(x: Sample, sigma: Sigma, denoised: Sample) -> None:
             if callback is not None:
-                callback({"x": x, "i": bar.n, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+                callback({"x": x, "i": next(call), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
             bar.update()
 
         denoiser = ComfyDenoiser(model, guider, extra_args or {}, report, features=config.features == "bottleneck")

@@ -62,13 +62,13 @@ class TrainSampler(comfy.samplers.Sampler):
         total = batches * settings.planned
         progress = comfy.utils.ProgressBar(total)
         with tqdm(total=total, desc="AMED training", disable=disable_pbar) as bar:
-            for event in self.trainer.events():
+            for done, event in enumerate(self.trainer.events(), start=1):
                 if event.interval == 0:
                     self.losses.append(0.0)
                 self.losses[-1] += event.loss
                 bar.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
                 bar.update()
-                progress.update_absolute(bar.n, total)
+                progress.update_absolute(done, total)
         return noise
 
 

@@ -1,5 +1,7 @@
 """A real ComfyUI for the node tests: found, started headless on the CPU, and spoken to over HTTP."""
 
+import asyncio
+import importlib.util
 import json
 import os
 import socket
@@ -49,6 +51,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ran = len(reports["passed"]) + len(reports["failed"])
     where = WHY_NOT if COMFYUI is None else f"in the real ComfyUI at {COMFYUI}"
     terminalreporter.write_line(f"node tests: {ran} ran, {len(reports['skipped'])} skipped; {where}")
+
+
+@pytest.fixture(scope="session")
+def pack() -> Any:
+    """This pack, imported as ComfyUI imports it, in this process."""
+    sys.path.insert(0, str(COMFYUI))
+    import comfy.cli_args  # noqa: PLC0415
+
+    comfy.cli_args.args.cpu = True
+    spec = importlib.util.spec_from_file_location("amed_pack", PACK / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["amed_pack"] = module
+    spec.loader.exec_module(module)
+    asyncio.run(module.comfy_entrypoint())
+    return module
 
 
 @dataclass
