@@ -112,9 +112,10 @@ def run_train(arguments: argparse.Namespace) -> None:
     model = load_denoiser(arguments.denoiser, arguments.cfg)
     chosen = {
         name: getattr(arguments, name)
-        for name in ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden")
+        for name in ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")
         if getattr(arguments, name) is not None
     }
+    chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
     name = arguments.solver + " published" * arguments.published
     guidance = 1.0 if arguments.cfg is None else arguments.cfg
     config = student_config(
@@ -246,6 +247,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--scale-dir", type=float, help="half-width around 1; the recipe's if left out")
     train.add_argument("--scale-time", type=float, help="half-width around 1; the recipe's if left out")
     train.add_argument("--max-order", type=int, help="of iPNDM and DPM-Solver++; the recipe's if left out")
+    train.add_argument("--prediction", choices=["data", "noise"], help="of DPM-Solver++; data if left out")
+    train.add_argument("--thresholding", action="store_true", help="DPM-Solver++'s dynamic thresholding: pixel models")
+    train.add_argument("--no-lower-order-final", action="store_true", help="keep DPM-Solver++'s order to the end")
     train.add_argument("--hidden", type=int, help="hidden width of the predictor; 128 if left out")
     train.add_argument("--teacher", choices=list(TEACHERS), help="the student's own family if left out")
     train.add_argument(

@@ -18,7 +18,7 @@ from .predictor import AMEDPredictor, PredictorConfig
 from .recipes import DEFAULT, PUBLISHED, USUAL_RHO, predictor_config
 from .schedules import SCHEDULES, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
-from .training import TrainConfig, Trainer, gaussian
+from .training import TrainConfig, Trainer, TrainEvent, gaussian
 from .types import Denoiser, Planner, Sample, Solver
 
 TEACHER = "teacher"
@@ -189,13 +189,16 @@ def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
 
 
 def fit(
-    model: Model, config: PredictorConfig, training: TrainConfig, progress: Callable[[float], None] = lambda loss: None
+    model: Model,
+    config: PredictorConfig,
+    training: TrainConfig,
+    progress: Callable[[TrainEvent], None] = lambda event: None,
 ) -> Trainer:
-    """Train a predictor; `progress` hears the loss after every optimiser step."""
+    """Train a predictor; `progress` hears of every optimiser step."""
     predictor = AMEDPredictor(config, torch.Generator().manual_seed(training.seed))
     trainer = Trainer(predictor, gaussian(model, tuple(model.shape), config.sigmas[0]), training)
     for event in trainer.events():
-        progress(event.loss)
+        progress(event)
     return trainer
 
 
@@ -306,10 +309,14 @@ def bench(
             config = student_config(name, calls, model)
             training = fit_settings(settings.fit_trajectories, model, settings.seed)
             begin = time.perf_counter()
-            trainer = fit(model, config, training, lambda loss, name=name: progress(f"fit {name}", 0))  # type: ignore[misc]
+            trainer = fit(model, config, training, _fit_progress(progress, name, training))
             seconds = time.perf_counter() - begin
             keep(name, trainer)
             yield run.row(method_of(trainer.predictor, name), calls, trainer.model_calls, seconds)
+
+
+def _fit_progress(progress: Progress, name: str, training: TrainConfig) -> Callable[[TrainEvent], None]:
+    return lambda event: progress(f"fit {name} {event.trajectory}/{training.trajectories}", 0)
 
 
 def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:
