@@ -236,28 +236,7 @@ def parser() -> argparse.ArgumentParser:
 
     train = command("train", run_train, "Train a predictor and save it.")
     model_options(train)
-    train.add_argument("--solver", default="amed", choices=[n for n in students() if " " not in n], help="what to fit")
-    train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
-    train.add_argument("--calls", type=int, default=5, help="model calls per sample")
-    train.add_argument("--trajectories", type=int, default=10_000, help="training noises")
-    train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
-    train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
-    train.add_argument("--schedule", choices=list(SCHEDULES), help="of the grid; the recipe's if left out")
-    train.add_argument("--rho", type=float, help="of the schedule; its usual one if left out")
-    train.add_argument("--scale-dir", type=float, help="half-width around 1; the recipe's if left out")
-    train.add_argument("--scale-time", type=float, help="half-width around 1; the recipe's if left out")
-    train.add_argument("--max-order", type=int, help="of iPNDM and DPM-Solver++; the recipe's if left out")
-    train.add_argument("--prediction", choices=["data", "noise"], help="of DPM-Solver++; data if left out")
-    train.add_argument("--thresholding", action="store_true", help="DPM-Solver++'s dynamic thresholding: pixel models")
-    train.add_argument("--no-lower-order-final", action="store_true", help="keep DPM-Solver++'s order to the end")
-    train.add_argument("--hidden", type=int, help="hidden width of the predictor; 128 if left out")
-    train.add_argument("--teacher", choices=list(TEACHERS), help="the student's own family if left out")
-    train.add_argument(
-        "--teacher-points", type=int, default=0, help="teacher points inside every interval; 0: recipe's"
-    )
-    train.add_argument("--output", type=Path, default=Path("predictor.safetensors"))
-    train.add_argument("--state", type=Path, help="file for the training state, written at Ctrl-C and at the end")
-    train.add_argument("--resume", type=Path, help="go on from a training state")
+    _train_options(train)
 
     draw = command("sample", run_sample, "Sample with a predictor.")
     model_options(draw)
@@ -281,6 +260,31 @@ def parser() -> argparse.ArgumentParser:
     show = command("inspect", run_inspect, "Show what a predictor file holds.")
     show.add_argument("file", type=Path)
     return top
+
+
+def _train_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--solver", default="amed", choices=[n for n in students() if " " not in n], help="what to fit")
+    train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
+    train.add_argument("--calls", type=int, default=5, help="model calls per sample")
+    train.add_argument("--trajectories", type=int, default=10_000, help="training noises")
+    train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
+    train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
+    train.add_argument("--schedule", choices=list(SCHEDULES), help="of the grid; the recipe's if left out")
+    train.add_argument("--rho", type=float, help="of the schedule; its usual one if left out")
+    train.add_argument("--scale-dir", type=float, help="half-width around 1; the recipe's if left out")
+    train.add_argument("--scale-time", type=float, help="half-width around 1; the recipe's if left out")
+    train.add_argument("--max-order", type=int, help="of iPNDM and DPM-Solver++; the recipe's if left out")
+    train.add_argument("--prediction", choices=["data", "noise"], help="of DPM-Solver++; data if left out")
+    train.add_argument("--thresholding", action="store_true", help="DPM-Solver++'s dynamic thresholding: pixel models")
+    train.add_argument("--no-lower-order-final", action="store_true", help="keep DPM-Solver++'s order to the end")
+    train.add_argument("--hidden", type=int, help="hidden width of the predictor; 128 if left out")
+    train.add_argument("--teacher", choices=list(TEACHERS), help="the student's own family if left out")
+    train.add_argument(
+        "--teacher-points", type=int, default=0, help="teacher points inside every interval; 0: recipe's"
+    )
+    train.add_argument("--output", type=Path, default=Path("predictor.safetensors"))
+    train.add_argument("--state", type=Path, help="file for the training state, written at Ctrl-C and at the end")
+    train.add_argument("--resume", type=Path, help="go on from a training state")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
