@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent / "nodes"))
-from conftest import COMFYUI, WHY_NOT
+from comfyui import COMFYUI, WHY_NOT
 
 APART = ("torch", "torchvision", "torchaudio", "spandrel")
 

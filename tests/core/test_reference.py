@@ -147,3 +147,7 @@ def test_training_losses_and_gradients(case: dict[str, Any]) -> None:
 
 def test_the_bottleneck_of_the_reference_has_the_predictors_resolution() -> None:
     assert FILE.get_tensor("z").shape[-1] == POOLED
+
+
+def test_every_case_of_the_file_is_of_a_kind_that_is_run() -> None:
+    assert {case["kind"] for case in CASES} <= {"schedule", "teacher", "student", "train"}
