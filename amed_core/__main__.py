@@ -18,6 +18,7 @@ from .bench import (
     Settings,
     as_json,
     bench_with_bar,
+    best_of_each,
     fit_settings,
     method_of,
     student_config,
@@ -181,7 +182,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
         methods=tuple(arguments.methods),
     )
     rows = bench_with_bar(model, settings)
-    print(table(rows))
+    print(table(best_of_each(rows) if arguments.best else rows))
     if arguments.json:
         write_json(arguments.json, as_json(rows))
 
@@ -255,6 +256,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--teacher-calls", type=int, default=200, help="model calls of the converged teacher")
     compare.add_argument("--batch", type=int, default=250, help="samples per model call")
     compare.add_argument("--methods", nargs="+", default=["*"], help="shell patterns of method names")
+    compare.add_argument("--best", action="store_true", help="print only the best row of every unlearned solver")
     compare.add_argument("--json", type=Path, help="file for the rows")
 
     show = command("inspect", run_inspect, "Show what a predictor file holds.")

@@ -345,13 +345,33 @@ def total_calls(model: Model, settings: Settings) -> int:
     return settings.samples * (sum(counted) + settings.teacher_calls)
 
 
+def best_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Of every solver without a predictor only its best schedule and ending at each number of calls; all else."""
+
+    def group(row: Row) -> tuple[int, str]:
+        words = row.method.split(" ")
+        unlearned = row.fit_calls is None and row.method != TEACHER
+        return row.calls, " ".join(words[: 2 if "noise" in words else 1]) if unlearned else row.method
+
+    best: dict[tuple[int, str], Row] = {}
+    for row in rows:
+        other = best.get(group(row))
+        if other is None or _error(row) < _error(other):
+            best[group(row)] = row
+    return list(best.values())
+
+
+def _error(row: Row) -> float:
+    return math.inf if row.error is None else row.error
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, best first within a number of calls; `*` marks the best method that learned nothing."""
     lines = [
         f"{'calls':>5}  {'method':34}{'error':>8}  {'95 %':17}{'median':>8}{'p90':>8}{'Frechet':>9}{'fit calls':>11}"
     ]
     for calls in dict.fromkeys(row.calls for row in rows):
-        some = sorted((r for r in rows if r.calls == calls), key=lambda r: math.inf if r.error is None else r.error)
+        some = sorted((r for r in rows if r.calls == calls), key=_error)
         best = next((r for r in some if r.fit_calls is None and r.method != TEACHER and r.error is not None), None)
         for r in some:
             numbers = (r.error, r.error_low, r.error_high, r.error_median, r.error_p90)

@@ -14,6 +14,7 @@ from .bench import (
     as_json,
     baselines,
     bench_with_bar,
+    best_of_each,
     method_of,
     table,
 )
@@ -58,21 +59,6 @@ def demo(output: Path, samples: int, trajectories: int) -> None:
 
 def _save(output: Path, name: str, trainer: Trainer) -> None:
     save_predictor(trainer.predictor, output / f"{name}.safetensors", provenance(trainer.summary()))
-
-
-def best_of_each(rows: list[Row]) -> list[Row]:
-    """Every base solver on the schedule and ending that suit it best, and everything else."""
-
-    def solver(row: Row) -> str:
-        spaced = row.method.split(" ")
-        return " ".join(spaced[: 2 if "noise" in spaced else 1])
-
-    best: dict[str, Row] = {}
-    for row in rows:
-        other = best.get(solver(row))
-        if other is None or (row.error is not None and (other.error is None or row.error < other.error)):
-            best[solver(row)] = row
-    return list(best.values())
 
 
 def _picture(
