@@ -173,7 +173,8 @@ class AMEDTrainPredictor(io.ComfyNode):
                     options=[AUTO, *SCHEDULES],
                     default=AUTO,
                     tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s; '
-                    '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps.',
+                    '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps '
+                    "and the choice for flow models.",
                 ),
                 io.Float.Input(
                     "rho",
@@ -256,8 +257,11 @@ class AMEDTrainPredictor(io.ComfyNode):
             overrides["scale_dir"] = scale_dir
         if scale_time >= 0:
             overrides["scale_time"] = scale_time
+        flow = isinstance(sampling, comfy.model_sampling.CONST)
         if scheduler != AUTO:
             overrides["schedule"] = scheduler
+        elif flow:  # the published grids are for noise levels that reach far beyond 1; this one follows the shift
+            overrides["schedule"] = "discrete"
         if rho:
             overrides["rho"] = rho
         training = TrainConfig(
@@ -285,7 +289,7 @@ class AMEDTrainPredictor(io.ComfyNode):
                 float(sampling.sigma_min),
                 float(sampling.sigma_max),
                 published=preset == PAPER,
-                analytic=not isinstance(sampling, comfy.model_sampling.CONST),  # not valid for flow models
+                analytic=not flow,
                 table=getattr(sampling, "sigmas", None),
                 features=features,
                 guidance=cfg,

@@ -1,11 +1,11 @@
 """What travels between our nodes."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..amed_core import AMEDPredictor
 
@@ -54,7 +54,8 @@ def describe(predictor: Predictor) -> str:
 
 def say(node: type[io.ComfyNode], text: str) -> None:
     """Show a text on the node in the browser."""
-    server = getattr(PromptServer, "instance", None)
+    running = sys.modules.get("server")  # absent where ComfyUI is only a library
+    server = getattr(getattr(running, "PromptServer", None), "instance", None)
     hidden = getattr(node, "hidden", None)
     if server is not None and hidden is not None and hidden.unique_id is not None:
         server.send_progress_text(text, hidden.unique_id)
