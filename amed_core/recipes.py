@@ -90,11 +90,16 @@ def predictor_config(
             f"{calls} model calls cannot be planned here"
             + (": at least 2 are needed." if calls < 2 else f" without the analytic first step: choose {calls + 1}.")
         )
-    points = (calls + plain + first) // 2 + 1
+    intervals = (calls + plain + first) // 2
+    # On grids that are even in time a plain last interval is half as long as one that takes two calls.
+    even = plain and spacing in ("time_uniform", "discrete")
+    points = 2 * intervals if even else intervals + 1
     if spacing == "discrete":
         grid = discrete(points, sigma_min, sigma_max, rho, table).tolist()
     else:
         grid = schedule(spacing)(points, sigma_min, sigma_max, rho).tolist()
+    if even:
+        grid = [*grid[:-1:2], grid[-1]]
     if end != "sigma_min":
         grid[-1] = 0.0
     settings: dict[str, Any] = {

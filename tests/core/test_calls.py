@@ -3,10 +3,12 @@
 import itertools
 
 import pytest
+import torch
 
 from amed_core.calls import call_sigmas, read
 from amed_core.predictor import PredictorConfig
 from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.schedules import discrete
 
 LOW, HIGH = 0.002, 80.0
 
@@ -31,6 +33,14 @@ def test_a_recipe_costs_exactly_the_calls_it_is_asked_for(name: str) -> None:
 def test_published_odd_numbers_take_the_analytic_first_step_and_even_ones_do_not() -> None:
     for calls in range(2, 11):
         assert predictor_config("amed", calls, LOW, HIGH, published=True).analytic_first_step == (calls % 2 == 1)
+
+
+@pytest.mark.parametrize(("calls", "levels"), [(5, (0, 2, 4, 5)), (3, (0, 2, 3)), (7, (0, 2, 4, 6, 7))])
+def test_on_an_even_grid_every_call_spans_the_same_time(calls: int, levels: tuple[int, ...]) -> None:
+    table = torch.arange(1, 1001) / 1000  # a flow model without shift
+    config = predictor_config("amed", calls, 0.001, 1.0, schedule="discrete", analytic=False, table=table)
+    expected = [float(discrete(calls + 1, 0.001, 1.0, table=table)[i]) for i in levels[:-1]]
+    assert list(config.sigmas[:-1]) == pytest.approx(expected)
 
 
 def test_the_own_list_has_one_level_per_call_and_is_read_back_as_the_own_grid() -> None:
