@@ -4,6 +4,7 @@ Training crosses intervals with the same `advance` that sampling uses. It prints
 nothing and stops when its caller stops iterating.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -125,7 +126,7 @@ class Trainer:
         self.teacher_points = config.teacher_points or points
         self.solver = predictor.config.build_solver()
         self.sigmas = torch.tensor(predictor.config.sigmas, dtype=torch.float64)
-        self.teacher_sigmas = refine(self.sigmas[: predictor.config.planned + 1], self.teacher_points, predictor)
+        self.teacher_sigmas = refine(predictor.config, self.teacher_points)
         self.optimizer = torch.optim.Adam(predictor.parameters(), lr=config.learning_rate)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.trajectory = 0
@@ -328,25 +329,23 @@ def gaussian(denoiser: Denoiser, shape: tuple[int, ...], sigma: float, device: t
     return draw
 
 
-def refine(sigmas: Tensor, points: int, predictor: AMEDPredictor) -> Tensor:
-    """The teacher's grid: `points` more inside every interval of `sigmas`, all of whose own points it contains.
+def refine(config: PredictorConfig, points: int) -> Tensor:
+    """The teacher's grid: `points` more inside every planned interval, all of whose ends it contains.
 
-    The predictor's schedule gives them where it gave the grid itself; otherwise they are spaced
-    evenly in ln(sigma), from the smallest level if the interval ends at 0.
+    The schedule gives them where it gave the student's whole grid; otherwise they are spaced evenly
+    in ln(sigma), from the smallest level if the interval ends at 0.
     """
-    config, count = predictor.config, len(sigmas) - 1
+    sigmas = torch.tensor(config.sigmas, dtype=torch.float64)
     low = config.sigma_min if sigmas[-1] == 0 else float(sigmas[-1])
-    try:
-        fine = schedule(config.schedule)(count * (points + 1) + 1, low, float(sigmas[0]), config.rho)
-    except ValueError:  # a discrete model whose own timesteps gave the grid
-        fine = torch.zeros(count * (points + 1) + 1, dtype=torch.float64)
-    if not torch.allclose(fine[:: points + 1][:-1], sigmas[:-1], rtol=1e-9):
-        ends = sigmas.clamp(min=low).log()
-        inner = torch.arange(points + 1, dtype=torch.float64) / (points + 1)
-        between = ends[:-1, None] + inner * (ends[1:] - ends[:-1])[:, None]
-        fine = torch.cat([between.flatten(), ends[-1:]]).exp()
+    ends = sigmas.clamp(min=low).log()
+    inner = torch.arange(points + 1, dtype=torch.float64) / (points + 1)
+    fine = torch.cat([(ends[:-1, None] + inner * ends.diff()[:, None]).flatten(), ends[-1:]]).exp()
+    with contextlib.suppress(ValueError):  # of a discrete schedule whose timesteps only the model knows
+        scheduled = schedule(config.schedule)(len(fine), low, float(sigmas[0]), config.rho)
+        if torch.allclose(scheduled[:: points + 1][:-1], sigmas[:-1], rtol=1e-9):
+            fine = scheduled
     fine[:: points + 1] = sigmas
-    return fine
+    return fine[: config.planned * (points + 1) + 1]
 
 
 def _mean(plan: StepPlan) -> StepPlan:

@@ -167,12 +167,22 @@ def test_the_teachers_grid_contains_the_students(name: str, end: str, points: in
     config = PredictorConfig(
         "amed", tuple(grid.tolist()), low, high, schedule="polynomial" if name == "own" else name, rho=3.0
     )
-    fine = refine(grid, points, AMEDPredictor(config))
+    fine = refine(config, points)
     assert len(fine) == 3 * (points + 1) + 1
     torch.testing.assert_close(fine[:: points + 1], grid, rtol=0, atol=0)
     assert (fine.diff() < 0).all()
     if name in ("polynomial", "logsnr", "time_uniform") and end == "sigma_min":
         torch.testing.assert_close(fine, schedule(name)(len(fine), low, high, 3.0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "logsnr", "time_uniform"])
+def test_the_teachers_grid_follows_the_students_for_every_number_of_calls(name: str) -> None:
+    for calls in range(2, 11):
+        config = predictor_config("amed", calls, SIGMA_MIN, SIGMA_MAX, schedule=name)
+        fine = refine(config, 2)
+        assert len(fine) == 3 * config.planned + 1
+        assert fine[::3].tolist() == list(config.sigmas[: config.planned + 1])
+        assert (fine.diff() < 0).all()
 
 
 @pytest.mark.parametrize(
