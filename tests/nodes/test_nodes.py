@@ -202,7 +202,7 @@ def test_a_predictor_of_another_model_is_refused(pack: Any, demo: Any) -> None:
 def test_nan_from_the_model_names_interval_and_call(pack: Any, demo: Any) -> None:
     (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
     applied.set_model_sampler_post_cfg_function(
-        lambda args: args["denoised"] * (float("nan") if float(args["sigma"][0]) < 5 else 1)
+        lambda args: args["denoised"] * (float("nan") if float(args["sigma"][0]) < 4 else 1)
     )
     with pytest.raises(FloatingPointError, match="interval 2, model call 2"):
         k_sample(demo, applied, 5, 1.0, "amed", "amed")
