@@ -1,6 +1,15 @@
 """AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024, arXiv 2312.00094) in plain PyTorch."""
 
-from .driver import FixedMidpoint, NoMidpoint, advance, analytic_first, evaluate, sample, trajectory
+from .driver import (
+    FixedMidpoint,
+    NoMidpoint,
+    advance,
+    analytic_first,
+    analytic_first_flow,
+    evaluate,
+    sample,
+    trajectory,
+)
 from .files import load_predictor, save_predictor
 from .predictor import AMEDPredictor, PredictorConfig
 from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
@@ -32,6 +41,7 @@ __all__ = [
     "__version__",
     "advance",
     "analytic_first",
+    "analytic_first_flow",
     "discrete",
     "evaluate",
     "load_predictor",

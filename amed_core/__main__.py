@@ -28,7 +28,7 @@ from .bench import (
 from .digits import DigitsDenoiser
 from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from .measures import chunks, conditioned
-from .predictor import POOLED, AMEDPredictor
+from .predictor import MAPS, POOLED, AMEDPredictor, embedding
 from .schedules import SCHEDULES
 from .training import TEACHERS, TrainConfig, Trainer, gaussian
 
@@ -195,9 +195,9 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
     print("plan of every planned interval, as it is without features:")
+    blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
     for start, end in list(pairwise(config.sigmas))[: config.planned]:
-        weight = predictor.head_r.weight
-        plan = predictor(weight.new_zeros(1, POOLED, POOLED), torch.tensor(start), torch.tensor(end))
+        plan = predictor(blind, embedding((start, end)).float())
         r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
         sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
         print(

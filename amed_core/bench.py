@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import measures
-from .driver import FixedMidpoint, NoMidpoint, sample
+from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, sample
 from .measures import chunks, conditioned
 from .predictor import AMEDPredictor, PredictorConfig
 from .recipes import DEFAULT, PUBLISHED, USUAL_RHO, predictor_config
@@ -81,12 +81,12 @@ class Method:
     sigmas: tuple[float, ...]
     solver: Solver
     planner: Planner
-    analytic_first_step: bool = False
+    first: First | None = None
 
     def run(self, denoiser: Denoiser, x: Sample) -> Sample:
         """Sample from noise at the first level."""
         grid = torch.tensor(self.sigmas, dtype=torch.float64)
-        return sample(denoiser, x, grid, self.solver, self.planner, analytic_first_step=self.analytic_first_step)
+        return sample(denoiser, x, grid, self.solver, self.planner, first=self.first)
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,18 @@ def baselines(model: Model, calls: int) -> Iterator[Method]:
     for spacing in SCHEDULES:
         for end in ("sigma_min", "zero"):
             for analytic in (False, True):
+                first = analytic_first if analytic else None
                 label = f"{spacing}{' zero' * (end == 'zero')}{' analytic' * analytic}"
                 if (grid := _grid(model, spacing, calls + analytic, end)) is not None:
                     for name, solver in one_call.items():
-                        yield Method(f"{name} {label}", grid, solver, NoMidpoint(), analytic)
+                        yield Method(f"{name} {label}", grid, solver, NoMidpoint(), first)
                 # Two calls in every interval but an analytic first one and one that ends at 0.
                 intervals, odd = divmod(calls + analytic + (end == "zero"), 2)
                 grid = None if odd else _grid(model, spacing, intervals, end)
                 if grid is not None:
                     plain = frozenset({intervals - 1} if end == "zero" else ())
                     for name, r in (("heun", 1.0), ("dpm_2", 0.5)):
-                        yield Method(f"{name} {label}", grid, Dpm2(), FixedMidpoint(r, plain=plain), analytic)
+                        yield Method(f"{name} {label}", grid, Dpm2(), FixedMidpoint(r, plain=plain), first)
 
 
 def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:
@@ -155,7 +156,7 @@ def students() -> list[str]:
 def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> PredictorConfig:
     """The settings of a learned method at a number of calls."""
     published = name.endswith(PUBLISHED_SUFFIX)
-    overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "none")
+    overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "latent")
     overrides.setdefault("table", getattr(denoiser, "sigmas", None))
     low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
     return predictor_config(name.removesuffix(PUBLISHED_SUFFIX), calls, low, high, published=published, **overrides)
@@ -333,7 +334,7 @@ def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, t
 def method_of(predictor: AMEDPredictor, name: str) -> Method:
     """A predictor as a method."""
     config = predictor.config
-    return Method(name, config.sigmas, config.build_solver(), predictor.planner(), config.analytic_first_step)
+    return Method(name, config.sigmas, config.build_solver(), predictor.planner(), config.first)
 
 
 def total_calls(model: Model, settings: Settings) -> int:

@@ -13,9 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from .predictor import PredictorConfig
+from .predictor import PredictorConfig, longest
 
 TOLERANCE = 1e-4  # relative; lists arrive rounded to float32
+SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be that a predictor plans
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Run:
     plain: frozenset[int]  # intervals that take one model call, at their start
     analytic_first_step: bool  # then the first interval is planned and takes one call, at its midpoint
     own_grid: bool  # the predictor was made for exactly these intervals
+
+    @property
+    def planned(self) -> int:
+        """How many of its intervals have a midpoint."""
+        return len(self.sigmas) - 1 - len(self.plain)
 
     @property
     def calls(self) -> int:
@@ -57,9 +63,11 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     """Group a list of levels into the predictor's intervals.
 
     A piece of the predictor's own list keeps the predictor's intervals. Any other list is paired
-    from its end (before a plain last call, if the predictor has one and the list ends at 0); an odd
-    first call is analytic if the predictor has the analytic first step and the list starts where
-    the predictor's does, and otherwise a plain call of the solver.
+    from its end (before a plain last call, if the predictor has one and the list ends at 0), and a pair is
+    planned if it is no longer than what the predictor learned at such levels. An odd first call is analytic
+    if the predictor has the analytic first step and the list starts where the predictor's does. All other
+    calls are plain ones of the base solver; so are all calls of a multistep student off its own grid,
+    whose plans hold only along the path that they were fitted on.
     Raises ValueError for a list that no sampler could follow, and for one that the predictor's own
     schedule gives for another number of calls.
     """
@@ -88,10 +96,21 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
         if _same(levels, own[offset : offset + calls + 1]):
             boundaries = [b - offset for b in own_boundaries]
             return _group(levels, boundaries, config.analytic_first_step and offset == 0, own_grid=True)
+    if config.build_solver().multistep:
+        return _group(levels, list(range(calls + 1)), analytic=False, own_grid=False)
     boundaries = _boundaries(calls, config.plain_last and levels[-1] == 0)
     starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
     analytic = config.analytic_first_step and starts_like_own and boundaries[1] == 1 and calls > 1
+    for begin, end in pairwise(tuple(boundaries)):
+        if end - begin == 2 and not _learned(levels[begin], levels[end], config):
+            boundaries = sorted({*boundaries, begin + 1})
     return _group(levels, boundaries, analytic, own_grid=False)
+
+
+def _learned(sigma: float, sigma_next: float, config: PredictorConfig) -> bool:
+    """Whether an interval is no longer than those the predictor learned at such levels."""
+    length = math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
+    return length <= (1 + SLACK) * longest(config, sigma, sigma_next)
 
 
 def _boundaries(calls: int, plain_last: bool) -> list[int]:

@@ -99,9 +99,7 @@ def _learned(model: DigitsDenoiser, name: str, predictor: AMEDPredictor, samples
     plans = []
     for label, planner in (("base", base), ("student", predictor.planner())):
         grid = torch.tensor(config.sigmas, dtype=torch.float64)
-        steps = trajectory(
-            asked, x, grid, config.build_solver(), planner, analytic_first_step=config.analytic_first_step
-        )
+        steps = trajectory(asked, x, grid, config.build_solver(), planner, first=config.first)
         for step in steps:
             distance = float((step.x - truth[step.index]).square().mean().sqrt())
             errors.setdefault(label, []).append(distance)

@@ -1,7 +1,8 @@
 """The one loop. Sampling iterates it; training takes a gradient of what it yields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -54,6 +55,20 @@ def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
     return Evaluation(x, sigma, x - sigma * x / (1 + sigma**2).sqrt(), analytic=True)
 
 
+def analytic_first_flow(x: Sample, sigma: Sigma) -> Evaluation:
+    """The same for flow models, x = (1 - sigma) x0 + sigma noise, whose sigma ends at 1.
+
+    The denoiser of unit-variance Gaussian data is (1 - sigma) x / ((1 - sigma)^2 + sigma^2): x0 and x have
+    the covariance 1 - sigma, and x has the variance (1 - sigma)^2 + sigma^2. At sigma = 1 it is 0, the mean
+    of any data that is centred, so there the slope x - 0 is right whatever the data's shape.
+    """
+    signal = 1 - sigma
+    return Evaluation(x, sigma, signal / (signal**2 + sigma**2) * x, analytic=True)
+
+
+First = Callable[[Sample, Sigma], Evaluation]  # an evaluation that asks no model
+
+
 def advance(
     denoiser: Denoiser,
     start: Evaluation,
@@ -102,18 +117,19 @@ def trajectory(
     solver: Solver,
     planner: Planner,
     *,
-    analytic_first_step: bool = False,
+    first: First | None = None,
 ) -> Iterator[Step]:
     """Yield every interval of the grid `sigmas` (points,), largest first. Stop iterating to stop sampling.
 
-    `x` is the noisy sample at sigmas[0], and keeps its dtype and device.
+    `x` is the noisy sample at sigmas[0], and keeps its dtype and device. `first` stands in for the first
+    model call: `analytic_first`, or `analytic_first_flow` for flow models.
     """
     run = stages(sigmas, planner)
     sigmas = sigmas.to(x)
     history: History = ()
     for interval, stage in enumerate(run):
-        analytic = interval == 0 and analytic_first_step
-        start = analytic_first(x, sigmas[0]) if analytic else evaluate(denoiser, x, sigmas[interval])
+        ask = first if first is not None and interval == 0 else partial(evaluate, denoiser)
+        start = ask(x, sigmas[interval])
         step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage)
         yield step
         x, history = step.x, step.history
@@ -127,14 +143,14 @@ def sample(
     solver: Solver,
     planner: Planner,
     *,
-    analytic_first_step: bool = False,
+    first: First | None = None,
 ) -> Sample:
     """Run the trajectory to its end and return the sample there.
 
     Raises FloatingPointError that names the interval and the call if the model answered NaN or infinity.
     """
     answers: list[Answer] = []
-    for step in trajectory(denoiser, x, sigmas, solver, planner, analytic_first_step=analytic_first_step):
+    for step in trajectory(denoiser, x, sigmas, solver, planner, first=first):
         answers += answers_of(step)
         x = step.x
     raise_if_not_finite(answers)

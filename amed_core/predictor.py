@@ -1,22 +1,26 @@
 """The paper's predictor: about nine thousand weights that plan each interval, and the settings that go with them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from . import solvers
+from .driver import First, analytic_first, analytic_first_flow
 from .schedules import schedule
-from .types import Evaluation, Features, Planner, Sigma, Solver, StepPlan
+from .types import Evaluation, Features, Sample, Sigma, Solver, StepPlan
 
-POOLED = 8  # the bottleneck is pooled to 8x8 at any resolution
+POOLED = 8  # what the predictor looks at is pooled to 8x8 at any resolution
+MAPS = {"bottleneck": 1, "latent": 2, "none": 1}  # of 8x8, per kind of features
 NOISE_CHANNELS = 8  # of the embedding of one noise level
 ENCODED = 4  # what is left of the bottleneck
+Look = Callable[[Evaluation], Tensor]  # what the predictor sees of an interval's start: (batch or 1, [maps,] 8, 8)
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
 
 
@@ -39,9 +43,10 @@ class PredictorConfig:
     prediction: Literal["data", "noise"] = "data"  # of DPM-Solver++
     lower_order_final: bool = True  # of DPM-Solver++
     thresholding: bool = False  # of DPM-Solver++; for pixel models
+    flow: bool = False  # the model's x is (1 - sigma) x0 + sigma noise, else x0 + sigma noise
     scale_dir: float = 0.0  # half-width of its range around 1; 0 removes the output
     scale_time: float = 0.0
-    features: Literal["bottleneck", "none"] = "bottleneck"
+    features: Literal["bottleneck", "latent", "none"] = "bottleneck"  # what the predictor looks at
     hidden: int = 128
     guidance: float = 1.0  # the cfg scale it was trained at
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
@@ -66,8 +71,10 @@ class PredictorConfig:
         for name in ("scale_dir", "scale_time"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is the half-width of a range around 1 in [0, 1), not {getattr(self, name)}.")
-        if self.features not in ("bottleneck", "none"):
-            raise ValueError(f'features is "bottleneck" or "none", but found {self.features!r}.')
+        if self.features not in MAPS:
+            raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
+        if self.flow and grid[0] > 1 + 1e-6:
+            raise ValueError(f"The noise levels of a flow model end at 1, but the grid begins at {grid[0]}.")
 
     @property
     def intervals(self) -> int:
@@ -84,6 +91,13 @@ class PredictorConfig:
         """How many of the intervals, from the first, have a midpoint."""
         return self.intervals - self.plain_last
 
+    @property
+    def first(self) -> First | None:
+        """The evaluation that stands in for the first model call, if there is one."""
+        if not self.analytic_first_step:
+            return None
+        return analytic_first_flow if self.flow else analytic_first
+
     def build_solver(self) -> Solver:
         """The update rule these settings name."""
         if self.solver == "ipndm":
@@ -95,6 +109,7 @@ class PredictorConfig:
                 prediction=self.prediction,
                 lower_order_final=self.lower_order_final,
                 thresholding=self.thresholding,
+                flow=self.flow,
             )
         return solvers.solver(self.solver)
 
@@ -111,14 +126,14 @@ class PredictorConfig:
 
 
 class AMEDPredictor(nn.Module):
-    """Plan an interval from the bottleneck at its start and both its noise levels (Zhou et al., section 3.3)."""
+    """Plan an interval from the features at its start and both its noise levels (Zhou et al., section 3.3)."""
 
     def __init__(self, config: PredictorConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         inputs = ENCODED + 2 * NOISE_CHANNELS
         with torch.random.fork_rng(devices=()):  # layers draw from the global generator; `reset` draws again
-            self.encode_1 = nn.Linear(POOLED * POOLED, config.hidden)
+            self.encode_1 = nn.Linear(MAPS[config.features] * POOLED * POOLED, config.hidden)
             self.encode_2 = nn.Linear(config.hidden, ENCODED)
             self.embed_noise = nn.Linear(NOISE_CHANNELS, NOISE_CHANNELS)
             self.head_r = nn.Linear(inputs, 1)
@@ -135,11 +150,14 @@ class AMEDPredictor(nn.Module):
                     layer.weight.uniform_(-bound, bound, generator=generator)
                     layer.bias.uniform_(-bound, bound, generator=generator)
 
-    def forward(self, features: Features, sigma: Sigma, sigma_next: Sigma) -> StepPlan:
-        """Plan for pooled `features` (batch, 8, 8) and scalar noise levels; r and scales are (batch, 1)."""
+    def forward(self, features: Tensor, levels: Tensor) -> StepPlan:
+        """Plan from pooled `features` (batch, [maps,] 8, 8) and both levels' `embedding` (2, 8).
+
+        r and scales are (batch, 1).
+        """
         hidden = functional.silu(self.encode_1(features.flatten(1)))
-        levels = [self._embed(s).expand(len(features), -1) for s in (sigma, sigma_next)]
-        joined = torch.cat([self.encode_2(hidden), *levels], dim=1)
+        noise = functional.silu(self.embed_noise(levels)).flatten().expand(len(features), -1)
+        joined = torch.cat([self.encode_2(hidden), noise], dim=1)
         return StepPlan(
             r=self.head_r(joined).sigmoid().clamp(R_MARGIN, 1 - R_MARGIN),
             scale_dir=_around_one(self.head_scale_dir, joined, self.config.scale_dir),
@@ -147,55 +165,122 @@ class AMEDPredictor(nn.Module):
             sigma_floor=self.config.sigma_min,
         )
 
-    def _embed(self, sigma: Sigma) -> Tensor:
-        """Sinusoidal embedding of sigma itself, its sines before its cosines as in EDM's networks."""
-        weight = self.embed_noise.weight
-        half = NOISE_CHANNELS // 2
-        exponent = torch.arange(half, dtype=torch.float64, device=weight.device) / (half - 1)
-        angles = sigma.to(weight.device, torch.float64).reshape(1, 1) * (1 / 10000) ** exponent
-        embedded = torch.cat([angles.sin(), angles.cos()], dim=1).to(weight)
-        return functional.silu(self.embed_noise(embedded))
+    def planner(
+        self, sigmas: Sequence[float] = (), plain: frozenset[int] | None = None, look: Look | None = None
+    ) -> "PredictorPlanner":
+        """Use this predictor along the grid `sigmas`, or along its own.
 
-    def planner(self, plain: frozenset[int] | None = None) -> Planner:
-        """Use this predictor in a trajectory; `plain` names other intervals without a midpoint than its own grid's."""
+        `plain` names other intervals without a midpoint than its own grid's; `look` finds the features
+        where an evaluation alone does not show them.
+        """
         own = frozenset(range(self.config.planned, self.config.intervals))
-        return PredictorPlanner(self, own if plain is None else plain)
+        grid = tuple(sigmas or self.config.sigmas)
+        made_of = tuple(neighbours(self.config, *interval) for interval in pairwise(grid))
+        weight = self.head_r.weight
+        levels = embedding(self.config.sigmas).to(weight)
+        look = LOOKS[self.config.features] if look is None else look
+        return PredictorPlanner(self, own if plain is None else plain, look, levels, made_of)
 
 
 @dataclass(frozen=True)
 class PredictorPlanner:
-    """Asks the predictor once per interval, and gives its plan the shape and dtype of the sample."""
+    """Asks the predictor once per interval, and gives its plan the shape and dtype of the sample.
+
+    It knows beforehand which of its own intervals each interval of the run resembles, so that planning
+    never waits for a GPU.
+    """
 
     predictor: AMEDPredictor
-    plain: frozenset[int] = frozenset()
+    plain: frozenset[int]
+    look: Look
+    levels: Tensor  # (points of its own grid, 8), embedded
+    made_of: tuple["Neighbours", ...]  # per interval of the run
 
     def updates(self, interval: int) -> Literal[1, 2]:
         return 1 if interval in self.plain else 2
 
     def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
-        return None if interval in self.plain else self.plan(start, sigma_next)
+        del sigma_next
+        return None if interval in self.plain else self.plan(start, interval)
 
-    def plan(self, start: Evaluation, sigma_next: Sigma) -> StepPlan:
+    def plan(self, start: Evaluation, interval: int) -> StepPlan:
         """The plan of a planned interval."""
-        config, weight = self.predictor.config, self.predictor.head_r.weight
-        batch = start.x.shape[0]
-        if config.features == "none" or start.analytic:  # no model was asked: the published code feeds zeros
-            features = weight.new_zeros(batch, POOLED, POOLED)
-        elif start.features is None:
-            raise ValueError(
-                "This predictor reads the model's bottleneck, but the model gave none. Train a predictor on this "
-                'model, with features set to "none".'
-            )
-        else:
-            features = pool(start.features.to(weight))
-        plan = self.predictor(features, start.sigma, sigma_next)
+        features = self.look(start).to(self.levels)
+        plans = [(weight, self.predictor(features, self.levels[k : k + 2])) for weight, k in self.made_of[interval]]
 
-        def shaped(value: Tensor | float) -> Tensor | float:
-            if isinstance(value, float):
-                return value
-            return value.to(start.x).reshape(-1, *[1] * (start.x.ndim - 1))
+        def blended(name: str) -> Tensor | float:
+            values = [weight * getattr(plan, name) for weight, plan in plans]
+            value = sum(values[1:], values[0])
+            return value.to(start.x).reshape(-1, *[1] * (start.x.ndim - 1)) if isinstance(value, Tensor) else value
 
-        return StepPlan(shaped(plan.r), shaped(plan.scale_dir), shaped(plan.scale_time), plan.sigma_floor)
+        floor = self.predictor.config.sigma_min
+        return StepPlan(blended("r"), blended("scale_dir"), blended("scale_time"), floor)
+
+
+Neighbours = tuple[tuple[float, int], ...]  # weights, summing to 1, and numbers of a predictor's own intervals
+
+
+def neighbours(config: PredictorConfig, sigma: float, sigma_next: float) -> Neighbours:
+    """Of which of its own intervals a predictor makes the plan of any other.
+
+    Its network was only ever asked at its own grid points, and in between it may answer anything. So
+    another interval gets a mean of the plans of the two whose centres in ln(sigma) enclose its own.
+    """
+    centres = [_centre(config, *interval) for interval in pairwise(config.sigmas)][: config.planned]
+    centre = _centre(config, sigma, sigma_next)
+    position = float(np.interp(-centre, [-c for c in centres], range(len(centres))))  # interp wants them to rise
+    low, part = int(position), position % 1
+    if min(part, 1 - part) < 1e-3:  # its own interval, but for rounding
+        return ((1.0, round(position)),)
+    return ((1 - part, low), (part, low + 1))
+
+
+def longest(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
+    """How long, in ln(sigma), the predictor's own intervals are where this one lies."""
+    own = list(pairwise(config.sigmas))
+    return sum(weight * _length(config, *own[k]) for weight, k in neighbours(config, sigma, sigma_next))
+
+
+def _centre(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
+    return (math.log(sigma) + math.log(max(sigma_next, config.sigma_min))) / 2
+
+
+def _length(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
+    return math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
+
+
+def embedding(sigmas: Sequence[float]) -> Tensor:
+    """Sinusoidal embedding (levels, 8) of sigma itself in float64, sines before cosines as in EDM's networks."""
+    half = NOISE_CHANNELS // 2
+    frequencies = (1 / 10000) ** (torch.arange(half, dtype=torch.float64) / (half - 1))
+    angles = torch.tensor(sigmas, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def look_at_bottleneck(start: Evaluation) -> Tensor:
+    """The U-Net's bottleneck (batch, 8, 8), as in the paper; zeros where no model was asked, as in its code."""
+    if start.analytic:
+        return start.x.new_zeros(len(start.x), POOLED, POOLED)
+    if start.features is None:
+        raise ValueError(
+            "This predictor reads the model's bottleneck, but the model gave none. Train a predictor on this "
+            'model, with features set to "latent".'
+        )
+    return pool(start.features)
+
+
+def look_at_latent(start: Evaluation) -> Tensor:
+    """The sample, at unit scale, and its denoised version (batch, 2, 8, 8): every model has both."""
+    x = start.x / (1 + start.sigma**2).sqrt()
+    return torch.stack([pooled_latent(x), pooled_latent(start.denoised)], dim=1)
+
+
+def look_at_none(start: Evaluation) -> Tensor:
+    """Nothing (1, 8, 8): the plan depends on the interval alone, and is the same for all samples."""
+    return start.x.new_zeros(1, POOLED, POOLED)
+
+
+LOOKS: dict[str, Look] = {"bottleneck": look_at_bottleneck, "latent": look_at_latent, "none": look_at_none}
 
 
 def pool(features: Tensor) -> Features:
@@ -210,6 +295,14 @@ def pool(features: Tensor) -> Features:
             f"but the model gave {tuple(features.shape)}."
         )
     return functional.adaptive_avg_pool2d(features, POOLED)
+
+
+def pooled_latent(x: Sample) -> Features:
+    """Average a latent of any rank to (batch, 8, 8): images, video (over its frames) and audio (in 64 pieces)."""
+    if x.ndim >= 4:
+        return pool(x)
+    pieces: Tensor = functional.adaptive_avg_pool1d(x.reshape(len(x), -1, x.shape[-1]).mean(1, True), POOLED**2)
+    return pieces.reshape(len(x), POOLED, POOLED)
 
 
 def _around_one(head: nn.Linear | None, joined: Tensor, width: float) -> Tensor | float:

@@ -107,9 +107,11 @@ class Ipndm:
 class DpmSolverPP:
     """Multistep DPM-Solver++ (Lu et al. 2022b) of order 1 to 3, predicting data or noise.
 
-    With lambda = -ln(sigma), h the step in lambda, m the data prediction D and k = 0 the newest:
-    x_next = sigma_next / sigma * x - phi_1 m_0 + phi_2 D1 - phi_3 D2, phi_1 = exp(-h) - 1, ...
-    and the same with exp(h) for the noise prediction (x - D) / sigma.
+    With lambda = ln(alpha / sigma), h the step in lambda, m the data prediction D and k = 0 the newest:
+    x_next = sigma_next / sigma * x - alpha_next (phi_1 m_0 + ...), phi_1 = exp(-h) - 1, and the same with
+    exp(h) for the noise prediction (x - D) / sigma. alpha is 1 where x = x0 + sigma noise (eps, v, EDM
+    models in ComfyUI's sigma), and 1 - sigma with `flow`, where x = (1 - sigma) x0 + sigma noise; there
+    lambda is -infinity at sigma = 1, and the terms that divide by an infinite step vanish.
     `lower_order_final` lowers the order over the last updates, counted in updates (two per
     planned interval). `thresholding` clamps the data prediction as in Imagen: for pixel models.
     """
@@ -118,9 +120,12 @@ class DpmSolverPP:
     prediction: Literal["data", "noise"] = "data"
     lower_order_final: bool = True
     thresholding: bool = False
+    flow: bool = False
 
     def __post_init__(self) -> None:
         _check_order(self.max_order, 3, "DPM-Solver++")
+        if self.flow and self.prediction == "noise":
+            raise ValueError('At sigma = 1 a flow model has no noise prediction to step by: set prediction to "data".')
         if self.prediction not in ("data", "noise"):
             raise ValueError(f'DPM-Solver++ predicts "data" or "noise", but found {self.prediction!r}.')
         if self.thresholding and self.prediction == "noise":
@@ -145,23 +150,29 @@ class DpmSolverPP:
             scaled = _scale_dir(plan) * self._model(start)
             return scaled if data else start.x - start.sigma * scaled
         m = [self._model(e) for e in used]
-        lambdas = [-e.sigma.log() for e in used]
-        h = -sigma.log() - lambdas[0]
+        lambdas = [self._half_log_snr(e.sigma) for e in used]
+        h = self._half_log_snr(sigma) - lambdas[0]
         # The two predictions share one formula: sign and carry differ.
-        sign, carried, gain = (-1, sigma / start.sigma * start.x, 1) if data else (1, start.x, sigma)
+        alpha = 1 - sigma if self.flow else 1.0
+        sign, carried, gain = (-1, sigma / start.sigma * start.x, alpha) if data else (1, start.x, sigma)
         phi_1 = torch.expm1(sign * h)
         update = phi_1 * m[0]
         if len(used) == 2:
             update = update + 0.5 * phi_1 * (m[0] - m[1]) * h / (lambdas[0] - lambdas[1])
         elif len(used) == 3:
-            r0, r1 = (lambdas[0] - lambdas[1]) / h, (lambdas[1] - lambdas[2]) / h
-            d1_0, d1_1 = (m[0] - m[1]) / r0, (m[1] - m[2]) / r1
-            d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
-            d2 = (d1_0 - d1_1) / (r0 + r1)
+            # The papers' r0 and r1, inverted: with flow the older step may be infinite.
+            inverse_0, inverse_1 = h / (lambdas[0] - lambdas[1]), h / (lambdas[1] - lambdas[2])
+            d1_0, d1_1 = (m[0] - m[1]) * inverse_0, (m[1] - m[2]) * inverse_1
+            older = inverse_1 / (inverse_0 + inverse_1)
+            d1 = d1_0 + older * (d1_0 - d1_1)
+            d2 = older * inverse_0 * (d1_0 - d1_1)
             phi_2 = phi_1 / h - sign
             phi_3 = phi_2 / h - 0.5
             update = update + sign * phi_2 * d1 + phi_3 * d2
         return carried - _scale_dir(plan) * gain * update
+
+    def _half_log_snr(self, sigma: Sigma) -> Tensor:
+        return ((1 - sigma) / sigma).log() if self.flow else -sigma.log()
 
     def _order(self, available: int, stage: Stage) -> int:
         if stage.to_zero:

@@ -18,13 +18,12 @@ from .driver import (
     FixedMidpoint,
     NoMidpoint,
     advance,
-    analytic_first,
     evaluate,
     midpoint,
     stages,
     trajectory,
 )
-from .predictor import AMEDPredictor, PredictorConfig, PredictorPlanner
+from .predictor import AMEDPredictor, Look, PredictorConfig
 from .schedules import schedule
 from .solvers import Dpm2, DpmSolverPP, Ipndm
 from .types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Source, Stage, StepPlan
@@ -114,12 +113,14 @@ class Batch:
 class Trainer:
     """Owns the predictor, its optimiser and a random generator; nothing else is mutable.
 
-    `source` draws starting points. The predictor's device and dtype are the caller's choice.
+    `source` draws starting points. The predictor's device and dtype are the caller's choice. `look` finds
+    the features where an evaluation alone does not show them.
     """
 
-    def __init__(self, predictor: AMEDPredictor, source: Source, config: TrainConfig) -> None:
+    def __init__(self, predictor: AMEDPredictor, source: Source, config: TrainConfig, look: Look | None = None) -> None:
         self.predictor = predictor.requires_grad_(True)
         self.source = source
+        self.look = look
         self.config = config
         recipe, points = RECIPES[predictor.config.solver]
         self.teacher = config.teacher or recipe
@@ -192,7 +193,7 @@ class Trainer:
         stage = stages(self.sigmas, self.predictor.planner())[interval]
         with torch.no_grad():
             start = self._start(batch, sigmas[interval])
-        plan = PredictorPlanner(self.predictor).plan(start, sigmas[interval + 1])
+        plan = self.predictor.planner(look=self.look).plan(start, interval)
         denoiser = batch.denoiser
         if self.config.gradient == "finite difference":
             denoiser = self._linearised(batch, start, sigmas[interval + 1], plan, stage)
@@ -204,8 +205,8 @@ class Trainer:
         return loss, step.x.detach(), plan, tuple(e.detach() for e in step.history)
 
     def _start(self, batch: Batch, sigma: Tensor) -> Evaluation:
-        if batch.interval == 0 and self.predictor.config.analytic_first_step:
-            return analytic_first(batch.x, sigma)
+        if batch.interval == 0 and (first := self.predictor.config.first) is not None:
+            return first(batch.x, sigma)
         if batch.starts:  # the teacher has already asked the model here
             return batch.starts[batch.interval]
         self.model_calls += len(batch.x)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 Sample = Tensor  # (batch, *shape), a noisy or clean sample of any rank
 Sigma = Tensor  # scalar, or (batch, 1, ..., 1) when a predictor chose it per sample
-Features = Tensor  # (batch, height, width), the denoiser's bottleneck averaged over channels
+Features = Tensor  # (batch, height, width), the denoiser's bottleneck averaged over channels; raw, it is pooled later
 
 
 @dataclass(frozen=True)

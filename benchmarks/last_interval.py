@@ -9,7 +9,6 @@ and a plain call for the last interval. The error is the RMSE to the converged t
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,20 +41,13 @@ def main() -> None:
         for student in ("amed", "amed_ipndm", "amed_dpmpp_3m"):
             errors = []
             for end in ("sigma_min", "zero", "plain"):
-                config = predictor_config(student, 5, low, high, end="sigma_min" if end == "sigma_min" else "zero")
-                if end == "plain":
-                    config = replace(config, sigmas=config.sigmas[:-1], analytic_first_step=False)
+                config = predictor_config(student, 5, low, high, end=end)
                 predictor = AMEDPredictor(config)
                 training = TrainConfig(trajectories=arguments.trajectories, batch_size=16)
                 for _ in Trainer(predictor, gaussian(model, SHAPE, config.sigmas[0]), training).events():
                     pass
                 grid = torch.tensor(config.sigmas, dtype=torch.float64)
-                analytic = config.analytic_first_step
-                drawn = sample(
-                    evaluated, x, grid, config.build_solver(), predictor.planner(), analytic_first_step=analytic
-                )
-                if end == "plain":
-                    drawn = sample(evaluated, drawn, torch.tensor([config.sigmas[-1], 0.0]), *TO_ZERO)
+                drawn = sample(evaluated, x, grid, config.build_solver(), predictor.planner(), first=config.first)
                 errors.append(float((drawn - teacher).square().mean().sqrt()))
             print(f"{name:18}{student:16}" + "".join(f"{error:10.4f}" for error in errors), flush=True)
 

@@ -1,10 +1,12 @@
-"""A ComfyUI model as the core's denoiser: called with sigma, answering with the denoised sample and its bottleneck.
+"""A ComfyUI model as the core's denoiser, and what a predictor may look at in it.
 
 The model is never modified: what is needed of it travels in a clone of the call's model_options.
 """
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -12,7 +14,8 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ..amed_core.types import Features, Sample, Sigma
+from ..amed_core.predictor import LOOKS, Look, PredictorConfig, look_at_latent, pool
+from ..amed_core.types import Evaluation, Features, Sample, Sigma
 
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
 
@@ -38,7 +41,7 @@ class Bottleneck:
         """The patch itself, which changes nothing."""
         if transformer_options.get("block") == ("output", 0):
             uuids = transformer_options.get("uuids") or [None]
-            pooled = h.detach().float().mean(1)
+            pooled = pool(h.detach().float())
             with self.lock:
                 for uuid, rows in zip(uuids, pooled.chunk(len(uuids)), strict=False):
                     self.first.setdefault(uuid, rows)
@@ -47,16 +50,15 @@ class Bottleneck:
         return h, hsp
 
     def take(self, x: Sample) -> Features | None:
-        """The features (batch, height, width) of the finished call, or None if the model has no such bottleneck."""
+        """The features (batch, 8, 8) of the finished call, or None if the model has no such bottleneck."""
         with self.lock:
             events = list(self.found.values()) or list(self.first.values())[:1]
             self.found, self.first = {}, {}
         if not events:
             return None
-        # Areas crop and context windows cut: bring all to one shape before averaging over conditionings.
-        shape, batch = events[0].shape[1:], x.shape[0]
-        pooled = [e for e in events if e.shape[1:] == shape]
-        rows = [e if e.shape[0] == batch else e.mean(0, keepdim=True).expand(batch, -1, -1) for e in pooled]
+        batch = x.shape[0]
+        # Context windows over a batch cut it in pieces that overlap: all samples then share their mean.
+        rows = [e if e.shape[0] == batch else e.mean(0, keepdim=True).expand(batch, -1, -1) for e in events]
         return torch.stack([r.to(x.device) for r in rows]).mean(0)
 
 
@@ -64,55 +66,97 @@ class ComfyDenoiser:
     """`model(x, sigma, **extra_args)` of a ComfyUI sampler, in the core's terms.
 
     Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call.
+    `levels` are those of the run. With `per_call` they have one entry per call, in which the level that
+    is really asked takes the place of a nominal one; otherwise it is put among them.
     """
 
     def __init__(
-        self, model: Any, guider: Any, extra_args: dict[str, Any], on_call: OnCall | None = None, features: bool = True
+        self,
+        model: Any,
+        extra_args: dict[str, Any],
+        levels: Sequence[float],
+        *,
+        bottleneck: bool,
+        per_call: bool = False,
+        on_call: OnCall | None = None,
     ) -> None:
+        guider = guider_of(model)
         self.model = model
         self.on_call = on_call
-        self.bottleneck = Bottleneck({c["uuid"] for c in guider.conds.get("positive", []) if "uuid" in c})
+        self.per_call = per_call
+        self.calls = 0
         sampling = guider.inner_model.model_sampling
-        self.sigma_min, self.sigma_max = float(sampling.sigma_min), float(sampling.sigma_max)
+        # A learned time scale may leave the levels that the model knows; the run's own are the user's choice.
+        self.lowest = min(float(sampling.sigma_min), *(level for level in levels if level > 0))
+        self.highest = max(float(sampling.sigma_max), *levels)
         options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options", {}))
-        if features:
-            transformer_options = options.setdefault("transformer_options", {})
-            patches = dict(transformer_options.get("patches", {}))
+        self.options = options.setdefault("transformer_options", {})
+        self.sample_sigmas: Tensor | None = self.options.get("sample_sigmas")
+        self.bottleneck = None
+        if bottleneck:
+            self.bottleneck = Bottleneck({c["uuid"] for c in guider.conds.get("positive", []) if "uuid" in c})
+            patches = dict(self.options.get("patches", {}))
             patches["output_block_patch"] = [*patches.get("output_block_patch", []), self.bottleneck.patch]
-            transformer_options["patches"] = patches
+            self.options["patches"] = patches
         self.extra_args = {**extra_args, "model_options": options}
 
     def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
-        # A learned time scale may leave the levels that the model knows.
-        asked = sigma.to(x).reshape(-1).clamp(self.sigma_min, self.sigma_max).expand(x.shape[0])
+        asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest).expand(x.shape[0])
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.sample_sigmas is not None:
+            self.options["sample_sigmas"] = self._sample_sigmas(asked)
         denoised = self.model(x, asked, **self.extra_args)
-        features = self.bottleneck.take(x)
+        self.calls += 1
+        features = None if self.bottleneck is None else self.bottleneck.take(x)
         if self.on_call is not None:
             self.on_call(x, sigma, denoised)
         return denoised, features
 
-
-def fingerprint(model: Any) -> dict[str, str | int | float]:
-    """What a predictor remembers of a loaded MODEL, to refuse another one."""
-    base = model.model
-    sampling = model.get_model_object("model_sampling")
-    return {
-        "family": type(base.model_config).__name__,
-        "prediction": base.model_type.name,
-        "latent_channels": int(base.latent_format.latent_channels),
-        "sigma_min": float(sampling.sigma_min),
-        "sigma_max": float(sampling.sigma_max),
-    }
+    def _sample_sigmas(self, asked: Tensor) -> Tensor:
+        """The run's levels as ComfyUI hands them down: context windows and others look the asked one up there."""
+        assert self.sample_sigmas is not None
+        known, level = self.sample_sigmas, asked[:1].to(self.sample_sigmas)
+        if self.per_call:
+            return torch.cat([known[: self.calls], level, known[self.calls + 1 :]])
+        return torch.cat([known, level]).sort(descending=True).values
 
 
-def refuse_other_model(made_for: dict[str, Any], model: Any) -> None:
-    """Raise ValueError if a predictor made for one model meets another, naming the difference."""
-    found = fingerprint(model)
-    differing = [key for key in ("family", "prediction", "latent_channels") if made_for.get(key) != found[key]]
-    if differing:
-        raise ValueError(
-            "This AMED predictor was made for another model: "
-            + ", ".join(f"{key} {made_for.get(key)!r}, but the loaded model has {found[key]!r}" for key in differing)
-            + '. Choose a predictor of this model in "AMED Load Predictor", or train one with "AMED Train Predictor".'
-        )
+def guider_of(model: Any) -> Any:
+    """The guider of what ComfyUI calls `model`: a sampler function gets it wrapped, a Sampler as it is."""
+    return model if hasattr(model, "conds") else model.inner_model
+
+
+def look(config: PredictorConfig, model: Any) -> Look:
+    """How a predictor looks at this model: its kind of features, where packed latents and videos need care."""
+    guider = guider_of(model)
+    see = LOOKS[config.features]
+    # Newer ComfyUI packs latents of several shapes, such as video with audio, into one flat sample.
+    shapes = getattr(guider.inner_model, "latent_shapes", None) or ()
+    if config.features == "latent" and len(shapes) > 1:
+        see = _look_at_packed(shapes)
+    if frames_are_batch(guider):
+        one_by_one = see
+        return lambda start: one_by_one(start).mean(0, keepdim=True)
+    return see
+
+
+def _look_at_packed(shapes: Sequence[Sequence[int]]) -> Look:
+    sizes = [math.prod(shape[1:]) for shape in shapes]
+
+    def parts(packed: Tensor) -> list[Tensor]:
+        """Latents of their own shapes from (batch, 1, elements)."""
+        return [p.reshape(len(packed), *s[1:]) for p, s in zip(packed.split(sizes, dim=-1), shapes, strict=True)]
+
+    def see(start: Evaluation) -> Tensor:
+        pairs = zip(parts(start.x), parts(start.denoised), strict=True)
+        return torch.stack([look_at_latent(replace(start, x=x, denoised=d)) for x, d in pairs]).mean(0)
+
+    return see
+
+
+def frames_are_batch(guider: Any) -> bool:
+    """Whether the batch is one video: its frames must be at the same noise level, so they share their plan."""
+    handler = guider.model_options.get("context_handler")
+    if handler is not None and getattr(handler, "dim", None) == 0:
+        return True
+    return any("num_video_frames" in c.get("model_conds", {}) for c in guider.conds.get("positive", []))

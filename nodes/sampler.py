@@ -8,8 +8,9 @@ from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
 from ..amed_core.calls import call_sigmas
-from .bridge import refuse_other_model
+from .pairing import refuse_other_model
 from .sampling import sample_amed
+from .timesteps import interpolated
 from .values import ATTACHMENT, CATEGORY, Predictor, PredictorSocket
 
 
@@ -22,7 +23,8 @@ class AMEDApplyPredictor(io.ComfyNode):
             category=CATEGORY,
             description="Gives a model its predictor, for KSampler and every other node that has a sampler list: "
             'choose the "amed..." sampler that the predictor was made for, the scheduler "amed", and as steps the '
-            "number of model calls. The model's weights are not changed.",
+            "number of model calls. Models with 1,000 timesteps are asked between them, too, instead of at the "
+            "nearest. The model's weights are not changed.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model the predictor was made for. Connect LoRA and shift nodes before."
@@ -36,11 +38,11 @@ class AMEDApplyPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, predictor: Predictor) -> io.NodeOutput:
-        refuse_other_model(dict(predictor.network.config.model), model)
+        refuse_other_model(predictor.network.config, model)
         applied = model.clone()
         applied.set_attachments(ATTACHMENT, predictor)
         # ComfyUI's schedulers see only the model sampling: a copy of it carries the predictor's grid to "amed".
-        sampling = copy.copy(model.get_model_object("model_sampling"))
+        sampling = copy.copy(interpolated(model.get_model_object("model_sampling")))
         setattr(sampling, ATTACHMENT, predictor)
         applied.add_object_patch("model_sampling", sampling)
         return io.NodeOutput(applied)
@@ -53,11 +55,15 @@ class AMEDSampler(io.ComfyNode):
             node_id="AMEDSampler",
             display_name="AMED Sampler",
             category=CATEGORY,
-            description="Samples in very few model calls, at noise levels a trained predictor chooses.",
+            description="Samples in very few model calls, at noise levels a trained predictor chooses. It also takes "
+            "other sigmas than its own: inside the range it was trained on it plans two calls at a time, where they "
+            "span no more than it learned (amed, amed_euler, amed_dpm_2), and the rest are plain calls of the base "
+            "solver; a text on the sampling node says so. Sigmas that start above that range are an error.",
             inputs=[
                 PredictorSocket.Input(
                     "predictor",
-                    tooltip='Fixes the solver. Connect the same predictor to "AMED Scheduler" for the noise levels.',
+                    tooltip='Fixes the solver. Connect the same predictor to "AMED Scheduler" for the noise levels. '
+                    'For SD1.5, SD2 and SDXL put "AMED Apply Predictor" before the guider: it interpolates timesteps.',
                 )
             ],
             outputs=[

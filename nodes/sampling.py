@@ -1,6 +1,5 @@
 """AMED as ComfyUI sampler functions: `fn(model, x, sigmas, extra_args, callback, disable)`."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -10,11 +9,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..amed_core import PredictorConfig
 from ..amed_core.calls import Run, call_sigmas, read
 from ..amed_core.driver import Answer, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
-from .bridge import ComfyDenoiser, refuse_other_model
-from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name
+from .bridge import ComfyDenoiser, guider_of, look
+from .pairing import differences, refuse_other_model
+from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
 
 SCHEDULER = "amed"
 
@@ -34,7 +35,7 @@ def sample_amed(
     """Sample with `predictor`, or with the one applied to the model; `name` is the chosen entry of the sampler list."""
     if len(sigmas) < 2:
         return x
-    guider = model.inner_model
+    guider = guider_of(model)
     patcher = guider.model_patcher
     predictor = predictor or patcher.get_attachment(ATTACHMENT)
     if predictor is None:
@@ -49,12 +50,12 @@ def sample_amed(
             f'The applied predictor was made for the sampler "{made_for}", but "{name}" is chosen. '
             f'Choose "{made_for}" as sampler_name, or apply another predictor in "AMED Apply Predictor".'
         )
-    refuse_other_model(dict(config.model), patcher)
-    run = read(sigmas.tolist(), config)
-    _warn(run, predictor, guider)
+    refuse_other_model(config, patcher)
+    levels = sigmas.tolist()
+    run = read(levels, config)
+    warn(_sentences(run, config, patcher, guider))
 
-    network = predictor.network.to(x.device)
-    planner = network.planner(run.plain)
+    planner = predictor.network.to(x.device).planner(run.sigmas, run.plain, look(config, model))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
     call = count()
     with tqdm(total=run.calls, disable=disable) as bar:
@@ -64,31 +65,27 @@ def sample_amed(
                 callback({"x": x, "i": next(call), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
             bar.update()
 
-        denoiser = ComfyDenoiser(model, guider, extra_args or {}, report, features=config.features == "bottleneck")
-        solver = config.build_solver()
+        sees = config.features == "bottleneck" and bool(run.planned)
+        denoiser = ComfyDenoiser(model, extra_args or {}, levels, bottleneck=sees, per_call=True, on_call=report)
+        first = config.first if run.analytic_first_step else None
         answers: list[Answer] = []
-        for step in trajectory(denoiser, x, grid, solver, planner, analytic_first_step=run.analytic_first_step):
+        for step in trajectory(denoiser, x, grid, config.build_solver(), planner, first=first):
             answers += answers_of(step)
             x = step.x
     raise_if_not_finite(answers)
     return x
 
 
-def _warn(run: Run, predictor: Predictor, guider: Any) -> None:
-    config = predictor.network.config
+def _sentences(run: Run, config: PredictorConfig, patcher: Any, guider: Any) -> list[str]:
+    """What the user should know of a run before looking at its picture."""
+    sentences = differences(config, patcher, guider)
     if not run.own_grid:
-        logging.warning(
-            "AMED: these noise levels are not the ones the predictor was made for; it plans them by interpolation. "
-            'For its best quality use the scheduler "amed" with denoise 1 and steps %d.',
-            config.calls,
+        what = f"plans {run.planned} of their intervals by interpolation" if run.planned else "plans none of them"
+        sentences.append(
+            f"these noise levels are not the ones the predictor was made for: it {what}, and the other calls are plain "
+            f'ones. For its best quality use the scheduler "amed" with denoise 1 and steps {config.calls}.'
         )
-    cfg = getattr(guider, "cfg", None)
-    if cfg is not None and abs(cfg - config.guidance) > 1e-3:
-        logging.warning(
-            "AMED: the predictor was made at cfg %g and is used at cfg %g; train one at the cfg you use.",
-            config.guidance,
-            cfg,
-        )
+    return sentences
 
 
 def sampler_functions() -> dict[str, Callable[..., Sample]]:

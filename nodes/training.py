@@ -14,11 +14,14 @@ from tqdm.auto import tqdm
 
 from ..amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer
 from ..amed_core.files import provenance
+from ..amed_core.predictor import LOOKS
 from ..amed_core.recipes import predictor_config
 from ..amed_core.schedules import SCHEDULES
 from ..amed_core.training import TEACHERS
 from ..amed_core.types import Denoiser, Sample
-from .bridge import ComfyDenoiser, fingerprint
+from .bridge import ComfyDenoiser, look
+from .pairing import fingerprint
+from .timesteps import with_interpolated_timesteps
 from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, say
 
 AUTO = "auto"  # the preset's choice for the sampler
@@ -50,14 +53,14 @@ class TrainSampler(comfy.samplers.Sampler):
     ) -> Tensor:
         del callback, latent_image, denoise_mask
         settings = self.network.config
-        denoiser = ComfyDenoiser(model_wrap, model_wrap, extra_args, features=settings.features == "bottleneck")
+        denoiser = ComfyDenoiser(model_wrap, extra_args, settings.sigmas, bottleneck=settings.features == "bottleneck")
         sampling = model_wrap.inner_model.model_sampling
 
         def source(rows: range, generator: torch.Generator) -> tuple[Sample, Denoiser]:
             drawn = torch.randn(len(rows), *noise.shape[1:], generator=generator).to(noise)
             return sampling.noise_scaling(sigmas[0], drawn, torch.zeros_like(drawn), True), denoiser
 
-        self.trainer = Trainer(self.network.to(noise.device), source, self.config)
+        self.trainer = Trainer(self.network.to(noise.device), source, self.config, look(settings, model_wrap))
         batches = -(-self.config.trajectories // self.config.batch_size)
         total = batches * settings.planned
         progress = comfy.utils.ProgressBar(total)
@@ -72,7 +75,14 @@ class TrainSampler(comfy.samplers.Sampler):
         return noise
 
 
-def has_bottleneck(guider: comfy.samplers.CFGGuider, noise: Tensor, sigmas: Tensor, seed: int) -> bool:
+def empty(like: Any, batch: int) -> Any:
+    """Zeros of the shape of a latent; newer ComfyUI has nested ones, of several shapes."""
+    if like.is_nested:
+        return type(like)([torch.zeros(batch, *part.shape[1:]) for part in like.unbind()])
+    return torch.zeros(batch, *like.shape[1:])
+
+
+def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, sigmas: Tensor, seed: int) -> bool:
     """Whether the model shows its bottleneck, found out by one model call."""
 
     class Probe(comfy.samplers.Sampler):
@@ -82,11 +92,12 @@ def has_bottleneck(guider: comfy.samplers.CFGGuider, noise: Tensor, sigmas: Tens
             self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any
         ) -> Tensor:
             x = model_wrap.inner_model.model_sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
-            self.found = ComfyDenoiser(model_wrap, model_wrap, extra_args)(x, sigmas[0])[1] is not None
+            denoiser = ComfyDenoiser(model_wrap, extra_args, sigmas.tolist(), bottleneck=True)
+            self.found = denoiser(x, sigmas[0])[1] is not None
             return x
 
     probe = Probe()
-    guider.sample(noise, torch.zeros_like(noise), probe, sigmas, disable_pbar=True, seed=seed)
+    guider.sample(empty(latent, 1), empty(latent, 1), probe, sigmas, disable_pbar=True, seed=seed)
     return probe.found
 
 
@@ -216,6 +227,15 @@ class AMEDTrainPredictor(io.ComfyNode):
                     tooltip="Grid points that the teacher adds in every interval: more is more exact and slower. 0 is "
                     "the paper's choice (1 or 2).",
                 ),
+                io.Combo.Input(
+                    "features",
+                    options=[AUTO, *LOOKS],
+                    default=AUTO,
+                    optional=True,
+                    tooltip='What the predictor looks at before each step. "bottleneck" is the paper\'s: the middle of '
+                    'a U-Net (SD1.5, SD2, SDXL). "latent" is the picture so far, and works with every model. "none" '
+                    'gives all pictures the same plan. "auto" takes the bottleneck where there is one.',
+                ),
             ],
             outputs=[
                 PredictorSocket.Output(
@@ -250,7 +270,9 @@ class AMEDTrainPredictor(io.ComfyNode):
         scale_time: float,
         teacher: str,
         teacher_points: int,
+        features: str = AUTO,
     ) -> io.NodeOutput:
+        model = with_interpolated_timesteps(model)
         sampling = model.get_model_object("model_sampling")
         overrides: dict[str, Any] = {}
         if scale_dir >= 0:
@@ -273,23 +295,30 @@ class AMEDTrainPredictor(io.ComfyNode):
             seed=seed,
             gradient="finite difference",
         )
-        shape = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]).shape[1:]
+        latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
 
         # ComfyUI runs nodes in inference mode, where nothing can be trained.
         with torch.inference_mode(False), torch.no_grad():
-            noise = torch.zeros(training.batch_size, *shape)
             ends = torch.tensor([float(sampling.sigma_max), float(sampling.sigma_min)])
-            features = "bottleneck" if has_bottleneck(guider, noise[:1], ends, seed) else "none"
+            if features in (AUTO, "bottleneck"):
+                found = has_bottleneck(guider, latent, ends, seed)
+                if features == "bottleneck" and not found:
+                    raise ValueError(
+                        f"This model ({fingerprint(model)['family']}) has no U-Net bottleneck to look at. Set features "
+                        'to "auto" or "latent" in "AMED Train Predictor".'
+                    )
+                features = "bottleneck" if found else "latent"
             config: PredictorConfig = predictor_config(
                 sampler_name,
                 steps,
                 float(sampling.sigma_min),
                 float(sampling.sigma_max),
                 published=preset == PAPER,
-                analytic=not flow,
+                analytic=not flow or preset == PAPER,
+                flow=flow,
                 table=getattr(sampling, "sigmas", None),
                 features=features,
                 guidance=cfg,
@@ -299,7 +328,10 @@ class AMEDTrainPredictor(io.ComfyNode):
             network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
             sampler = TrainSampler(network, training)
             with torch.enable_grad():
-                guider.sample(noise, noise.clone(), sampler, torch.tensor(config.sigmas), seed=seed)
+                batch = training.batch_size
+                guider.sample(
+                    empty(latent, batch), empty(latent, batch), sampler, torch.tensor(config.sigmas), seed=seed
+                )
         assert sampler.trainer is not None
         notes = provenance(sampler.trainer.summary())
         predictor = Predictor(network.requires_grad_(False).cpu(), notes)

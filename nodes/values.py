@@ -1,11 +1,13 @@
 """What travels between our nodes."""
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 from ..amed_core import AMEDPredictor
 
@@ -54,8 +56,23 @@ def describe(predictor: Predictor) -> str:
 
 def say(node: type[io.ComfyNode], text: str) -> None:
     """Show a text on the node in the browser."""
+    hidden = getattr(node, "hidden", None)
+    if hidden is not None and hidden.unique_id is not None:
+        _show(text, hidden.unique_id)
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """Tell the log, and the browser on the node that is running, whichever it is."""
+    if not sentences:
+        return
+    text = "AMED: " + " ".join(sentences)
+    logging.warning(text)
+    if (running := get_executing_context()) is not None:
+        _show(text, running.node_id)
+
+
+def _show(text: str, node_id: str) -> None:
     running = sys.modules.get("server")  # absent where ComfyUI is only a library
     server = getattr(getattr(running, "PromptServer", None), "instance", None)
-    hidden = getattr(node, "hidden", None)
-    if server is not None and hidden is not None and hidden.unique_id is not None:
-        server.send_progress_text(text, hidden.unique_id)
+    if server is not None:
+        server.send_progress_text(text, node_id)

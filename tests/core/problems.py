@@ -34,6 +34,19 @@ class Gaussian:
         return self.mean + ratio * (x - self.mean)
 
 
+@dataclass
+class FlowGaussian:
+    """The same data as a flow model sees it: x = (1 - sigma) x0 + sigma noise, with sigma in [0, 1]."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        signal = 1 - sigma
+        gain = signal * self.std**2 / (signal**2 * self.std**2 + sigma**2)
+        return self.mean + gain * (x - signal * self.mean)
+
+
 def mixture(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Two isotropic Gaussians at +1 and -1; the bottleneck is the posterior and the mean of x."""
     dimensions = x[0].numel()

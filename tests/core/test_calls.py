@@ -83,11 +83,40 @@ def test_another_number_of_calls_is_an_error_that_names_the_right_one() -> None:
 
 
 def test_the_tail_of_a_longer_list_is_planned() -> None:
+    """What denoise below 1 asks for."""
     config = predictor_config("amed", 5, LOW, HIGH)
-    run = read(call_sigmas(config, 10)[-6:], config)
-    assert run.calls == 5
+    levels = call_sigmas(config, 12)[-6:]
+    run = read(levels, config)
+    assert run.sigmas == (levels[0], levels[2], levels[4], levels[5])
+    assert run.plain == {2}, "only the last call is plain"
     assert not run.own_grid
     assert not run.analytic_first_step
+
+
+def test_an_interval_longer_than_the_predictors_own_is_crossed_by_plain_calls() -> None:
+    config = predictor_config("amed", 5, LOW, HIGH)
+    levels = [HIGH, 60.0, 0.02, LOW, 0.0]
+    run = read(levels, config)
+    assert run.sigmas == tuple(levels)
+    assert run.plain == {0, 1, 2, 3}
+    assert run.calls == 4
+
+
+def test_intervals_as_long_as_the_predictors_own_are_planned_wherever_they_lie() -> None:
+    config = predictor_config("amed_dpm_2", 6, LOW, HIGH, schedule="logsnr", end="sigma_min")
+    ratio = config.sigmas[0] / config.sigmas[1]
+    for start in (HIGH, 17.0, 3.0):
+        assert read([start, start / ratio**0.4, start / ratio], config).plain == frozenset()
+        assert read([start, start / ratio**0.4, start / ratio**1.4], config).plain == {0, 1}
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in DEFAULT.items() if recipe.solver in ("ipndm", "dpmpp")])
+def test_off_its_grid_a_multistep_student_is_its_base_solver(name: str) -> None:
+    config = predictor_config(name, 5, LOW, HIGH)
+    levels = call_sigmas(config, 10)[-6:]
+    run = read(levels, config)
+    assert run.sigmas == levels
+    assert run.plain == frozenset(range(5))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise
+from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, noise
 from torch import Tensor
 
 from amed_core import (
@@ -13,6 +13,7 @@ from amed_core import (
     Ipndm,
     NoMidpoint,
     analytic_first,
+    analytic_first_flow,
     evaluate,
     polynomial,
     sample,
@@ -29,7 +30,7 @@ X = SIGMA_MAX * noise(3, 1, 4, 4)
 def test_true_model_calls(analytic: bool, plain: frozenset[int]) -> None:
     planner = FixedMidpoint(0.5, plain=plain)
     model = Gaussian()
-    steps = list(trajectory(model, X, GRID, Dpm2(), planner, analytic_first_step=analytic))
+    steps = list(trajectory(model, X, GRID, Dpm2(), planner, first=analytic_first if analytic else None))
     assert len(model.asked) == 2 * 4 - len(plain) - analytic
     assert [step.index for step in steps] == [0, 1, 2, 3]
     assert sum(step.model_calls for step in steps) == len(model.asked)
@@ -59,11 +60,33 @@ def test_the_analytic_first_step_is_a_good_guess_only_at_large_sigma() -> None:
         grid = torch.tensor([start, start / 2], dtype=torch.float64)
         x = start * noise(100, 4)
         called, analytic = (
-            sample(model, x, grid, Ipndm(1), NoMidpoint(), analytic_first_step=a) for a in (False, True)
+            sample(model, x, grid, Ipndm(1), NoMidpoint(), first=analytic_first if a else None) for a in (False, True)
         )
         return float((called - analytic).abs().max() / start)
 
     assert difference(80.0) < 0.01 * difference(1.0)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.9, 0.5, 0.01])
+def test_the_flow_models_analytic_evaluation_is_exact_for_unit_variance_data(sigma: float) -> None:
+    x, level = noise(5, 4), torch.tensor(sigma, dtype=torch.float64)
+    analytic, called = analytic_first_flow(x, level), evaluate(FlowGaussian(), x, level)
+    torch.testing.assert_close(analytic.denoised, called.denoised, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(analytic.slope, called.slope, rtol=1e-12, atol=1e-12)
+    assert analytic.analytic
+
+
+def test_at_sigma_1_the_flow_models_analytic_evaluation_is_exact_for_any_centred_data() -> None:
+    one = torch.tensor(1.0, dtype=torch.float64)
+    x = noise(5, 4)
+    slope = analytic_first_flow(x, one).slope
+    torch.testing.assert_close(slope, evaluate(FlowGaussian(std=0.1), x, one).slope)
+    assert not torch.allclose(slope, evaluate(FlowGaussian(mean=0.3), x, one).slope, atol=0.1)
+
+
+def test_the_analytic_first_step_of_eps_models_is_wrong_for_flow_models() -> None:
+    x, one = noise(5, 4), torch.tensor(1.0, dtype=torch.float64)
+    assert not torch.allclose(analytic_first(x, one).slope, evaluate(FlowGaussian(), x, one).slope, rtol=0.1)
 
 
 def test_time_scaling_changes_what_the_network_is_asked_and_not_the_slopes_sigma() -> None:
@@ -93,7 +116,7 @@ def test_sigma_is_a_scalar_or_one_per_sample() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_samples_dtype_is_kept(dtype: torch.dtype) -> None:
     for rule, planner in ((Dpm2(), FixedMidpoint(0.5)), (DpmSolverPP(3), NoMidpoint())):
-        assert sample(mixture, X.to(dtype), GRID, rule, planner, analytic_first_step=True).dtype == dtype
+        assert sample(mixture, X.to(dtype), GRID, rule, planner, first=analytic_first).dtype == dtype
 
 
 def test_a_bad_answer_names_the_interval_and_the_call() -> None:

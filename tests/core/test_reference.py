@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, trajectory
+from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, analytic_first, trajectory
 from amed_core.predictor import POOLED
 from amed_core.schedules import schedule
 from amed_core.training import TEACHERS
@@ -94,7 +94,7 @@ def grid(case: dict[str, Any]) -> Tensor:
 
 def states(case: dict[str, Any], solver: Any, planner: Any) -> Tensor:
     x = FILE.get_tensor("z") * grid(case)[0]
-    steps = trajectory(mixture, x, grid(case), solver, planner, analytic_first_step=case["afs"])
+    steps = trajectory(mixture, x, grid(case), solver, planner, first=analytic_first if case["afs"] else None)
     with torch.no_grad():
         return torch.stack([x, *(step.x for step in steps)])
 

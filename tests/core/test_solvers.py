@@ -1,8 +1,12 @@
 """Update rules against exact solutions."""
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise, slope_of
+from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, noise, slope_of
 from torch import Tensor
 
 from amed_core import Amed, Dpm2, DpmSolverPP, FixedMidpoint, Ipndm, NoMidpoint, logsnr, polynomial, sample, trajectory
@@ -180,3 +184,72 @@ def test_dynamic_thresholding_is_imagens() -> None:
 def test_settings_that_do_not_exist_are_refused(build: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("planner", [NO, FixedMidpoint(0.4)])
+def test_on_a_flow_model_dpm_solver_pp_takes_the_same_steps_as_on_its_noise_prediction_twin(
+    order: int, planner: Planner
+) -> None:
+    """x / (1 + sigma) at sigma / (1 + sigma) turns one model into the other; half-log-SNRs are equal."""
+
+    def flow(x: Tensor, sigma: Tensor) -> Tensor:
+        return mixture(x / (1 - sigma), sigma / (1 - sigma))[0]
+
+    grid, x = polynomial(6, 0.02, 20.0), 20.0 * noise(5, 1, 4, 4)
+    twin = sample(mixture, x, grid, DpmSolverPP(order), planner)
+    planner = Moved(planner) if planner is not NO else NO
+    ours = sample(flow, x / 21.0, grid / (1 + grid), DpmSolverPP(order, flow=True), planner)
+    torch.testing.assert_close(ours * (1 + grid[-1]), twin, rtol=1e-9, atol=1e-9)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A planner whose midpoints lie at the same signal-to-noise ratio for a flow model."""
+
+    planner: Planner
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        return self.planner.updates(interval)
+
+    def __call__(self, start: Evaluation, sigma_next: Tensor, interval: int) -> StepPlan | None:
+        levels = start.sigma / (1 - start.sigma), sigma_next / (1 - sigma_next)
+        plan = self.planner(start, sigma_next, interval)
+        assert plan is not None
+        middle = plan.midpoint(*levels)
+        middle = middle / (1 + middle)
+        return StepPlan((middle / start.sigma).log() / (sigma_next / start.sigma).log())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_from_sigma_1_dpm_solver_pp_is_finite_and_so_are_its_gradients(order: int) -> None:
+    """There lambda is -infinity."""
+    grid = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0], dtype=torch.float64)
+    r = torch.full((), 0.5, dtype=torch.float64, requires_grad=True)
+
+    class Learned(FixedMidpoint):
+        def __call__(self, start: Evaluation, sigma_next: Tensor, interval: int) -> StepPlan:
+            return StepPlan(r, sigma_floor=0.01)
+
+    x = noise(5, 4)
+    for step in trajectory(FlowGaussian(0.3, 0.5), x, grid, DpmSolverPP(order, flow=True), Learned(0.5)):
+        assert step.x.isfinite().all()
+    (gradient,) = torch.autograd.grad(step.x.sum(), r)
+    assert gradient.isfinite()
+
+
+def test_the_flow_models_solver_converges_with_its_order() -> None:
+    """To the exact solution, which for a Gaussian keeps (x - signal mean) / spread constant."""
+    model, x = FlowGaussian(0.3, 0.5), 0.9 * noise(20, 4)
+
+    def spread(sigma: float) -> float:
+        return ((1 - sigma) ** 2 * 0.25 + sigma**2) ** 0.5
+
+    exact = 0.9 * 0.3 + (x - 0.1 * 0.3) * spread(0.1) / spread(0.9)
+    for order, rule in ((1, DpmSolverPP(1, flow=True)), (2, DpmSolverPP(2, flow=True))):
+        errors = []
+        for n in (128, 256, 512):
+            lambdas = torch.linspace(math.log(0.9 / 0.1), math.log(0.1 / 0.9), n + 1, dtype=torch.float64)
+            drawn = sample(model, x, lambdas.sigmoid(), rule, NO)
+            errors.append(float((drawn - exact).abs().max()))
+        assert slope_of(errors) == pytest.approx(order, abs=0.15)
