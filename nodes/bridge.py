@@ -5,6 +5,7 @@ The model is never modified: what is needed of it travels in a clone of the call
 
 import math
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,10 +44,10 @@ class Bottleneck:
             uuids = transformer_options.get("uuids") or [None]
             pooled = pool(h.detach().float())
             with self.lock:
-                for uuid, rows in zip(uuids, pooled.chunk(len(uuids)), strict=False):
-                    self.first.setdefault(uuid, rows)
-                    if uuid in self.positive:
-                        self.found.setdefault(uuid, rows)
+                for name, rows in zip(uuids, pooled.chunk(len(uuids)), strict=False):
+                    self.first.setdefault(name, rows)
+                    if name in self.positive:
+                        self.found.setdefault(name, rows)
         return h, hsp
 
     def take(self, x: Sample) -> Features | None:
@@ -94,14 +95,15 @@ class ComfyDenoiser:
         self.sample_sigmas: Tensor | None = self.options.get("sample_sigmas")
         self.bottleneck = None
         if bottleneck:
-            self.bottleneck = Bottleneck({c["uuid"] for c in guider.conds.get("positive", []) if "uuid" in c})
+            self.bottleneck = Bottleneck(positive_uuids(guider.conds))
             patches = dict(self.options.get("patches", {}))
             patches["output_block_patch"] = [*patches.get("output_block_patch", []), self.bottleneck.patch]
             self.options["patches"] = patches
         self.extra_args = {**extra_args, "model_options": options}
 
     def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
-        asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest).expand(x.shape[0])
+        asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest)
+        asked = asked.expand(x.shape[0]).contiguous()  # a compiled model would compile again for other strides
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.sample_sigmas is not None:
             self.options["sample_sigmas"] = self._sample_sigmas(asked)
@@ -119,6 +121,20 @@ class ComfyDenoiser:
         if self.per_call:
             return torch.cat([known[: self.calls], level, known[self.calls + 1 :]])
         return torch.cat([known, level]).sort(descending=True).values
+
+
+def positive_uuids(conds: dict[str, list[dict[str, Any]]]) -> set[Any]:
+    """How the rows of positive prompts are known in this run.
+
+    For a positive prompt with an area ComfyUI adds the negative prompt in the same area, as a copy that
+    keeps the positive's uuid. Such copies get their own here; they live as long as the run.
+    """
+    positive = {c["uuid"] for c in conds.get("positive", []) if "uuid" in c}
+    for kind, others in conds.items():
+        for c in others:
+            if kind != "positive" and c.get("uuid") in positive:
+                c["uuid"] = uuid.uuid4()
+    return positive
 
 
 def guider_of(model: Any) -> Any:

@@ -82,8 +82,30 @@ def empty(like: Any, batch: int) -> Any:
     return torch.zeros(batch, *like.shape[1:])
 
 
-def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, sigmas: Tensor, seed: int) -> bool:
+def student_config(model: Any, name: str, calls: int, *, published: bool = False, **overrides: Any) -> PredictorConfig:
+    """The settings of a predictor for this MODEL; `overrides` are those of `recipes.predictor_config`."""
+    sampling = model.get_model_object("model_sampling")
+    flow = isinstance(sampling, comfy.model_sampling.CONST)
+    if flow:  # the published grids are for noise levels that reach far beyond 1; this one follows the shift
+        overrides.setdefault("schedule", "discrete")
+    return predictor_config(
+        name,
+        calls,
+        float(sampling.sigma_min),
+        float(sampling.sigma_max),
+        published=published,
+        analytic=not flow or published,
+        flow=flow,
+        table=getattr(sampling, "sigmas", None),
+        model=fingerprint(model),
+        **overrides,
+    )
+
+
+def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, seed: int) -> bool:
     """Whether the model shows its bottleneck, found out by one model call."""
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    ends = torch.tensor([float(sampling.sigma_max), float(sampling.sigma_min)])
 
     class Probe(comfy.samplers.Sampler):
         found = False
@@ -97,7 +119,7 @@ def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, sigmas: Tensor
             return x
 
     probe = Probe()
-    guider.sample(empty(latent, 1), empty(latent, 1), probe, sigmas, disable_pbar=True, seed=seed)
+    guider.sample(empty(latent, 1), empty(latent, 1), probe, ends, disable_pbar=True, seed=seed)
     return probe.found
 
 
@@ -273,19 +295,13 @@ class AMEDTrainPredictor(io.ComfyNode):
         features: str = AUTO,
     ) -> io.NodeOutput:
         model = with_interpolated_timesteps(model)
-        sampling = model.get_model_object("model_sampling")
-        overrides: dict[str, Any] = {}
-        if scale_dir >= 0:
-            overrides["scale_dir"] = scale_dir
-        if scale_time >= 0:
-            overrides["scale_time"] = scale_time
-        flow = isinstance(sampling, comfy.model_sampling.CONST)
-        if scheduler != AUTO:
-            overrides["schedule"] = scheduler
-        elif flow:  # the published grids are for noise levels that reach far beyond 1; this one follows the shift
-            overrides["schedule"] = "discrete"
-        if rho:
-            overrides["rho"] = rho
+        chosen = {
+            "schedule": None if scheduler == AUTO else scheduler,
+            "rho": rho or None,
+            "scale_dir": scale_dir if scale_dir >= 0 else None,
+            "scale_time": scale_time if scale_time >= 0 else None,
+        }
+        overrides = {name: value for name, value in chosen.items() if value is not None}
         training = TrainConfig(
             trajectories=trajectories,
             batch_size=min(batch_size, trajectories),
@@ -302,28 +318,16 @@ class AMEDTrainPredictor(io.ComfyNode):
 
         # ComfyUI runs nodes in inference mode, where nothing can be trained.
         with torch.inference_mode(False), torch.no_grad():
-            ends = torch.tensor([float(sampling.sigma_max), float(sampling.sigma_min)])
             if features in (AUTO, "bottleneck"):
-                found = has_bottleneck(guider, latent, ends, seed)
+                found = has_bottleneck(guider, latent, seed)
                 if features == "bottleneck" and not found:
                     raise ValueError(
                         f"This model ({fingerprint(model)['family']}) has no U-Net bottleneck to look at. Set features "
                         'to "auto" or "latent" in "AMED Train Predictor".'
                     )
                 features = "bottleneck" if found else "latent"
-            config: PredictorConfig = predictor_config(
-                sampler_name,
-                steps,
-                float(sampling.sigma_min),
-                float(sampling.sigma_max),
-                published=preset == PAPER,
-                analytic=not flow or preset == PAPER,
-                flow=flow,
-                table=getattr(sampling, "sigmas", None),
-                features=features,
-                guidance=cfg,
-                model=fingerprint(model),
-                **overrides,
+            config = student_config(
+                model, sampler_name, steps, published=preset == PAPER, features=features, guidance=cfg, **overrides
             )
             network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
             sampler = TrainSampler(network, training)

@@ -48,13 +48,19 @@ def pack() -> Any:
     import comfy.cli_args  # noqa: PLC0415
 
     comfy.cli_args.args.cpu = True
-    spec = importlib.util.spec_from_file_location("amed_pack", PACK / "__init__.py")
+    _load("nodes", COMFYUI / "nodes.py")  # pytest has given the name to this folder
+    module = _load("amed_pack", PACK / "__init__.py")
+    asyncio.run(module.comfy_entrypoint())
+    return module
+
+
+def _load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["amed_pack"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    asyncio.run(module.comfy_entrypoint())
     return module
 
 

@@ -1,0 +1,625 @@
+"""Every way people sample, with predictors on real ComfyUI models of toy size."""
+
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from families import SPECS, Family, control_net, make, prompt
+from toys import apply, guided, inside, k_sample, predictor, seen
+
+CFG = 3.0
+
+
+def first(made: Any) -> Any:
+    """The first output of a node of either kind."""
+    return made.args[0] if hasattr(made, "args") else made[0]
+
+
+def custom(
+    pack: Any, family: Family, made: Any, guider: Any, sigmas: Any = None, latent: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What SamplerCustomAdvanced gives for seed 3: the sample, and the last denoised one."""
+    from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced  # noqa: PLC0415
+
+    (sampler,) = pack.nodes.AMEDSampler.execute(made).args
+    if sigmas is None:
+        (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
+    noise = RandomNoise().get_noise(3)[0]
+    with torch.inference_mode():
+        given = latent or family.latent
+        drawn, denoised = SamplerCustomAdvanced().sample(noise, guider, sampler, sigmas, given)
+    return drawn["samples"], denoised["samples"]
+
+
+@pytest.fixture(scope="module")
+def sd15(pack: Any) -> Family:
+    del pack
+    return make("sd15")
+
+
+@pytest.fixture(scope="module")
+def flux(pack: Any) -> Family:
+    del pack
+    return make("flux")
+
+
+# Sampling nodes
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("student", ["amed", "amed_ipndm", "amed_dpmpp_3m"])
+def test_a_run_is_finite_and_repeats_bit_by_bit(pack: Any, name: str, student: str) -> None:
+    family = make(name)
+    applied = apply(pack, family, predictor(pack, family, student, guidance=CFG))
+    drawn = [k_sample(family, applied, 5, CFG, student) for _ in range(2)]
+    assert drawn[0].isfinite().all()
+    assert drawn[0].shape == family.latent["samples"].shape
+    assert drawn[0].std() > 0
+    assert (drawn[0] == drawn[1]).all()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_model_is_asked_as_often_as_steps_says_and_never_outside_its_levels(pack: Any, name: str) -> None:
+    family = make(name)
+    made = predictor(pack, family, guidance=CFG, scale_time=0.2)
+    sampling = family.model.get_model_object("model_sampling")
+    asked: list[torch.Tensor] = []
+
+    def wrapper(apply_model: Callable[..., Any], parameters: Any) -> Any:
+        asked.append(parameters["timestep"])
+        return apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
+
+    applied = apply(pack, family, made)
+    applied.set_model_unet_function_wrapper(wrapper)
+    k_sample(family, applied, 5, CFG)
+    assert len(asked) == 5
+    assert min(float(a.min()) for a in asked) >= float(sampling.sigma_min)
+    assert max(float(a.max()) for a in asked) <= float(sampling.sigma_max)
+    assert all(later.max() < earlier.min() for earlier, later in pairwise(asked)), "downward"
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "stable_audio"])
+@pytest.mark.parametrize("split", [2, 4])
+def test_two_halves_of_k_sampler_advanced_equal_one_go(pack: Any, name: str, split: int) -> None:
+    import nodes  # noqa: PLC0415
+
+    family = make(name)
+    applied = apply(pack, family, predictor(pack, family, guidance=CFG))
+
+    def part(latent: Any, begin: int, end: int, noise: str, leftover: str) -> Any:
+        settings = (applied, noise, 3, 5, CFG, "amed", "amed", family.positive, family.negative, latent)
+        return nodes.KSamplerAdvanced().sample(*settings, begin, end, leftover)[0]
+
+    with torch.inference_mode():
+        whole = part(family.latent, 0, 10000, "enable", "disable")["samples"]
+        half = part(family.latent, 0, split, "enable", "enable")
+        rest = part(half, split, 10000, "disable", "disable")["samples"]
+    torch.testing.assert_close(rest, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_sampler_custom_and_the_advanced_one_equal_k_sampler(pack: Any, sd15: Family) -> None:
+    from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: PLC0415
+
+    made = predictor(pack, sd15, guidance=CFG)
+    applied = apply(pack, sd15, made)
+    expected = k_sample(sd15, applied, 5, CFG)
+    (sampler,) = pack.nodes.AMEDSampler.execute(made).args
+    (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
+    with torch.inference_mode():
+        prompts = (sd15.positive, sd15.negative)
+        plain = SamplerCustom().sample(applied, True, 3, CFG, *prompts, sampler, sigmas, sd15.latent)[0]["samples"]
+    advanced, denoised = custom(pack, sd15, made, guided(sd15, applied))
+    assert (plain == expected).all()
+    assert (advanced == expected).all()
+    torch.testing.assert_close(denoised, expected), "the plain last call's answer is the sample"
+
+
+def test_split_sigmas_equal_the_whole(pack: Any, flux: Family) -> None:
+    from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvanced, SplitSigmas  # noqa: PLC0415
+
+    made = predictor(pack, flux, guidance=CFG)
+    (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
+    high, low = SplitSigmas().get_sigmas(sigmas, 2)
+    whole, _ = custom(pack, flux, made, guided(flux), sigmas)
+    half, _ = custom(pack, flux, made, guided(flux), high)
+    (sampler,) = pack.nodes.AMEDSampler.execute(made).args
+    no_noise = DisableNoise().get_noise()[0]
+    with torch.inference_mode():
+        rest = SamplerCustomAdvanced().sample(no_noise, guided(flux), sampler, low, {"samples": half})[0]["samples"]
+    torch.testing.assert_close(rest, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["Basic", "DualCFG", "PerpNeg"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_other_guiders(pack: Any, name: str, kind: str) -> None:
+    from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider  # noqa: PLC0415
+    from comfy_extras.nodes_perpneg import PerpNegGuider  # noqa: PLC0415
+
+    family, other = make(name), prompt(name, 4)
+    prompts = (family.positive, other, family.negative)
+    guider = {
+        "Basic": lambda: first(BasicGuider().get_guider(family.model, family.positive)),
+        "DualCFG": lambda: first(DualCFGGuider().get_guider(family.model, *prompts, 2.0, 1.5, "regular")),
+        "PerpNeg": lambda: first(PerpNegGuider.execute(family.model, *prompts[::2], other, 2.0, 1.0)),
+    }[kind]()
+    drawn, _ = custom(pack, family, predictor(pack, family), guider)
+    assert drawn.isfinite().all()
+    again, _ = custom(pack, family, predictor(pack, family), guider)
+    assert (drawn == again).all()
+
+
+def test_at_cfg_1_the_negative_prompt_does_not_matter(pack: Any, sd15: Family) -> None:
+    applied = apply(pack, sd15, predictor(pack, sd15))
+    one, other = (k_sample(sd15, applied, 5, 1.0, negative=n) for n in (sd15.negative, sd15.positive))
+    assert (one == other).all()
+
+
+# Images as input
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21"])
+def test_denoise_below_1_keeps_the_more_of_the_image_the_lower_it_is(pack: Any, name: str) -> None:
+    family = make(name)
+    applied = apply(pack, family, predictor(pack, family, guidance=1.0))
+    image = torch.randn(family.latent["samples"].shape, generator=torch.Generator().manual_seed(7))
+    distances = [
+        float((k_sample(family, applied, 5, 1.0, denoise=d, latent=image) - image).abs().mean())
+        for d in (0.05, 0.4, 0.9)
+    ]
+    assert distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "qwen_image"])
+def test_an_inpainting_mask_leaves_the_rest_as_it_was(pack: Any, name: str) -> None:
+    family = make(name)
+    applied = apply(pack, family, predictor(pack, family, guidance=CFG))
+    image = torch.randn(family.latent["samples"].shape, generator=torch.Generator().manual_seed(7))
+    mask = torch.zeros(1, 1, *image.shape[-2:])
+    mask[..., : image.shape[-1] // 2] = 1
+    drawn = k_sample(family, applied, 5, CFG, latent=image, noise_mask=mask)
+    right = image.shape[-1] // 2
+    torch.testing.assert_close(drawn[..., right:], image[..., right:], rtol=1e-4, atol=1e-5)
+    assert (drawn[..., :right] - image[..., :right]).abs().mean() > 0.1
+
+
+def test_differential_diffusion(pack: Any, sd15: Family) -> None:
+    """It looks timesteps up, for a mask that changes from call to call."""
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion  # noqa: PLC0415
+
+    applied = first(DifferentialDiffusion.execute(apply(pack, sd15, predictor(pack, sd15, guidance=CFG)), 1.0))
+    image = torch.randn(sd15.latent["samples"].shape, generator=torch.Generator().manual_seed(7))
+    mask = torch.linspace(0, 1, 16).expand(1, 1, 16, 16).contiguous()
+    drawn = k_sample(sd15, applied, 5, CFG, latent=image, noise_mask=mask)
+    change = (drawn - image).abs().mean((0, 1, 2))
+    assert change[0] < 1e-4
+    assert change[:4].mean() < change[-4:].mean()
+
+
+# What else steers a model
+
+
+def test_control_net(pack: Any, sd15: Family) -> None:
+    import nodes  # noqa: PLC0415
+
+    image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(8))
+    applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
+    settings = (sd15.positive, sd15.negative, control_net(), image)
+    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(*settings, 1.0, 0.0, 1.0)
+    with_control = k_sample(sd15, applied, 5, CFG, positive=positive, negative=negative)
+    assert with_control.isfinite().all()
+    assert not torch.allclose(with_control, k_sample(sd15, applied, 5, CFG), rtol=1e-2)
+    features = seen(pack, guided(sd15, positive=positive, negative=negative), sd15)
+    assert not torch.allclose(features, seen(pack, guided(sd15), sd15), rtol=1e-2), "its residuals belong to them"
+
+
+def lora(model: Any, strength: float, seed: int = 9) -> Any:
+    """The MODEL with a LoRA of rank 2 on one of its weights."""
+    from comfy.weight_adapter import LoRAAdapter  # noqa: PLC0415
+
+    weights = model.model.state_dict()
+    key = next(k for k in weights if k.startswith("diffusion_model.") and k.endswith("weight") and weights[k].ndim == 2)
+    high, low = weights[key].shape
+    generator = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(high, 2, generator=generator), torch.randn(2, low, generator=generator)
+    patched = model.clone()
+    patched.add_patches({key: LoRAAdapter({key}, (up, down, 2.0, None, None, None))}, strength)
+    return patched
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_a_lora_changes_the_picture_and_is_warned_of(pack: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    family = make(name)
+    made = predictor(pack, family, guidance=CFG)
+    plain = k_sample(family, apply(pack, family, made), 5, CFG)
+    assert "AMED" not in caplog.text
+    patched = k_sample(family, apply(pack, family, made, lora(family.model, 1.0)), 5, CFG)
+    assert not torch.allclose(patched, plain, rtol=1e-2)
+    assert "loras was 'none'" in caplog.text
+    assert "use the same LoRAs" in caplog.text
+
+
+def test_a_predictor_made_with_a_lora_knows_it_again(pack: Any, sd15: Family) -> None:
+    pairing = pack.nodes.pairing
+    names = [pairing.loras(lora(sd15.model, *settings)) for settings in ((1.0, 9), (1.0, 9), (0.8, 9), (1.0, 10))]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3, "another strength and other weights are others"
+    assert pairing.loras(sd15.model) == "none"
+
+
+def test_regional_and_scheduled_prompts(pack: Any, sd15: Family) -> None:
+    import nodes  # noqa: PLC0415
+
+    applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
+    other = prompt("sd15", 4)
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :64] = 1
+    ways = {
+        "area": nodes.ConditioningSetArea().append(other, 64, 128, 64, 0, 1.0)[0],
+        "mask": nodes.ConditioningSetMask().append(other, mask, "default", 1.0)[0],
+        "bounds": nodes.ConditioningSetMask().append(other, mask, "mask bounds", 1.0)[0],
+        "early": nodes.ConditioningSetTimestepRange().set_range(other, 0.0, 0.4)[0],
+        "late": nodes.ConditioningSetTimestepRange().set_range(other, 0.6, 1.0)[0],
+    }
+    drawn = {way: k_sample(sd15, applied, 5, CFG, positive=sd15.positive + extra) for way, extra in ways.items()}
+    drawn["none"] = k_sample(sd15, applied, 5, CFG)
+    assert all(d.isfinite().all() for d in drawn.values())
+    for way, one in drawn.items():
+        assert sum(bool(torch.allclose(one, other, rtol=1e-3)) for other in drawn.values()) == 1, way
+
+
+def test_a_prompt_that_starts_late_is_not_asked_before(pack: Any, sd15: Family) -> None:
+    """Where no positive prompt is active at all, ComfyUI answers 0, and we take that as it is."""
+    import nodes  # noqa: PLC0415
+
+    late = nodes.ConditioningSetTimestepRange().set_range(sd15.positive, 0.5, 1.0)[0]
+    applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
+    assert k_sample(sd15, applied, 5, CFG, positive=late).isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["hooks", "default"])
+def test_scheduled_loras_of_prompts(pack: Any, sd15: Family, way: str) -> None:
+    """Hooks: a prompt's own LoRA, evaluated in calls of its own."""
+    import comfy.hooks  # noqa: PLC0415
+
+    hooks = comfy.hooks.HookGroup()
+    patched = lora(sd15.model, 1.0)
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.weights = {key: patch[0][1] for key, patch in patched.patches.items()}
+    hook.need_weight_init = False
+    hooks.add(hook)
+    positive = [[tokens, {**extra, "hooks": hooks}] for tokens, extra in sd15.positive]
+    if way == "default":
+        positive += [[tokens, {**extra, "default": True}] for tokens, extra in prompt("sd15", 4)]
+    applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
+    drawn = k_sample(sd15, applied, 5, CFG, positive=positive)
+    assert drawn.isfinite().all()
+    assert not torch.allclose(drawn, k_sample(sd15, applied, 5, CFG), rtol=1e-2)
+
+
+@pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform", "looped_uniform"])
+def test_context_windows_follow_the_predictors_midpoints(pack: Any, schedule: str) -> None:
+    """They look the asked level up in the run's levels, where midpoints were never written."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode  # noqa: PLC0415
+
+    family = make("wan21", batch=1, shape=(16, 9, 8, 8))
+    windowed = first(ContextWindowsManualNode.execute(family.model, 5, 2, schedule, 1, False, "pyramid", 2))
+    drawn = k_sample(family, apply(pack, family, predictor(pack, family, guidance=CFG), windowed), 5, CFG)
+    assert drawn.isfinite().all()
+    assert drawn.shape == family.latent["samples"].shape
+
+
+def test_training_in_context_windows(pack: Any) -> None:
+    """The teacher asks between the grid's levels, too."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode  # noqa: PLC0415
+
+    family = make("wan21", batch=1, shape=(16, 9, 8, 8))
+    windowed = first(ContextWindowsManualNode.execute(family.model, 5, 2, "standard_static", 1, False, "pyramid", 2))
+    made = train(pack, family, windowed, trajectories=2, batch_size=1)
+    assert made.network.config.features == "latent"
+
+
+# Model sampling nodes
+
+
+def sampling_nodes() -> dict[str, Callable[[Any], Any]]:
+    from comfy_extras import nodes_model_advanced as advanced  # noqa: PLC0415
+
+    return {
+        "ModelSamplingSD3": lambda model: advanced.ModelSamplingSD3().patch(model, 6.0)[0],
+        "ModelSamplingFlux": lambda model: advanced.ModelSamplingFlux().patch(model, 1.3, 0.6, 128, 128)[0],
+        "v-prediction": lambda model: advanced.ModelSamplingDiscrete().patch(model, "v_prediction", False)[0],
+        "zero SNR": lambda model: advanced.ModelSamplingDiscrete().patch(model, "v_prediction", True)[0],
+        "ContinuousEDM": lambda model: advanced.ModelSamplingContinuousEDM().patch(model, "eps", 80.0, 0.02)[0],
+        "RescaleCFG": lambda model: advanced.RescaleCFG().patch(model, 0.7)[0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("sd3", "ModelSamplingSD3"),
+        ("flux", "ModelSamplingFlux"),
+        ("sd15", "v-prediction"),
+        ("sd15", "zero SNR"),
+        ("sdxl", "ContinuousEDM"),
+        ("sd15", "RescaleCFG"),
+    ],
+)
+def test_model_sampling_nodes_before_training(pack: Any, name: str, node: str) -> None:
+    """A predictor is made for the model as the nodes before it have left it."""
+    family = make(name)
+    changed = Family(sampling_nodes()[node](family.model), family.positive, family.negative, family.latent)
+    made = predictor(pack, changed, guidance=CFG)
+    sampling = changed.model.get_model_object("model_sampling")
+    assert made.network.config.sigmas[0] == pytest.approx(float(sampling.sigma_max), rel=1e-3)
+    assert k_sample(changed, apply(pack, changed, made), 5, CFG).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "words"),
+    [
+        ("sd3", "ModelSamplingSD3", "shift was 3 when the predictor was made and is 6 now"),
+        ("flux", "ModelSamplingFlux", "shift was 1.15"),
+        ("sdxl", "ContinuousEDM", "sigma_max was 14.61 when the predictor was made and is 80 now"),
+        ("sd15", "RescaleCFG", "cfg_functions was 'none'"),
+    ],
+)
+def test_model_sampling_nodes_after_training_are_warned_of(
+    pack: Any, name: str, node: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = make(name)
+    made = predictor(pack, family, guidance=CFG)
+    changed = sampling_nodes()[node](family.model)
+    assert k_sample(family, apply(pack, family, made, changed), 5, CFG).isfinite().all()
+    assert words in caplog.text
+    assert "AMED Train Predictor" in caplog.text
+
+
+def test_another_prediction_type_is_refused(pack: Any) -> None:
+    family = make("sd15")
+    with pytest.raises(ValueError, match="prediction 'EPS', but the loaded model has 'V_PREDICTION'"):
+        apply(pack, family, predictor(pack, family), sampling_nodes()["v-prediction"](family.model))
+
+
+def test_every_other_family_is_refused(pack: Any) -> None:
+    made = {name: (make(name), predictor(pack, make(name))) for name in SPECS}
+    for owner, (_, mine) in made.items():
+        for name, (family, _) in made.items():
+            if name == owner:
+                apply(pack, family, mine)
+                continue
+            with pytest.raises(ValueError, match="made for another model: family") as error:
+                apply(pack, family, mine)
+            assert "AMED Load Predictor" in str(error.value)
+            with pytest.raises(ValueError, match="made for another model"):
+                custom(pack, family, mine, guided(family))
+
+
+def test_another_guidance_is_warned_of(pack: Any, sd15: Family, caplog: pytest.LogCaptureFixture) -> None:
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider  # noqa: PLC0415
+
+    made = predictor(pack, sd15, guidance=CFG)
+    k_sample(sd15, apply(pack, sd15, made), 5, 7.5)
+    assert "guidance was cfg 3 when the predictor was made and is cfg 7.5 now" in caplog.text
+    caplog.clear()
+    prompts = (sd15.positive, prompt("sd15", 4), sd15.negative)
+    applied = apply(pack, sd15, made)
+    custom(pack, sd15, made, first(DualCFGGuider().get_guider(applied, *prompts, 3.0, 2.0, "regular")))
+    assert "is cfg1 3, cfg2 2 now" in caplog.text
+
+
+# Timesteps
+
+
+def test_timesteps_are_interpolated_on_a_clone(pack: Any, sd15: Family) -> None:
+    original = sd15.model.get_model_object("model_sampling")
+    smooth = apply(pack, sd15, predictor(pack, sd15)).get_model_object("model_sampling")
+    assert sd15.model.get_model_object("model_sampling") is original
+    assert isinstance(smooth, type(original))
+    torch.testing.assert_close(smooth.timestep(original.sigmas), torch.arange(1000.0), rtol=0, atol=2e-3)
+    between = torch.tensor([0.25, 3.5, 500.75, 998.5])
+    torch.testing.assert_close(smooth.timestep(original.sigma(between)), between, rtol=0, atol=2e-3)
+    assert (original.timestep(original.sigma(between)) % 1 == 0).all()
+    outside = torch.tensor([1e-3, 100.0])
+    assert smooth.timestep(outside).tolist() == [0.0, 999.0]
+    per_sample = torch.full((3, 1), 2.0)
+    assert smooth.timestep(per_sample).shape == (3, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in ("sd15", "sd2_v", "sdxl")])
+def test_models_with_continuous_timesteps_keep_their_own(pack: Any, name: str) -> None:
+    model = make(name).model
+    assert pack.nodes.timesteps.with_interpolated_timesteps(model) is model
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2_v", "sdxl"])
+def test_interpolated_a_model_is_smooth_in_sigma_where_it_was_a_staircase(pack: Any, name: str) -> None:
+    """Small differences of sigma then give the derivative that large ones give."""
+    family = make(name)
+
+    def jumps(model: Any) -> float:
+        def work(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any) -> torch.Tensor:
+            # 3 levels within one timestep, centred where rounding changes it.
+            steps = [model(x, s.expand(len(x)), **extra_args) for s in sigmas[:-1]]
+            return torch.stack(steps)
+
+        table = family.model.get_model_object("model_sampling").log_sigmas
+        edge = (table[400] + table[401]) / 2
+        levels = [float((edge + d).exp()) for d in (3e-4, 1e-4, -1e-4)]
+        answers = inside(guided(family, model), family, work, (*levels, 0.0))
+        differences = answers.diff(dim=0).abs().mean(dim=tuple(range(1, answers.ndim)))
+        return float(differences.max() / differences.min())
+
+    smooth = pack.nodes.timesteps.with_interpolated_timesteps(family.model)
+    assert jumps(family.model) > 3, "one of two equal differences crosses a step"
+    assert jumps(smooth) < 1.5
+
+
+def test_a_predictor_of_interpolated_timesteps_warns_where_they_are_rounded(
+    pack: Any, sd15: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = predictor(pack, sd15, guidance=CFG)
+    custom(pack, sd15, made, guided(sd15))
+    assert "timesteps was 'interpolated'" in caplog.text
+    assert '"AMED Apply Predictor" between the model and the guider' in caplog.text
+    caplog.clear()
+    custom(pack, sd15, made, guided(sd15, apply(pack, sd15, made)))
+    assert "timesteps" not in caplog.text
+
+
+# Compiled models
+
+
+SMALL_UNET = {
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [0, 0],
+    "transformer_depth_middle": -1,
+}
+
+
+@pytest.mark.parametrize(("name", "changes"), [("sd15", SMALL_UNET), ("flux", {})])
+def test_a_compiled_model_is_compiled_once(
+    pack: Any, name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it in the first call: not again for a midpoint, for per-sample levels, or in the next run."""
+    import comfy.model_management as mm  # noqa: PLC0415
+    from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: PLC0415
+
+    # ComfyUI's own attention on the CPU would be compiled again when the free memory that it reads has changed.
+    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, both=False: (10**10,) * 2 if both else 10**10)
+    family = make(name, **changes)
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    model = family.model.clone()
+    set_torch_compile_wrapper(model=model, backend=backend)
+    made = predictor(pack, family, guidance=CFG)
+    applied = apply(pack, family, made, model)
+    torch._dynamo.reset()
+    after_call: list[int] = []
+    runs = [
+        k_sample(family, applied, 5, CFG, callback=lambda *heard: after_call.append(len(compiled))) for _ in range(2)
+    ]
+    assert after_call[0] > 0
+    assert after_call == after_call[:1] * 10
+    assert (runs[0] == runs[1]).all()
+    plain = k_sample(family, apply(pack, family, made), 5, CFG)
+    torch.testing.assert_close(runs[0], plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+
+
+# Progress, preview, cancel
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+@pytest.mark.parametrize("student", ["amed", "amed_ipndm"])
+def test_progress_and_preview_come_once_per_call(pack: Any, name: str, student: str) -> None:
+    family = make(name)
+    applied = apply(pack, family, predictor(pack, family, student, guidance=CFG))
+    heard: list[tuple[int, int]] = []
+
+    def callback(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        assert denoised.shape == x.shape == family.latent["samples"].shape
+        assert denoised.isfinite().all()
+        heard.append((step, total))
+
+    k_sample(family, applied, 5, CFG, student, callback=callback)
+    assert heard == [(i, 5) for i in range(5)]
+
+
+def test_cancel_stops_before_the_next_model_call(pack: Any, sd15: Family) -> None:
+    import comfy.model_management as mm  # noqa: PLC0415
+
+    applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
+    calls = []
+
+    def wrapper(apply_model: Callable[..., Any], parameters: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            mm.interrupt_current_processing()
+        return apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
+
+    applied.set_model_unet_function_wrapper(wrapper)
+    with pytest.raises(mm.InterruptProcessingException):
+        k_sample(sd15, applied, 5, CFG)
+    assert len(calls) == 2
+    calls.append(1)
+    assert k_sample(sd15, applied, 5, CFG).isfinite().all(), "nothing is left of the cancelled run"
+
+
+# Training
+
+
+def train(pack: Any, family: Family, model: Any = None, **changes: Any) -> Any:
+    settings: dict[str, Any] = {"seed": 0, "cfg": CFG, "steps": 5, "sampler_name": "amed", "preset": "recommended"}
+    settings |= {"trajectories": 2, "batch_size": 2, "learning_rate": 0.005, "scheduler": "auto", "rho": 0.0}
+    settings |= {"scale_dir": -1.0, "scale_time": -1.0, "teacher": "auto", "teacher_points": 0} | changes
+    with torch.inference_mode():
+        return pack.nodes.AMEDTrainPredictor.execute(
+            model or family.model, family.positive, family.negative, family.latent, **settings
+        ).args[0]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_family_trains_and_its_predictor_samples(pack: Any, name: str) -> None:
+    family = make(name)
+    made = train(pack, family)
+    config = made.network.config
+    assert config.features == ("bottleneck" if name in ("sd15", "sd2_v", "sdxl") else "latent")
+    assert config.flow == SPECS[name].flow
+    assert config.model["timesteps"] == ("interpolated" if name in ("sd15", "sd2_v", "sdxl") else "continuous")
+    assert k_sample(family, apply(pack, family, made), 5, CFG).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+@pytest.mark.parametrize("features", ["bottleneck", "latent", "none"])
+def test_features_can_be_chosen(pack: Any, name: str, features: str) -> None:
+    family = make(name)
+    if features == "bottleneck" and name == "flux":
+        with pytest.raises(ValueError, match=r'\(Flux\) has no U-Net bottleneck.*"auto" or "latent"'):
+            train(pack, family, features=features)
+        return
+    made = train(pack, family, features=features)
+    assert made.network.config.features == features
+    assert k_sample(family, apply(pack, family, made), 5, CFG).isfinite().all()
+
+
+def test_the_paper_preset_takes_the_flow_models_analytic_first_step(pack: Any, flux: Family) -> None:
+    made = train(pack, flux, preset="paper")
+    assert made.network.config.analytic_first_step
+    assert k_sample(flux, apply(pack, flux, made), 5, CFG).isfinite().all()
+
+
+class Nested:
+    """A latent of several shapes, as newer ComfyUI has them."""
+
+    is_nested = True
+
+    def __init__(self, parts: list[torch.Tensor]) -> None:
+        self.parts = parts
+
+    def unbind(self) -> list[torch.Tensor]:
+        return self.parts
+
+
+def test_training_noise_has_the_latents_shapes(pack: Any) -> None:
+    empty = pack.nodes.training.empty
+    nested = empty(Nested([torch.ones(1, 4, 3, 8, 8), torch.ones(1, 6, 50)]), 5)
+    assert [part.shape for part in nested.unbind()] == [(5, 4, 3, 8, 8), (5, 6, 50)]
+    assert empty(torch.ones(1, 4, 8, 8), 5).shape == (5, 4, 8, 8)
+
+
+@pytest.mark.usefixtures("pack")
+def test_warnings_are_silent_where_all_is_as_it_was(pack: Any, flux: Family, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    made = predictor(pack, flux, guidance=CFG)
+    k_sample(flux, apply(pack, flux, made), 5, CFG)
+    custom(pack, flux, made, guided(flux))
+    assert "AMED" not in caplog.text

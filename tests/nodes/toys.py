@@ -1,0 +1,95 @@
+"""What the tests do with toy models: predictors with random weights, sampling, and a look inside a model call."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from families import SPECS, UNETS, Family
+
+from amed_core import AMEDPredictor, evaluate
+
+
+def predictor(pack: Any, family: Family, name: str = "amed", calls: int = 5, seed: int = 1, **changes: Any) -> Any:
+    """An untrained predictor with the settings that training would have given it."""
+    kind = type(family.model.model.model_config).__name__
+    unet = kind in {SPECS[unet].kind for unet in UNETS}
+    model = pack.nodes.timesteps.with_interpolated_timesteps(family.model)
+    changes.setdefault("features", "bottleneck" if unet else "latent")
+    config = pack.nodes.training.student_config(model, name, calls, **changes)
+    return pack.nodes.values.Predictor(AMEDPredictor(config, torch.Generator().manual_seed(seed)))
+
+
+def apply(pack: Any, family: Family, made: Any, model: Any = None) -> Any:
+    """The MODEL with its predictor."""
+    (applied,) = pack.nodes.AMEDApplyPredictor.execute(model or family.model, made).args
+    return applied
+
+
+def k_sample(
+    family: Family, model: Any, steps: int, cfg: float, sampler: str = "amed", scheduler: str = "amed", **more: Any
+) -> torch.Tensor:
+    """What KSampler does with seed 3."""
+    import comfy.sample  # noqa: PLC0415
+
+    latent = more.pop("latent", family.latent["samples"])
+    positive, negative = more.pop("positive", family.positive), more.pop("negative", family.negative)
+    noise = comfy.sample.prepare_noise(latent, 3)
+    with torch.inference_mode():
+        drawn: torch.Tensor = comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            latent,
+            seed=3,
+            disable_pbar=True,
+            **more,
+        )
+    return drawn
+
+
+def guided(family: Family, model: Any = None, cfg: float = 3.0, positive: Any = None, negative: Any = None) -> Any:
+    """An ordinary guider."""
+    import comfy.samplers  # noqa: PLC0415
+
+    guider = comfy.samplers.CFGGuider(model or family.model)
+    guider.set_conds(positive or family.positive, negative or family.negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def inside(guider: Any, family: Family, work: Any, sigmas: tuple[float, ...] = (0.7, 0.0), **more: Any) -> Any:
+    """The result of `work(model, x, sigmas, extra_args)`, run where ComfyUI runs a sampler; x is noise of seed 3."""
+    import comfy.sample  # noqa: PLC0415
+    import comfy.samplers  # noqa: PLC0415
+
+    result = []
+
+    class Work(comfy.samplers.Sampler):
+        def sample(self, model: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *_: Any) -> Any:
+            result.append(work(model, noise, sigmas, extra_args))
+            return noise
+
+    latent = family.latent["samples"]
+    noise = comfy.sample.prepare_noise(latent, 3)
+    with torch.inference_mode():
+        guider.sample(noise, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=3, **more)
+    return result[0]
+
+
+def seen(pack: Any, guider: Any, family: Family, kind: str = "bottleneck") -> torch.Tensor:
+    """The features that a predictor sees in one call through this guider."""
+    bridge = pack.nodes.bridge
+
+    def look(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any) -> torch.Tensor:
+        denoiser = bridge.ComfyDenoiser(model, extra_args, sigmas.tolist(), bottleneck=kind == "bottleneck")
+        start = evaluate(denoiser, x * sigmas[0], sigmas[0])
+        features: torch.Tensor = bridge.look(SimpleNamespace(features=kind), model)(start)
+        return features
+
+    features: torch.Tensor = inside(guider, family, look)
+    return features
