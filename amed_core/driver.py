@@ -91,7 +91,7 @@ def advance(
         mid = evaluate(denoiser, *midpoint(history, sigma_next, solver, plan, stage))
         history = (*history, mid)
     x = solver.to_next(history, sigma_next, plan, stage)
-    return Step(interval, x, start, mid, plan, history[-solver.memory :])
+    return Step(interval, x, start, mid, plan, history[max(len(history) - solver.memory, 0) :])
 
 
 def midpoint(
@@ -133,6 +133,7 @@ def trajectory(
         step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage)
         yield step
         x, history = step.x, step.history
+        del start, step  # their samples need not live through the next model call
 
 
 @torch.no_grad()
@@ -153,23 +154,25 @@ def sample(
     for step in trajectory(denoiser, x, sigmas, solver, planner, first=first):
         answers += answers_of(step)
         x = step.x
+        del step  # its evaluations need not live through the next model call
     raise_if_not_finite(answers)
     return x
 
 
-Answer = tuple[int, int, Tensor]  # interval, call within it (both from 0), whether all of the answer is finite
+Answer = tuple[int, int, Tensor]  # interval, call within it (both from 0), the sum of the answer
 
 
 def answers_of(step: Step) -> list[Answer]:
     """What to remember of a step's model calls; nothing here waits for a GPU."""
     calls = [e for e in (step.start, step.mid) if e is not None and not e.analytic]
-    return [(step.index, call, e.denoised.isfinite().all()) for call, e in enumerate(calls)]
+    # One bad element makes the sum bad; in float32, where a sum of half-precision numbers does not overflow.
+    return [(step.index, call, e.denoised.sum(dtype=torch.float32)) for call, e in enumerate(calls)]
 
 
 def raise_if_not_finite(answers: Sequence[Answer]) -> None:
     """Raise FloatingPointError for the first bad answer. Call it once, after the loop: it waits for the GPU."""
-    for interval, call, finite in answers:
-        if not finite:
+    for interval, call, total in answers:
+        if not total.isfinite():
             raise FloatingPointError(
                 f"The model answered NaN or infinity in interval {interval + 1}, model call {call + 1} of that "
                 "interval. Check the model's precision (try --force-fp32 or another weight dtype), its VAE and "

@@ -209,9 +209,11 @@ class PredictorPlanner:
         plans = [(weight, self.predictor(features, self.levels[k : k + 2])) for weight, k in self.made_of[interval]]
 
         def blended(name: str) -> Tensor | float:
-            values = [weight * getattr(plan, name) for weight, plan in plans]
-            value = sum(values[1:], values[0])
-            return value.to(start.x).reshape(-1, *[1] * (start.x.ndim - 1)) if isinstance(value, Tensor) else value
+            values = [getattr(plan, name) for _, plan in plans]
+            if not isinstance(values[0], Tensor):  # the same in every interval
+                return float(values[0])
+            value = values[0] if len(plans) == 1 else sum(w * v for (w, _), v in zip(plans, values, strict=True))
+            return value.to(start.x).reshape(-1, *[1] * (start.x.ndim - 1))
 
         floor = self.predictor.config.sigma_min
         return StepPlan(blended("r"), blended("scale_dir"), blended("scale_time"), floor)

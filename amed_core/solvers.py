@@ -33,7 +33,7 @@ class Amed:
     x_next = x + scale_dir * (sigma_next - sigma) * slope(x_mid, scale_time * sigma_mid)
     """
 
-    memory: int = 2
+    memory: int = 0
     multistep: bool = False
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
@@ -55,7 +55,7 @@ class Dpm2:
     x_next = x + scale_dir * (sigma_next - sigma) * (slope_mid / (2 r) + (1 - 1 / (2 r)) * slope)
     """
 
-    memory: int = 2
+    memory: int = 0
     multistep: bool = False
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
@@ -86,7 +86,7 @@ class Ipndm:
 
     @property
     def memory(self) -> int:
-        return self.max_order
+        return self.max_order - 1
 
     @property
     def multistep(self) -> bool:
@@ -133,7 +133,7 @@ class DpmSolverPP:
 
     @property
     def memory(self) -> int:
-        return self.max_order
+        return self.max_order - 1
 
     @property
     def multistep(self) -> bool:

@@ -108,7 +108,7 @@ class Solver(Protocol):
 
     @property
     def memory(self) -> int:
-        """How many of the newest evaluations an update may look at."""
+        """How many evaluations from before an interval its updates may look at."""
         ...
 
     @property

@@ -80,9 +80,9 @@ def cfg_functions(model_options: Mapping[str, Any]) -> str:
     return ", ".join(names) or "none"
 
 
-def refuse_other_model(config: PredictorConfig, model: Any) -> None:
-    """Raise ValueError if a predictor made for one model meets another, naming the difference."""
-    made_for, found = dict(config.model), fingerprint(model)
+def refuse_other_model(config: PredictorConfig, found: Mapping[str, Any]) -> None:
+    """Raise ValueError if a predictor meets a model with another `fingerprint` than it was made for."""
+    made_for = dict(config.model)
     differing = [key for key in ANOTHER_MODEL if made_for.get(key) != found[key]]
     if differing:
         raise ValueError(
@@ -92,9 +92,9 @@ def refuse_other_model(config: PredictorConfig, model: Any) -> None:
         )
 
 
-def differences(config: PredictorConfig, model: Any, guider: Any) -> list[str]:
+def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any) -> list[str]:
     """What is not as it was when the predictor was made, and what to do: one sentence each."""
-    made_for, found = dict(config.model), fingerprint(model)
+    made_for = dict(config.model)
     sentences = [
         f"{key} was {_shown(made_for[key])} when the predictor was made and is {_shown(found[key])} now: {advice}."
         for key, advice in ADVICE.items()

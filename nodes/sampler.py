@@ -8,7 +8,7 @@ from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
 from ..amed_core.calls import call_sigmas
-from .pairing import refuse_other_model
+from .pairing import fingerprint, refuse_other_model
 from .sampling import sample_amed
 from .timesteps import interpolated
 from .values import ATTACHMENT, CATEGORY, Predictor, PredictorSocket
@@ -38,7 +38,7 @@ class AMEDApplyPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, predictor: Predictor) -> io.NodeOutput:
-        refuse_other_model(predictor.network.config, model)
+        refuse_other_model(predictor.network.config, fingerprint(model))
         applied = model.clone()
         applied.set_attachments(ATTACHMENT, predictor)
         # ComfyUI's schedulers see only the model sampling: a copy of it carries the predictor's grid to "amed".

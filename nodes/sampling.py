@@ -1,5 +1,6 @@
 """AMED as ComfyUI sampler functions: `fn(model, x, sigmas, extra_args, callback, disable)`."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -14,7 +15,7 @@ from ..amed_core.calls import Run, call_sigmas, read
 from ..amed_core.driver import Answer, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
 from .bridge import ComfyDenoiser, guider_of, look
-from .pairing import differences, refuse_other_model
+from .pairing import differences, fingerprint, refuse_other_model
 from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
 
 SCHEDULER = "amed"
@@ -50,12 +51,16 @@ def sample_amed(
             f'The applied predictor was made for the sampler "{made_for}", but "{name}" is chosen. '
             f'Choose "{made_for}" as sampler_name, or apply another predictor in "AMED Apply Predictor".'
         )
-    refuse_other_model(config, patcher)
+    found = fingerprint(patcher)
+    refuse_other_model(config, found)
     levels = sigmas.tolist()
     run = read(levels, config)
-    warn(_sentences(run, config, patcher, guider))
+    warn(_sentences(run, config, found, guider))
 
-    planner = predictor.network.to(x.device).planner(run.sigmas, run.plain, look(config, model))
+    network = predictor.network
+    if network.head_r.weight.device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
+        network = copy.deepcopy(network).to(x.device)
+    planner = network.planner(run.sigmas, run.plain, look(config, model))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
     call = count()
     with tqdm(total=run.calls, disable=disable) as bar:
@@ -72,13 +77,14 @@ def sample_amed(
         for step in trajectory(denoiser, x, grid, config.build_solver(), planner, first=first):
             answers += answers_of(step)
             x = step.x
+            del step  # its evaluations need not live through the next model call
     raise_if_not_finite(answers)
     return x
 
 
-def _sentences(run: Run, config: PredictorConfig, patcher: Any, guider: Any) -> list[str]:
+def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider: Any) -> list[str]:
     """What the user should know of a run before looking at its picture."""
-    sentences = differences(config, patcher, guider)
+    sentences = differences(config, found, guider)
     if not run.own_grid:
         what = f"plans {run.planned} of their intervals by interpolation" if run.planned else "plans none of them"
         sentences.append(
