@@ -19,7 +19,6 @@ ADVICE = {  # where to change back what differs
     "shift": f"set the shift back in the model sampling node, {TRAIN_ONE}",
     "loras": f"use the same LoRAs and strengths, {TRAIN_ONE}",
     "cfg_functions": f"use the same guidance nodes, {TRAIN_ONE}",
-    "timesteps": 'put "AMED Apply Predictor" between the model and the guider: it makes the timesteps the same',
 }
 
 

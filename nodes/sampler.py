@@ -62,8 +62,7 @@ class AMEDSampler(io.ComfyNode):
             inputs=[
                 PredictorSocket.Input(
                     "predictor",
-                    tooltip='Fixes the solver. Connect the same predictor to "AMED Scheduler" for the noise levels. '
-                    'For SD1.5, SD2 and SDXL put "AMED Apply Predictor" before the guider: it interpolates timesteps.',
+                    tooltip='Fixes the solver. Connect the same predictor to "AMED Scheduler" for the noise levels.',
                 )
             ],
             outputs=[

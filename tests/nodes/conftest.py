@@ -1,7 +1,5 @@
 """A real ComfyUI for the node tests: found, started headless on the CPU, and spoken to over HTTP."""
 
-import asyncio
-import importlib.util
 import json
 import os
 import socket
@@ -18,7 +16,7 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for `comfyui` and `graphs`
-from comfyui import COMFYUI, PACK, WHY_NOT
+from comfyui import COMFYUI, PACK, WHY_NOT, load_pack
 
 START_SECONDS, RUN_SECONDS = 180, 300
 
@@ -44,24 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def pack() -> Any:
     """This pack, imported as ComfyUI imports it, in this process."""
-    sys.path.insert(0, str(COMFYUI))
-    import comfy.cli_args  # noqa: PLC0415
-
-    comfy.cli_args.args.cpu = True
-    _load("nodes", COMFYUI / "nodes.py")  # pytest has given the name to this folder
-    module = _load("amed_pack", PACK / "__init__.py")
-    asyncio.run(module.comfy_entrypoint())
-    return module
-
-
-def _load(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_pack()
 
 
 @dataclass

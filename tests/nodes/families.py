@@ -148,7 +148,14 @@ class Family:
     latent: dict[str, Any]
 
 
-def make(name: str, seed: int = 0, batch: int = 2, shape: tuple[int, ...] = (), **changes: Any) -> Family:
+def make(
+    name: str,
+    seed: int = 0,
+    batch: int = 2,
+    shape: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> Family:
     """A family of its own, with `changes` to its network: nothing is shared between two calls."""
     import comfy.model_base  # noqa: PLC0415 - only where ComfyUI is on the path
     import comfy.model_management as mm  # noqa: PLC0415
@@ -157,7 +164,7 @@ def make(name: str, seed: int = 0, batch: int = 2, shape: tuple[int, ...] = (), 
 
     spec = SPECS[name]
     config = getattr(comfy.supported_models, spec.kind)({**spec.config, **changes})
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     if name == "sd2_v":
         config.model_type = lambda state_dict, prefix="": comfy.model_base.ModelType.V_PREDICTION
     model = config.get_model(_other_weights(name), "", device=torch.device("cpu"))

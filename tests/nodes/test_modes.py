@@ -458,18 +458,6 @@ def test_interpolated_a_model_is_smooth_in_sigma_where_it_was_a_staircase(pack: 
     assert jumps(smooth) < 1.5
 
 
-def test_a_predictor_of_interpolated_timesteps_warns_where_they_are_rounded(
-    pack: Any, sd15: Family, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = predictor(pack, sd15, guidance=CFG)
-    custom(pack, sd15, made, guided(sd15))
-    assert "timesteps was 'interpolated'" in caplog.text
-    assert '"AMED Apply Predictor" between the model and the guider' in caplog.text
-    caplog.clear()
-    custom(pack, sd15, made, guided(sd15, apply(pack, sd15, made)))
-    assert "timesteps" not in caplog.text
-
-
 # Compiled models
 
 
