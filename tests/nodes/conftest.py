@@ -27,18 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The last lines of the run say how many node tests ran, or why they did not."""
-    folder = Path(__file__).parent.name
-    reports = {
-        outcome: [r for r in terminalreporter.stats.get(outcome, []) if f"{folder}/" in getattr(r, "nodeid", "")]
-        for outcome in ("passed", "failed", "skipped", "error")
-    }
-    ran = len(reports["passed"]) + len(reports["failed"])
-    where = WHY_NOT if COMFYUI is None else f"in the real ComfyUI at {COMFYUI}"
-    terminalreporter.write_line(f"node tests: {ran} ran, {len(reports['skipped'])} skipped; {where}")
-
-
 @pytest.fixture(scope="session")
 def pack() -> Any:
     """This pack, imported as ComfyUI imports it, in this process."""
