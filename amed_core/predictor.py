@@ -174,12 +174,15 @@ class AMEDPredictor(nn.Module):
         where an evaluation alone does not show them.
         """
         own = frozenset(range(self.config.planned, self.config.intervals))
-        grid = tuple(sigmas or self.config.sigmas)
-        made_of = tuple(neighbours(self.config, *interval) for interval in pairwise(grid))
-        weight = self.head_r.weight
-        levels = embedding(self.config.sigmas).to(weight)
+        made_of = neighbours_along(self.config, sigmas)
+        levels = embedding(self.config.sigmas).to(self.head_r.weight)
         look = LOOKS[self.config.features] if look is None else look
-        return PredictorPlanner(self, own if plain is None else plain, look, levels, made_of)
+
+        def plan(interval: int, features: Tensor) -> StepPlan:
+            planned: StepPlan = self(features.to(levels), levels[interval : interval + 2])
+            return planned
+
+        return PredictorPlanner(plan, own if plain is None else plain, look, made_of)
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,9 @@ class PredictorPlanner:
     never waits for a GPU.
     """
 
-    predictor: AMEDPredictor
+    own: Callable[[int, Tensor], StepPlan]  # the plan of one of the predictor's own intervals, from what it sees
     plain: frozenset[int]
     look: Look
-    levels: Tensor  # (points of its own grid, 8), embedded
     made_of: tuple["Neighbours", ...]  # per interval of the run
 
     def updates(self, interval: int) -> Literal[1, 2]:
@@ -205,8 +207,8 @@ class PredictorPlanner:
 
     def plan(self, start: Evaluation, interval: int) -> StepPlan:
         """The plan of a planned interval."""
-        features = self.look(start).to(self.levels)
-        plans = [(weight, self.predictor(features, self.levels[k : k + 2])) for weight, k in self.made_of[interval]]
+        features = self.look(start)
+        plans = [(weight, self.own(k, features)) for weight, k in self.made_of[interval]]
 
         def blended(name: str) -> Tensor | float:
             values = [getattr(plan, name) for _, plan in plans]
@@ -215,8 +217,7 @@ class PredictorPlanner:
             value = values[0] if len(plans) == 1 else sum(w * v for (w, _), v in zip(plans, values, strict=True))
             return value.to(start.x).reshape(-1, *[1] * (start.x.ndim - 1))
 
-        floor = self.predictor.config.sigma_min
-        return StepPlan(blended("r"), blended("scale_dir"), blended("scale_time"), floor)
+        return StepPlan(blended("r"), blended("scale_dir"), blended("scale_time"), plans[0][1].sigma_floor)
 
 
 Neighbours = tuple[tuple[float, int], ...]  # weights, summing to 1, and numbers of a predictor's own intervals
@@ -235,6 +236,11 @@ def neighbours(config: PredictorConfig, sigma: float, sigma_next: float) -> Neig
     if min(part, 1 - part) < 1e-3:  # its own interval, but for rounding
         return ((1.0, round(position)),)
     return ((1 - part, low), (part, low + 1))
+
+
+def neighbours_along(config: PredictorConfig, sigmas: Sequence[float] = ()) -> tuple[Neighbours, ...]:
+    """The same for every interval of a grid; of its own grid if there is none."""
+    return tuple(neighbours(config, *interval) for interval in pairwise(tuple(sigmas or config.sigmas)))
 
 
 def longest(config: PredictorConfig, sigma: float, sigma_next: float) -> float:

@@ -37,9 +37,12 @@ def pairs(levels: tuple[float, ...]) -> tuple[tuple[float, ...], frozenset[int]]
 
 def by_network(network: AMEDPredictor, grid: tuple[float, ...], plain: frozenset[int]) -> PredictorPlanner:
     """The network asked for the run's own levels, without regard to what it knows."""
-    planner = network.planner(grid, plain)
-    levels = torch.cat([embedding(pair) for pair in pairwise(grid)]).to(planner.levels)
-    return replace(planner, levels=levels, made_of=tuple(((1.0, 2 * n),) for n in range(len(grid) - 1)))
+    levels = [embedding(interval).float() for interval in pairwise(grid)]
+    return replace(
+        network.planner(grid, plain),
+        own=lambda interval, features: network(features, levels[interval]),
+        made_of=tuple(((1.0, interval),) for interval in range(len(grid) - 1)),
+    )
 
 
 @torch.no_grad()
