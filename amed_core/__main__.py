@@ -28,8 +28,9 @@ from .bench import (
 from .digits import DigitsDenoiser
 from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from .measures import chunks, conditioned
-from .predictor import MAPS, POOLED, AMEDPredictor, embedding
+from .predictor import MAPS, POOLED, AMEDPredictor
 from .schedules import SCHEDULES
+from .table import AnyPredictor
 from .training import TEACHERS, TrainConfig, Trainer, gaussian
 
 REQUIRED = ("shape", "sigma_min", "sigma_max")
@@ -91,7 +92,7 @@ def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
     }
 
 
-def refuse_other_model(predictor: AMEDPredictor, place: str, model: Model) -> None:
+def refuse_other_model(predictor: AnyPredictor, place: str, model: Model) -> None:
     """Raise ValueError if the predictor was made for another model."""
     made_for, found = predictor.config.model, fingerprint(place, model)
     differing = [key for key in found if key in made_for and made_for[key] != found[key]]
@@ -195,9 +196,10 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
     print("plan of every planned interval, as it is without features:")
+    planner = predictor.planner()
     blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
-    for start, end in list(pairwise(config.sigmas))[: config.planned]:
-        plan = predictor(blind, embedding((start, end)).float())
+    for interval, (start, end) in enumerate(list(pairwise(config.sigmas))[: config.planned]):
+        plan = planner.own(interval, blind)
         r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
         sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
         print(

@@ -18,6 +18,7 @@ from .predictor import AMEDPredictor, PredictorConfig
 from .recipes import DEFAULT, PUBLISHED, USUAL_RHO, predictor_config
 from .schedules import SCHEDULES, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
+from .table import AnyPredictor
 from .training import TrainConfig, Trainer, TrainEvent, gaussian
 from .types import Denoiser, Planner, Sample, Solver
 
@@ -331,7 +332,7 @@ def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, t
         return list(bench(model, settings, progress, keep))
 
 
-def method_of(predictor: AMEDPredictor, name: str) -> Method:
+def method_of(predictor: AnyPredictor, name: str) -> Method:
     """A predictor as a method."""
     config = predictor.config
     return Method(name, config.sigmas, config.build_solver(), predictor.planner(), config.first)

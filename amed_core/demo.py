@@ -23,9 +23,9 @@ from .driver import FixedMidpoint, NoMidpoint, sample, trajectory
 from .files import load_predictor, provenance, save_predictor, write_json
 from .measures import converged
 from .plots import Learned, save_comparison, save_learned
-from .predictor import AMEDPredictor
 from .schedules import logsnr
 from .solvers import Dpm2
+from .table import AnyPredictor
 from .training import Trainer
 from .types import Planner
 
@@ -62,7 +62,7 @@ def _save(output: Path, name: str, trainer: Trainer) -> None:
 
 
 def _picture(
-    model: DigitsDenoiser, rows: list[Row], predictors: dict[str, AMEDPredictor], settings: Settings, path: Path
+    model: DigitsDenoiser, rows: list[Row], predictors: dict[str, AnyPredictor], settings: Settings, path: Path
 ) -> None:
     """The ten digits, from the same noise, through the teacher, the base solvers and the students."""
     generator = torch.Generator().manual_seed(EVALUATION_SEED - 1)
@@ -81,7 +81,7 @@ def _picture(
 
 
 @torch.no_grad()
-def _learned(model: DigitsDenoiser, name: str, predictor: AMEDPredictor, samples: int = 50) -> Learned:
+def _learned(model: DigitsDenoiser, name: str, predictor: AnyPredictor, samples: int = 50) -> Learned:
     """What the predictor does interval by interval, on noise it has not seen."""
     config = predictor.config
     x = config.sigmas[0] * torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(EVALUATION_SEED))

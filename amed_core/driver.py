@@ -78,17 +78,18 @@ def advance(
     planner: Planner,
     interval: int,
     stage: Stage,
+    known_mid: Evaluation | None = None,
 ) -> Step:
     """Cross one interval. Sampling and training both call this and nothing else.
 
     `start` is the evaluation at the interval's beginning, `history` what came before it, and
-    `stage` counts the interval's last update.
+    `stage` counts the interval's last update. `known_mid` is the planned midpoint's evaluation, if it was made before.
     """
     plan = planner(start, sigma_next, interval)
     history = (*history, start)
     mid = None
     if plan is not None:
-        mid = evaluate(denoiser, *midpoint(history, sigma_next, solver, plan, stage))
+        mid = known_mid or evaluate(denoiser, *midpoint(history, sigma_next, solver, plan, stage))
         history = (*history, mid)
     x = solver.to_next(history, sigma_next, plan, stage)
     return Step(interval, x, start, mid, plan, history[max(len(history) - solver.memory, 0) :])
@@ -110,6 +111,16 @@ def stages(sigmas: Tensor, planner: Planner) -> list[Stage]:
     return [Stage(sum(updates[: i + 1]), sum(updates), levels[i + 1] == 0) for i in range(len(updates))]
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Where to go on in a trajectory that was run before: at the start of an interval."""
+
+    interval: int
+    start: Evaluation
+    history: History  # before the start
+    mid: Evaluation | None = None  # the interval's midpoint, if it is the same as before
+
+
 def trajectory(
     denoiser: Denoiser,
     x: Sample,
@@ -118,19 +129,25 @@ def trajectory(
     planner: Planner,
     *,
     first: First | None = None,
+    resume: Resume | None = None,
 ) -> Iterator[Step]:
     """Yield every interval of the grid `sigmas` (points,), largest first. Stop iterating to stop sampling.
 
     `x` is the noisy sample at sigmas[0], and keeps its dtype and device. `first` stands in for the first
-    model call: `analytic_first`, or `analytic_first_flow` for flow models.
+    model call: `analytic_first`, or `analytic_first_flow` for flow models. `resume` skips what was run before.
     """
     run = stages(sigmas, planner)
     sigmas = sigmas.to(x)
-    history: History = ()
-    for interval, stage in enumerate(run):
-        ask = first if first is not None and interval == 0 else partial(evaluate, denoiser)
-        start = ask(x, sigmas[interval])
-        step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage)
+    history: History = () if resume is None else resume.history
+    begin = 0 if resume is None else resume.interval
+    for interval, stage in list(enumerate(run))[begin:]:
+        known_mid = None
+        if resume is not None and interval == begin:
+            start, known_mid = resume.start, resume.mid
+        else:
+            ask = first if first is not None and interval == 0 else partial(evaluate, denoiser)
+            start = ask(x, sigmas[interval])
+        step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage, known_mid)
         yield step
         x, history = step.x, step.history
         del start, step  # their samples need not live through the next model call

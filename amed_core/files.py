@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .predictor import AMEDPredictor, PredictorConfig
+from .predictor import PredictorConfig
+from .table import AnyPredictor, build
 from .version import __version__
 
 FORMAT, VERSION = "amed_predictor", 1
@@ -25,7 +26,7 @@ class PredictorFileError(ValueError):
     """The file is damaged, or is no predictor. The message names the file and what to do."""
 
 
-def save_predictor(predictor: AMEDPredictor, path: Path, notes: Mapping[str, Any] | None = None) -> None:
+def save_predictor(predictor: AnyPredictor, path: Path, notes: Mapping[str, Any] | None = None) -> None:
     """Write the predictor with everything that rebuilds its sampler; `notes` is JSON about how it was made.
 
     The file appears whole or not at all: an existing file survives any failure.
@@ -41,11 +42,11 @@ def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
     return {"training": dict(training), "version": __version__, "date": now.isoformat(timespec="seconds")}
 
 
-def load_predictor(path: Path) -> AMEDPredictor:
+def load_predictor(path: Path) -> AnyPredictor:
     """Rebuild a predictor. Raises PredictorFileError if the file is damaged or not a predictor."""
     header, weights = _read(path, FORMAT)
     try:
-        predictor = AMEDPredictor(PredictorConfig.from_header(header["config"]))
+        predictor = build(PredictorConfig.from_header(header["config"]))
     except (KeyError, ValueError) as error:
         raise PredictorFileError(f"{path} cannot be used as a predictor: {error}") from error
     dtypes = {weight.dtype for weight in weights.values()}

@@ -48,6 +48,7 @@ class PredictorConfig:
     scale_time: float = 0.0
     features: Literal["bottleneck", "latent", "none"] = "bottleneck"  # what the predictor looks at
     hidden: int = 128
+    kind: Literal["network", "table"] = "network"  # the paper's, or constants for every interval
     guidance: float = 1.0  # the cfg scale it was trained at
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
 
@@ -71,6 +72,8 @@ class PredictorConfig:
         for name in ("scale_dir", "scale_time"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is the half-width of a range around 1 in [0, 1), not {getattr(self, name)}.")
+        if self.kind not in ("network", "table"):
+            raise ValueError(f'kind is "network" or "table", but found {self.kind!r}.')
         if self.features not in MAPS:
             raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
         if self.flow and grid[0] > 1 + 1e-6:
