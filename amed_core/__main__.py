@@ -19,6 +19,7 @@ from .bench import (
     as_json,
     bench_with_bar,
     best_of_each,
+    fit,
     fit_settings,
     method_of,
     student_config,
@@ -119,6 +120,10 @@ def run_train(arguments: argparse.Namespace) -> None:
     }
     chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
     name = arguments.solver + " published" * arguments.published
+    if arguments.table:
+        if arguments.published or arguments.state or arguments.resume:
+            raise ValueError("A table is not the paper's and is fitted in one go: leave out --published and --state.")
+        name += " table"
     guidance = 1.0 if arguments.cfg is None else arguments.cfg
     config = student_config(
         name, arguments.calls, model, guidance=guidance, model=fingerprint(arguments.denoiser, model), **chosen
@@ -133,6 +138,11 @@ def run_train(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         gradient=usual.gradient,
     )
+    if arguments.table:
+        fitted = fit(model, config, training, print)
+        save_predictor(fitted.predictor, arguments.output, provenance(fitted.summary()))
+        print(f"{arguments.output}: {config.calls} model calls, {fitted.model_calls:,} sample calls of training")
+        return
     predictor = AMEDPredictor(config, torch.Generator().manual_seed(training.seed))
     trainer = Trainer(predictor, gaussian(model, tuple(model.shape), config.sigmas[0]), training)
     if arguments.resume:
@@ -268,6 +278,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--solver", default="amed", choices=[n for n in students() if " " not in n], help="what to fit")
+    train.add_argument("--table", action="store_true", help="constants per interval in place of the paper's network")
     train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
     train.add_argument("--calls", type=int, default=5, help="model calls per sample")
     train.add_argument("--trajectories", type=int, default=10_000, help="training noises")

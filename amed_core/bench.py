@@ -15,15 +15,15 @@ from . import measures
 from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, sample
 from .measures import chunks, conditioned
 from .predictor import AMEDPredictor, PredictorConfig
-from .recipes import DEFAULT, PUBLISHED, USUAL_RHO, predictor_config
+from .recipes import DEFAULT, USUAL_RHO, predictor_config
 from .schedules import SCHEDULES, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
-from .table import AnyPredictor
-from .training import TrainConfig, Trainer, TrainEvent, gaussian
+from .table import AnyPredictor, FitConfig, TableFit, TablePredictor, table_config
+from .training import TrainConfig, Trainer, gaussian
 from .types import Denoiser, Planner, Sample, Solver
 
 TEACHER = "teacher"
-PUBLISHED_SUFFIX = " published"
+PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"
 EVALUATION_SEED = 0x5EED_0000_0000  # fits draw from seeds below it
 
 
@@ -150,8 +150,9 @@ def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, 
 
 
 def students() -> list[str]:
-    """The learned methods: every sampler type as it measures best, and as published."""
-    return [*DEFAULT, *(name + PUBLISHED_SUFFIX for name in PUBLISHED)]
+    """The learned methods: every sampler type as it measures best, as a table, and as published."""
+    suffixes = ("", TABLE_SUFFIX, PUBLISHED_SUFFIX)
+    return [name + suffix for suffix in suffixes for name in DEFAULT]
 
 
 def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> PredictorConfig:
@@ -160,6 +161,8 @@ def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> 
     overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "latent")
     overrides.setdefault("table", getattr(denoiser, "sigmas", None))
     low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
+    if name.endswith(TABLE_SUFFIX):
+        return table_config(predictor_config(name.removesuffix(TABLE_SUFFIX), calls, low, high, **overrides))
     return predictor_config(name.removesuffix(PUBLISHED_SUFFIX), calls, low, high, published=published, **overrides)
 
 
@@ -190,17 +193,25 @@ def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
     )
 
 
+Fit = Trainer | TableFit
+
+
 def fit(
     model: Model,
     config: PredictorConfig,
     training: TrainConfig,
-    progress: Callable[[TrainEvent], None] = lambda event: None,
-) -> Trainer:
-    """Train a predictor; `progress` hears of every optimiser step."""
-    predictor = AMEDPredictor(config, torch.Generator().manual_seed(training.seed))
-    trainer = Trainer(predictor, gaussian(model, tuple(model.shape), config.sigmas[0]), training)
+    progress: Callable[[str], None] = lambda text: None,
+) -> Fit:
+    """Train a network with `training`, or fit a table with its seed and usual settings; `progress` hears how far."""
+    source = gaussian(model, tuple(model.shape), config.sigmas[0])
+    if config.kind == "table":
+        fitting = TableFit(TablePredictor(config), source, FitConfig(seed=training.seed))
+        for iteration in fitting.events():
+            progress(f"iteration {iteration.iteration}")
+        return fitting
+    trainer = Trainer(AMEDPredictor(config, torch.Generator().manual_seed(training.seed)), source, training)
     for event in trainer.events():
-        progress(event)
+        progress(f"{event.trajectory}/{training.trajectories}")
     return trainer
 
 
@@ -280,7 +291,7 @@ def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 Progress = Callable[[str, int], None]  # hears what is going on, and how many sample calls were just made
-Keep = Callable[[str, Trainer], None]  # gets every finished fit
+Keep = Callable[[str, Fit], None]  # gets every finished fit
 
 
 def bench(
@@ -311,14 +322,14 @@ def bench(
             config = student_config(name, calls, model)
             training = fit_settings(settings.fit_trajectories, model, settings.seed)
             begin = time.perf_counter()
-            trainer = fit(model, config, training, _fit_progress(progress, name, training))
+            trainer = fit(model, config, training, _fit_progress(progress, name))
             seconds = time.perf_counter() - begin
             keep(name, trainer)
             yield run.row(method_of(trainer.predictor, name), calls, trainer.model_calls, seconds)
 
 
-def _fit_progress(progress: Progress, name: str, training: TrainConfig) -> Callable[[TrainEvent], None]:
-    return lambda event: progress(f"fit {name} {event.trajectory}/{training.trajectories}", 0)
+def _fit_progress(progress: Progress, name: str) -> Callable[[str], None]:
+    return lambda text: progress(f"fit {name} {text}", 0)
 
 
 def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:

@@ -9,6 +9,7 @@ import torch
 
 from .bench import (
     EVALUATION_SEED,
+    Fit,
     Row,
     Settings,
     as_json,
@@ -26,7 +27,6 @@ from .plots import Learned, save_comparison, save_learned
 from .schedules import logsnr
 from .solvers import Dpm2
 from .table import AnyPredictor
-from .training import Trainer
 from .types import Planner
 
 CALLS = 5
@@ -57,7 +57,7 @@ def demo(output: Path, samples: int, trajectories: int) -> None:
     print(f"{output}/: samples.png, fit.png, bench.json and both predictors, in {time.monotonic() - begin:.0f} s")
 
 
-def _save(output: Path, name: str, trainer: Trainer) -> None:
+def _save(output: Path, name: str, trainer: Fit) -> None:
     save_predictor(trainer.predictor, output / f"{name}.safetensors", provenance(trainer.summary()))
 
 

@@ -6,7 +6,8 @@ the model: Gauss-Newton on the error of the final sample, with derivatives from 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +68,9 @@ class TablePredictor(nn.Module):
 AnyPredictor = AMEDPredictor | TablePredictor
 
 
-def build(config: PredictorConfig) -> AnyPredictor:
-    """The predictor of these settings, not trained."""
-    return TablePredictor(config) if config.kind == "table" else AMEDPredictor(config)
+def build(config: PredictorConfig, generator: torch.Generator | None = None) -> AnyPredictor:
+    """The predictor of these settings, not trained; the generator draws a network's weights."""
+    return TablePredictor(config) if config.kind == "table" else AMEDPredictor(config, generator)
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,17 @@ class TableFit:
     midpoint's answer as it is.
     """
 
-    def __init__(self, table: TablePredictor, source: Source, config: FitConfig) -> None:
-        self.table = table
+    def __init__(self, predictor: TablePredictor, source: Source, config: FitConfig) -> None:
+        self.predictor = predictor
         self.source = source
         self.config = config
-        self.solver = table.config.build_solver()
-        self.sigmas = torch.tensor(table.config.sigmas, dtype=torch.float64)
+        self.solver = predictor.config.build_solver()
+        self.sigmas = torch.tensor(predictor.config.sigmas, dtype=torch.float64)
         self.model_calls = 0
-        low, high = table.bounds()
-        self.low, self.high = (bound.expand(table.config.planned, 3) for bound in (low, high))
+        low, high = predictor.bounds()
+        self.low, self.high = (bound.expand(predictor.config.planned, 3) for bound in (low, high))
         self.free = (self.high > self.low).flatten()  # a column without a range keeps its 1
+        self.reported: list[FitEvent] = []
 
     @torch.no_grad()
     def events(self) -> Iterator[FitEvent]:
@@ -141,8 +143,12 @@ class TableFit:
         Raises FloatingPointError if the teacher's or the base solver's samples are not finite.
         """
         count = self.config.trajectories
-        fitted, others = self._batches(0, count), self._batches(count, count + self.config.held_out)
-        plans = self.table.plans.detach().clone()
+        generator = torch.Generator().manual_seed(self.config.seed)
+        fitted, others = (
+            self._batches(range(count), generator),
+            self._batches(range(count, count + self.config.held_out), generator),
+        )
+        plans = self.predictor.plans.detach().clone()
         damping, error = DAMPING, self._error(fitted, plans)[0]
         best, student = self._error(others, plans)
         if not math.isfinite(error) or not math.isfinite(best):
@@ -163,19 +169,18 @@ class TableFit:
             judged, student = self._error(others, plans)
             if judged < best:
                 best = judged
-                self.table.plans.copy_(plans)
+                self.predictor.plans.copy_(plans)
             yield self._event(iteration, error, judged, plans, student, others)
             if error > (1 - self.config.tolerance) * before:
                 return
 
-    def _batches(self, begin: int, end: int) -> list[Batch]:
-        generator = torch.Generator().manual_seed(self.config.seed + begin)
+    def _batches(self, trajectories: range, generator: torch.Generator) -> list[Batch]:
         batches = []
-        for first in range(begin, end, self.config.batch_size):
-            rows = range(first, min(first + self.config.batch_size, end))
+        for begin in range(trajectories.start, trajectories.stop, self.config.batch_size):
+            rows = range(begin, min(begin + self.config.batch_size, trajectories.stop))
             x, model = self.source(rows, generator)
             denoiser = self._counted(model)
-            low, high = self.table.config.sigma_min, float(self.sigmas[0])
+            low, high = self.predictor.config.sigma_min, float(self.sigmas[0])
             batches.append(Batch(denoiser, x, measures.converged(denoiser, x, low, high, self.config.teacher_calls)))
         return batches
 
@@ -187,7 +192,7 @@ class TableFit:
         return denoiser
 
     def _planner(self, plans: Tensor) -> PredictorPlanner:
-        table = TablePredictor(self.table.config)
+        table = TablePredictor(self.predictor.config)
         table.plans.copy_(plans)
         return table.planner()
 
@@ -196,7 +201,7 @@ class TableFit:
         squares, elements, drawn = 0.0, 0, batches[0].x
         for batch in batches:
             try:
-                first, planner = self.table.config.first, self._planner(plans)
+                first, planner = self.predictor.config.first, self._planner(plans)
                 drawn = sample(batch.denoiser, batch.x, self.sigmas, self.solver, planner, first=first)
             except FloatingPointError:
                 return math.inf, drawn
@@ -219,7 +224,7 @@ class TableFit:
 
     def _run(self, batch: Batch, plans: Tensor, resume: Resume | None = None) -> list[Step]:
         parts = (self.sigmas, self.solver, self._planner(plans))
-        return list(trajectory(batch.denoiser, batch.x, *parts, first=self.table.config.first, resume=resume))
+        return list(trajectory(batch.denoiser, batch.x, *parts, first=self.predictor.config.first, resume=resume))
 
     def _derivative(self, batch: Batch, plans: Tensor, steps: Sequence[Step], number: Tensor) -> Sample:
         """Of the final samples by one of the table's numbers, from one more run of what comes after it."""
@@ -245,7 +250,20 @@ class TableFit:
         self, iteration: int, error: float, held_out: float, plans: Tensor, student: Sample, others: Sequence[Batch]
     ) -> FitEvent:
         numbers = tuple(tuple(row) for row in plans.tolist())
-        return FitEvent(iteration, error, held_out, numbers, self.model_calls, student, others[-1].target)
+        event = FitEvent(iteration, error, held_out, numbers, self.model_calls, student, others[-1].target)
+        self.reported.append(event)
+        return event
+
+    def summary(self) -> dict[str, Any]:
+        """How this table came about, for the header of its file; errors are of what is held out."""
+        held_out = [event.held_out for event in self.reported]
+        return {
+            **asdict(self.config),
+            "teacher": f"converged, {self.config.teacher_calls} calls",
+            "model_calls": self.model_calls,
+            "error": min(held_out),
+            "base_solver_error": held_out[0],
+        }
 
 
 def table_config(config: PredictorConfig, scale_dir: float = 0.5, scale_time: float = 0.5) -> PredictorConfig:

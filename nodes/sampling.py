@@ -58,7 +58,7 @@ def sample_amed(
     warn(_sentences(run, config, found, guider))
 
     network = predictor.network
-    if network.head_r.weight.device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
+    if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
         network = copy.deepcopy(network).to(x.device)
     planner = network.planner(run.sigmas, run.plain, look(config, model))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
@@ -12,11 +13,12 @@ from comfy_api.latest import io
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer
+from ..amed_core import PredictorConfig, TrainConfig, Trainer
 from ..amed_core.files import provenance
 from ..amed_core.predictor import LOOKS
 from ..amed_core.recipes import predictor_config
 from ..amed_core.schedules import SCHEDULES
+from ..amed_core.table import AnyPredictor, FitConfig, TableFit, TablePredictor, build, table_config
 from ..amed_core.training import TEACHERS
 from ..amed_core.types import Denoiser, Sample
 from .bridge import ComfyDenoiser, look
@@ -26,19 +28,23 @@ from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, des
 
 AUTO = "auto"  # the preset's choice for the sampler
 RECOMMENDED, PAPER = "recommended", "paper"
+NETWORK, TABLE = "network", "table"
+TABLE_TRAJECTORIES = 32
 
 
 class TrainSampler(comfy.samplers.Sampler):
-    """Runs a training where ComfyUI runs a sampler: the model is loaded and conditioned, and cleaned up afterwards.
+    """Runs a fit where ComfyUI runs a sampler: the model is loaded and conditioned, and cleaned up afterwards.
 
-    Afterwards `trainer` and `losses` (one per batch, summed over its intervals) are filled.
+    Afterwards `fit` and `losses` are filled: for a network one loss per batch, summed over its intervals,
+    for a table one error per iteration.
     """
 
-    def __init__(self, network: AMEDPredictor, config: TrainConfig) -> None:
+    def __init__(self, predictor: AnyPredictor, network: TrainConfig, table: FitConfig) -> None:
+        self.predictor = predictor
         self.network = network
-        self.config = config
+        self.table = table
         self.losses: list[float] = []
-        self.trainer: Trainer | None = None
+        self.fit: Trainer | TableFit | None = None
 
     def sample(
         self,
@@ -52,7 +58,7 @@ class TrainSampler(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         del callback, latent_image, denoise_mask
-        settings = self.network.config
+        settings = self.predictor.config
         denoiser = ComfyDenoiser(model_wrap, extra_args, settings.sigmas, bottleneck=settings.features == "bottleneck")
         sampling = model_wrap.inner_model.model_sampling
 
@@ -60,19 +66,44 @@ class TrainSampler(comfy.samplers.Sampler):
             drawn = torch.randn(len(rows), *noise.shape[1:], generator=generator).to(noise)
             return sampling.noise_scaling(sigmas[0], drawn, torch.zeros_like(drawn), True), denoiser
 
-        self.trainer = Trainer(self.network.to(noise.device), source, self.config, look(settings, model_wrap))
-        batches = -(-self.config.trajectories // self.config.batch_size)
-        total = batches * settings.planned
+        predictor = self.predictor.to(noise.device)
+        if isinstance(predictor, TablePredictor):
+            self.fit = TableFit(predictor, source, self.table)
+            total, steps = self.table.iterations + 1, self._table_steps(self.fit)
+        else:
+            self.fit = Trainer(predictor, source, self.network, look(settings, model_wrap))
+            total = -(-self.network.trajectories // self.network.batch_size) * settings.planned
+            steps = self._network_steps(self.fit)
         progress = comfy.utils.ProgressBar(total)
         with tqdm(total=total, desc="AMED training", disable=disable_pbar) as bar:
-            for done, event in enumerate(self.trainer.events(), start=1):
-                if event.interval == 0:
-                    self.losses.append(0.0)
-                self.losses[-1] += event.loss
-                bar.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
+            for done, text in enumerate(steps, start=1):
+                bar.set_postfix_str(text, refresh=False)
                 bar.update()
                 progress.update_absolute(done, total)
         return noise
+
+    def _network_steps(self, fit: Trainer) -> Iterator[str]:
+        for event in fit.events():
+            if event.interval == 0:
+                self.losses.append(0.0)
+            self.losses[-1] += event.loss
+            yield f"loss {self.losses[-1]:.4g}"
+
+    def _table_steps(self, fit: TableFit) -> Iterator[str]:
+        for event in fit.events():
+            self.losses.append(event.error)
+            yield f"error {event.held_out:.4g}"
+
+
+def gained(fit: Trainer | TableFit) -> str:
+    """What a table gained on noise that it was not fitted on, in plain words; a network does not measure that."""
+    if isinstance(fit, Trainer):
+        return ""
+    summary = fit.summary()
+    error, base = summary["error"], summary["base_solver_error"]
+    if error >= base:
+        return f"It is NOT better than its base solver: error {base:.4g} either way. Try another sampler_name or steps."
+    return f"error {error:.4g}, {1 - error / base:.0%} less than its base solver's"
 
 
 def empty(like: Any, batch: int) -> Any:
@@ -258,6 +289,15 @@ class AMEDTrainPredictor(io.ComfyNode):
                     'a U-Net (SD1.5, SD2, SDXL). "latent" is the picture so far, and works with every model. "none" '
                     'gives all pictures the same plan. "auto" takes the bottleneck where there is one.',
                 ),
+                io.Combo.Input(
+                    "predictor_type",
+                    options=[NETWORK, TABLE],
+                    default=NETWORK,
+                    optional=True,
+                    tooltip='"network" is the paper\'s. "table" has constants for every step, fitted to the finished '
+                    f"picture: {TABLE_TRAJECTORIES} trajectories and a tenth of the time suffice, and it measured "
+                    "better. A table does not use features, learning_rate and the teacher options.",
+                ),
             ],
             outputs=[
                 PredictorSocket.Output(
@@ -293,6 +333,7 @@ class AMEDTrainPredictor(io.ComfyNode):
         teacher: str,
         teacher_points: int,
         features: str = AUTO,
+        predictor_type: str = NETWORK,
     ) -> io.NodeOutput:
         model = with_interpolated_timesteps(model)
         chosen = {
@@ -318,7 +359,7 @@ class AMEDTrainPredictor(io.ComfyNode):
 
         # ComfyUI runs nodes in inference mode, where nothing can be trained.
         with torch.inference_mode(False), torch.no_grad():
-            if features in (AUTO, "bottleneck"):
+            if predictor_type == NETWORK and features in (AUTO, "bottleneck"):
                 found = has_bottleneck(guider, latent, seed)
                 if features == "bottleneck" and not found:
                     raise ValueError(
@@ -326,18 +367,23 @@ class AMEDTrainPredictor(io.ComfyNode):
                         'to "auto" or "latent" in "AMED Train Predictor".'
                     )
                 features = "bottleneck" if found else "latent"
+            if predictor_type == TABLE:
+                features = "none"
             config = student_config(
                 model, sampler_name, steps, published=preset == PAPER, features=features, guidance=cfg, **overrides
             )
-            network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
-            sampler = TrainSampler(network, training)
+            if predictor_type == TABLE:
+                widths = {name: overrides[name] for name in ("scale_dir", "scale_time") if name in overrides}
+                config = table_config(config, **widths)
+            network = build(config, torch.Generator().manual_seed(seed))
+            count = min(trajectories, TABLE_TRAJECTORIES)
+            fitting = FitConfig(trajectories=count, held_out=count, batch_size=training.batch_size, seed=seed)
+            sampler = TrainSampler(network, training, fitting)
             with torch.enable_grad():
-                batch = training.batch_size
-                guider.sample(
-                    empty(latent, batch), empty(latent, batch), sampler, torch.tensor(config.sigmas), seed=seed
-                )
-        assert sampler.trainer is not None
-        notes = provenance(sampler.trainer.summary())
+                noise, image = (empty(latent, training.batch_size) for _ in range(2))
+                guider.sample(noise, image, sampler, torch.tensor(config.sigmas), seed=seed)
+        assert sampler.fit is not None
+        notes = provenance(sampler.fit.summary())
         predictor = Predictor(network.requires_grad_(False).cpu(), notes)
-        say(cls, describe(predictor))
+        say(cls, " ".join([describe(predictor), gained(sampler.fit)]))
         return io.NodeOutput(predictor, {"loss": sampler.losses})

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
-from ..amed_core import AMEDPredictor
+from ..amed_core.table import AnyPredictor
 
 CATEGORY = "sampling/amed"
 ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor
@@ -19,7 +19,7 @@ ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied pre
 class Predictor:
     """A predictor and the notes on how it was made: the value of an AMED_PREDICTOR socket."""
 
-    network: AMEDPredictor
+    network: AnyPredictor
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -37,7 +37,7 @@ SAMPLERS = {
 }
 
 
-def sampler_name(network: AMEDPredictor) -> str:
+def sampler_name(network: AnyPredictor) -> str:
     """The entry of the sampler list that this predictor was made for."""
     config = network.config
     if config.solver == "dpmpp":

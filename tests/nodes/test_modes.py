@@ -579,6 +579,17 @@ def test_features_can_be_chosen(pack: Any, name: str, features: str) -> None:
     assert k_sample(family, apply(pack, family, made), 5, CFG).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "stable_audio"])
+@pytest.mark.parametrize("student", ["amed", "amed_dpmpp_2m"])
+def test_a_table_is_fitted_and_samples(pack: Any, name: str, student: str) -> None:
+    """Its largest seed, too: ComfyUI's go up to 64 bits."""
+    family = make(name)
+    made = train(pack, family, predictor_type="table", sampler_name=student, seed=0xFFFFFFFFFFFFFFFF)
+    assert made.network.config.kind == "table"
+    assert made.notes["training"]["error"] <= made.notes["training"]["base_solver_error"]
+    assert k_sample(family, apply(pack, family, made), 5, CFG, student).isfinite().all()
+
+
 def test_the_paper_preset_takes_the_flow_models_analytic_first_step(pack: Any, flux: Family) -> None:
     made = train(pack, flux, preset="paper")
     assert made.network.config.analytic_first_step

@@ -135,6 +135,15 @@ def test_the_paper_preset_is_the_published_recipe(pack: Any, demo: Any) -> None:
     assert made.network.config.analytic_first_step
 
 
+def test_a_table_is_nearer_to_the_teacher_than_its_base_solver(pack: Any, demo: Any) -> None:
+    """On noise that it was not fitted on, from 32 trajectories; the loss output is its error per iteration."""
+    made, loss = train(pack, demo, predictor_type="table", sampler_name="amed_ipndm")
+    training = made.notes["training"]
+    assert training["error"] < 0.9 * training["base_solver_error"]
+    assert loss["loss"][-1] < loss["loss"][0]
+    assert training["model_calls"] < 12_000
+
+
 def test_the_loss_falls(pack: Any, demo: Any) -> None:
     _, loss = train(pack, demo, trajectories=640)
     assert sum(loss["loss"][-5:]) < 0.7 * sum(loss["loss"][:5])
