@@ -148,7 +148,7 @@ class TableFit:
             self._batches(range(count), generator),
             self._batches(range(count, count + self.config.held_out), generator),
         )
-        plans = self.predictor.plans.detach().clone()
+        plans = self.predictor.plans.detach().cpu().clone()  # its algebra stays there, wherever the model is
         damping, error = DAMPING, self._error(fitted, plans)[0]
         best, student = self._error(others, plans)
         if not math.isfinite(error) or not math.isfinite(best):

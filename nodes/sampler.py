@@ -23,8 +23,9 @@ class AMEDApplyPredictor(io.ComfyNode):
             category=CATEGORY,
             description="Gives a model its predictor, for KSampler and every other node that has a sampler list: "
             'choose the "amed..." sampler that the predictor was made for, the scheduler "amed", and as steps the '
-            "number of model calls. Models with 1,000 timesteps are asked between them, too, instead of at the "
-            "nearest. The model's weights are not changed.",
+            "number of model calls. With other schedulers, or denoise below 1, it plans what resembles the steps it "
+            "learned, and the rest are plain calls; a text on the sampling node says so. Models with 1,000 timesteps "
+            "are asked between them, too, instead of at the nearest. The model's weights are not changed.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model the predictor was made for. Connect LoRA and shift nodes before."
