@@ -7,6 +7,7 @@ import inspect as inspection
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,25 +15,30 @@ import torch
 from tqdm import tqdm
 
 from .bench import (
+    Fit,
     Model,
     Settings,
     as_json,
     bench_with_bar,
     best_of_each,
-    fit,
     fit_settings,
     method_of,
     student_config,
     students,
     table,
 )
+from .derivatives import GRADIENTS
 from .digits import DigitsDenoiser
+from .end_to_end import EndToEnd, FitConfig
 from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from .measures import chunks, conditioned
-from .predictor import MAPS, POOLED, AMEDPredictor
+from .parallel import Workers, torchrun
+from .predictor import MAPS, POOLED
 from .schedules import SCHEDULES
-from .table import AnyPredictor
-from .training import TEACHERS, TrainConfig, Trainer, gaussian
+from .sources import gaussian
+from .states import verdict
+from .table import AnyPredictor, TablePredictor, build
+from .training import TEACHERS, TrainConfig, Trainer, TrainEvent
 
 REQUIRED = ("shape", "sigma_min", "sigma_max")
 
@@ -112,57 +118,90 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
-    model = load_denoiser(arguments.denoiser, arguments.cfg)
+    scales = arguments.cfg or [None]
+    models = [load_denoiser(arguments.denoiser, cfg) for cfg in scales]
+    with torchrun(getattr(models[0], "device", "cpu")) as workers:
+        if workers.count > 1 and (arguments.state or arguments.resume):
+            raise ValueError("Several processes keep no common state: leave out --state and --resume.")
+        _train(arguments, scales, models, workers)
+
+
+def _train(
+    arguments: argparse.Namespace, scales: Sequence[float | None], models: Sequence[Model], workers: Workers
+) -> None:
+    """Fit what the arguments ask for, on this worker's part of the trajectories; the first worker saves and speaks."""
+    model = models[0]
     chosen = {
         name: getattr(arguments, name)
         for name in ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")
         if getattr(arguments, name) is not None
     }
     chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
-    name = arguments.solver + " published" * arguments.published
-    if arguments.table:
-        if arguments.published or arguments.state or arguments.resume:
-            raise ValueError("A table is not the paper's and is fitted in one go: leave out --published and --state.")
-        name += " table"
-    guidance = 1.0 if arguments.cfg is None else arguments.cfg
+    if arguments.table and arguments.published:
+        raise ValueError("A table is not the paper's: leave out --table or --published.")
+    several = [scale for scale in scales if scale is not None] if len(models) > 1 else []
+    if several and not arguments.table:
+        raise ValueError("The paper's network knows one guidance scale: add --table, or leave one --cfg.")
     config = student_config(
-        name, arguments.calls, model, guidance=guidance, model=fingerprint(arguments.denoiser, model), **chosen
+        arguments.solver + " published" * arguments.published + " table" * arguments.table,
+        arguments.calls,
+        model,
+        guidance=1.0 if scales[0] is None else scales[0],
+        model=fingerprint(arguments.denoiser, model),
+        **chosen,
     )
-    usual = fit_settings(arguments.trajectories, model, arguments.seed)
-    training = TrainConfig(
-        trajectories=arguments.trajectories,
-        batch_size=arguments.batch_size or usual.batch_size,
-        teacher=arguments.teacher or "",
-        teacher_points=arguments.teacher_points,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-        gradient=usual.gradient,
-    )
-    if arguments.table:
-        fitted = fit(model, config, training, print)
-        save_predictor(fitted.predictor, arguments.output, provenance(fitted.summary()))
-        print(f"{arguments.output}: {config.calls} model calls, {fitted.model_calls:,} sample calls of training")
-        return
-    predictor = AMEDPredictor(config, torch.Generator().manual_seed(training.seed))
-    trainer = Trainer(predictor, gaussian(model, tuple(model.shape), config.sigmas[0]), training)
+    if several:
+        config = replace(config, guidances=tuple(several))
+    device = getattr(model, "device", "cpu")
+    sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
+    predictor = build(config, torch.Generator().manual_seed(arguments.seed)).to(device)
+    fit: Fit
+    if isinstance(predictor, TablePredictor):
+        count = arguments.trajectories or FitConfig.trajectories
+        batch = arguments.batch_size or FitConfig.batch_size
+        fit = EndToEnd(predictor, sources, FitConfig(count, count, batch, seed=arguments.seed), workers=workers)
+        total, unit = fit.config.iterations + 1, "iteration"
+    else:
+        usual = fit_settings(arguments.trajectories or TrainConfig.trajectories, model, arguments.seed)
+        training = TrainConfig(
+            trajectories=usual.trajectories,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size or usual.batch_size,
+            teacher=arguments.teacher or "",
+            teacher_points=arguments.teacher_points,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+            gradient=arguments.gradient or usual.gradient,
+            held_out=arguments.held_out,
+        )
+        fit = Trainer(predictor, sources[0], training, workers=workers)
+        total, unit = fit.total, "trajectory"
     if arguments.resume:
-        trainer.load_state_dict(load_state(arguments.resume))
-    begun = trainer.trajectory
+        fit.load_state_dict(load_state(arguments.resume))
     try:
-        with tqdm(total=training.trajectories, initial=begun, unit="trajectory") as bar:
-            for event in trainer.events():
-                bar.set_postfix_str(f"interval {event.interval + 1}, loss {event.loss:.4g}", refresh=False)
-                bar.update(event.trajectory - bar.n)
+        with tqdm(total=total, initial=_progress(fit), unit=unit, disable=workers.rank > 0) as bar:
+            for event in fit.events():
+                text = f"loss {event.loss:.4g}" if isinstance(event, TrainEvent) else f"error {event.held_out:.4g}"
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(_progress(fit) - bar.n)
     except KeyboardInterrupt:
         if not arguments.state:
             raise
-        save_state(arguments.state, trainer.state_dict())
+        save_state(arguments.state, fit.state_dict())
         print(f"Stopped. Go on with --resume {arguments.state}")
         return
     if arguments.state:
-        save_state(arguments.state, trainer.state_dict())
-    save_predictor(predictor, arguments.output, provenance(trainer.summary()))
-    print(f"{arguments.output}: {config.calls} model calls, {trainer.model_calls:,} sample calls of training")
+        save_state(arguments.state, fit.state_dict())
+    if workers.rank == 0:
+        summary = fit.summary()
+        save_predictor(predictor, arguments.output, provenance(summary))
+        print(f"{arguments.output}: {config.calls} model calls, {summary['model_calls']:,} sample calls of training")
+        if "error" in summary:
+            print(verdict(summary))
+
+
+def _progress(fit: Fit) -> int:
+    return fit.trajectory if isinstance(fit, Trainer) else len(fit.history)
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
@@ -231,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    def model_options(to: argparse.ArgumentParser) -> None:
+    def model_options(to: argparse.ArgumentParser, several: bool = False) -> None:
         to.add_argument(
             "--denoiser",
             default="digits",
@@ -239,7 +278,11 @@ def parser() -> argparse.ArgumentParser:
             "denoised or (denoised, features), shape (without the batch), sigma_min, sigma_max and, optionally, "
             "data(n) that returns n real samples",
         )
-        to.add_argument("--cfg", type=float, help="guidance scale, for denoisers whose NAME takes a cfg")
+        scale = "guidance scale, for denoisers whose NAME takes a cfg"
+        if several:
+            to.add_argument("--cfg", type=float, nargs="+", help=scale + "; a table takes several, rising")
+        else:
+            to.add_argument("--cfg", type=float, help=scale)
         to.add_argument("--seed", type=int, default=0)
 
     demo = command("demo", run_demo, "Train AMED-Solver and the iPNDM plugin on the bundled model, and compare.")
@@ -248,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--trajectories", type=int, default=1600, help="training noises of each fit")
 
     train = command("train", run_train, "Train a predictor and save it.")
-    model_options(train)
+    model_options(train, several=True)
     _train_options(train)
 
     draw = command("sample", run_sample, "Sample with a predictor.")
@@ -281,7 +324,14 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--table", action="store_true", help="constants per interval in place of the paper's network")
     train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
     train.add_argument("--calls", type=int, default=5, help="model calls per sample")
-    train.add_argument("--trajectories", type=int, default=10_000, help="training noises")
+    train.add_argument(
+        "--trajectories", type=int, default=0, help="training noises; 0: 10000 of a network, 32 of a table"
+    )
+    train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")
+    train.add_argument("--held-out", type=int, default=0, help="noises on which a network's best weights are chosen")
+    train.add_argument(
+        "--gradient", choices=GRADIENTS, help="through the model; reverse if left out and the model allows it"
+    )
     train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
     train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
     train.add_argument("--schedule", choices=list(SCHEDULES), help="of the grid; the recipe's if left out")

@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from . import measures
 from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, sample
+from .end_to_end import EndToEnd, FitConfig
 from .measures import chunks, conditioned
 from .predictor import AMEDPredictor, PredictorConfig
 from .recipes import DEFAULT, USUAL_RHO, predictor_config
 from .schedules import SCHEDULES, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
-from .table import AnyPredictor, FitConfig, TableFit, TablePredictor, table_config
-from .training import TrainConfig, Trainer, gaussian
+from .sources import gaussian
+from .table import AnyPredictor, TablePredictor, table_config
+from .training import TrainConfig, Trainer
 from .types import Denoiser, Planner, Sample, Solver
 
 TEACHER = "teacher"
@@ -193,7 +195,7 @@ def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
     )
 
 
-Fit = Trainer | TableFit
+Fit = Trainer | EndToEnd
 
 
 def fit(
@@ -203,9 +205,9 @@ def fit(
     progress: Callable[[str], None] = lambda text: None,
 ) -> Fit:
     """Train a network with `training`, or fit a table with its seed and usual settings; `progress` hears how far."""
-    source = gaussian(model, tuple(model.shape), config.sigmas[0])
+    source = gaussian(model, tuple(model.shape), config.sigmas[0], training.seed)
     if config.kind == "table":
-        fitting = TableFit(TablePredictor(config), source, FitConfig(seed=training.seed))
+        fitting = EndToEnd(TablePredictor(config), source, FitConfig(seed=training.seed))
         for iteration in fitting.events():
             progress(f"iteration {iteration.iteration}")
         return fitting
@@ -246,7 +248,7 @@ class Bench:
 
     def teacher_row(self) -> Row:
         """The teacher's own row: no error, and the Frechet distance that others can at best reach."""
-        calls = 2 * (self.settings.teacher_calls // 2) + 1
+        calls = measures.converged_calls(self.settings.teacher_calls)
         return self._row(TEACHER, calls, self.teacher, self.teacher_seconds)
 
     def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:

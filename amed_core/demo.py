@@ -2,7 +2,6 @@
 
 import os
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,14 +19,11 @@ from .bench import (
     table,
 )
 from .digits import CLASSES, SHAPE, DigitsDenoiser
-from .driver import FixedMidpoint, NoMidpoint, sample, trajectory
 from .files import load_predictor, provenance, save_predictor, write_json
 from .measures import converged
-from .plots import Learned, save_comparison, save_learned
-from .schedules import logsnr
-from .solvers import Dpm2
+from .plots import save_comparison, save_learned
+from .report import Learned, learned
 from .table import AnyPredictor
-from .types import Planner
 
 CALLS = 5
 STUDENTS = {"amed": "AMED-Solver", "amed_ipndm": "AMED-Plugin on iPNDM"}
@@ -80,30 +76,8 @@ def _picture(
     save_comparison(labelled, path)
 
 
-@torch.no_grad()
 def _learned(model: DigitsDenoiser, name: str, predictor: AnyPredictor, samples: int = 50) -> Learned:
     """What the predictor does interval by interval, on noise it has not seen."""
-    config = predictor.config
-    x = config.sigmas[0] * torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(EVALUATION_SEED))
-    asked = model.for_rows(range(samples))
-    truth, here = [], x
-    for start, end in pairwise(config.sigmas):
-        fine = logsnr(11, max(end, config.sigma_min), start)
-        here = sample(asked, here, fine, Dpm2(), FixedMidpoint(1.0))
-        if end == 0:
-            here = sample(asked, here, torch.tensor([float(fine[-1]), 0.0]), Dpm2(), NoMidpoint())
-        truth.append(here)
-    plain = frozenset(range(config.planned, config.intervals))
-    base: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
-    errors: dict[str, list[float]] = {}
-    plans = []
-    for label, planner in (("base", base), ("student", predictor.planner())):
-        grid = torch.tensor(config.sigmas, dtype=torch.float64)
-        steps = trajectory(asked, x, grid, config.build_solver(), planner, first=config.first)
-        for step in steps:
-            distance = float((step.x - truth[step.index]).square().mean().sqrt())
-            errors.setdefault(label, []).append(distance)
-            if label == "student" and step.plan is not None:
-                plan = {k: getattr(step.plan, k) for k in ("r", "scale_dir", "scale_time")}
-                plans.append({k: torch.as_tensor(v).expand(samples, *[1] * (x.ndim - 1)) for k, v in plan.items()})
-    return Learned(STUDENTS[name], BASES[name], config.sigmas[1:], errors["student"], errors["base"], plans)
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    x = predictor.config.sigmas[0] * torch.randn(samples, *SHAPE, generator=generator)
+    return learned(STUDENTS[name], BASES[name], predictor, model.for_rows(range(samples)), x, teacher_calls=60)

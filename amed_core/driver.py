@@ -39,6 +39,20 @@ class FixedMidpoint:
         return None if interval in self.plain else StepPlan(self.r, sigma_floor=self.sigma_floor)
 
 
+@dataclass(frozen=True)
+class Decided:
+    """Plans that were made before; None where an interval has no midpoint."""
+
+    plans: tuple[StepPlan | None, ...]
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        return 1 if self.plans[interval] is None else 2
+
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
+        del start, sigma_next
+        return self.plans[interval]
+
+
 def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None) -> Evaluation:
     """Call the model once; `ask_at` is the noise level the network is told, where that is not sigma."""
     answer = denoiser(x, sigma if ask_at is None else ask_at)

@@ -75,6 +75,11 @@ def conditioned(denoiser: Denoiser, rows: Sequence[int]) -> Denoiser:
     return bound
 
 
+def converged_calls(calls: int) -> int:
+    """The true number of model calls of a teacher that `converged` is asked for with `calls`."""
+    return 2 * max(calls // 2, 1) + 1
+
+
 def converged(denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int = 200) -> Sample:
     """The teacher that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
 

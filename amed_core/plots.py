@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from .report import Learned
 from .types import Sample
 
 if TYPE_CHECKING:
@@ -81,28 +81,16 @@ def save_comparison(labelled: Sequence[tuple[str, Sample]], path: Path, gain: fl
     figure.savefig(path, bbox_inches="tight")
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What a predictor does on the evaluation noise: one entry per interval."""
-
-    name: str
-    base: str
-    levels: Sequence[float]  # the noise level each interval ends at
-    errors: Sequence[float]  # RMSE to the teacher there
-    base_errors: Sequence[float]  # of the base solver, its midpoints at r = 0.5
-    plans: Sequence[dict[str, Tensor]]  # r, scale_dir and scale_time per sample, for planned intervals
-
-
 def save_learned(learned: Sequence[Learned], path: Path) -> None:
     """Error at the end of every interval against the base solver's, and the learned plans with their spread."""
     figure = new_figure(12, 3.4 * len(learned))
     axes = figure.subplots(len(learned), 3, squeeze=False)
     for (error_axis, r_axis, scale_axis), one in zip(axes, learned, strict=True):
-        places = range(1, len(one.levels) + 1)
+        places = range(1, len(one.levels))
         error_axis.plot(places, one.base_errors, "o--", color="tab:gray", label=one.base)
         error_axis.plot(places, one.errors, "o-", color="tab:blue", label=one.name)
         error_axis.set_xticks(
-            list(places), [f"{i}\nto {level:.3g}" for i, level in zip(places, one.levels, strict=True)]
+            list(places), [f"{i}\nto {level:.3g}" for i, level in zip(places, one.levels[1:], strict=True)]
         )
         error_axis.set(title=one.name, xlabel="interval, to sigma", ylabel="RMSE to the teacher", yscale="log")
         error_axis.legend()

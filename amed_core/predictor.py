@@ -49,7 +49,9 @@ class PredictorConfig:
     features: Literal["bottleneck", "latent", "none"] = "bottleneck"  # what the predictor looks at
     hidden: int = 128
     kind: Literal["network", "table"] = "network"  # the paper's, or constants for every interval
+    centred: bool = False  # the network's answers are corrections of a table that it carries
     guidance: float = 1.0  # the cfg scale it was trained at
+    guidances: tuple[float, ...] = ()  # of a table that was fitted at several, rising; between them it interpolates
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
 
     def __post_init__(self) -> None:
@@ -76,6 +78,10 @@ class PredictorConfig:
             raise ValueError(f'kind is "network" or "table", but found {self.kind!r}.')
         if self.features not in MAPS:
             raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
+        if self.guidances and (len(self.guidances) < 2 or any(a >= b for a, b in pairwise(self.guidances))):
+            raise ValueError(f"Several guidance scales must rise, but found {list(self.guidances)}.")
+        if self.guidances and self.kind == "network" and not self.centred:
+            raise ValueError("The paper's network knows one guidance scale. Fit a table for several.")
         if self.flow and grid[0] > 1 + 1e-6:
             raise ValueError(f"The noise levels of a flow model end at 1, but the grid begins at {grid[0]}.")
 
@@ -101,6 +107,16 @@ class PredictorConfig:
             return None
         return analytic_first_flow if self.flow else analytic_first
 
+    @property
+    def bounds(self) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+        """The lowest and the highest r, scale_dir and scale_time of a table.
+
+        r may be 0, which asks the model at the interval's start again, where no update divides by it.
+        """
+        lowest = 0.0 if self.solver in ("amed", "euler", "ipndm") else 100 * R_MARGIN
+        scales = [(1 - width, 1 + width) for width in (self.scale_dir, self.scale_time)]
+        return (lowest, 1 - R_MARGIN), scales[0], scales[1]
+
     def build_solver(self) -> Solver:
         """The update rule these settings name."""
         if self.solver == "ipndm":
@@ -123,13 +139,20 @@ class PredictorConfig:
         if unknown := set(header) - known:
             raise ValueError(f"unknown settings {sorted(unknown)}: it was made by a newer version; update this pack")
         try:
-            return cls(**{**header, "sigmas": tuple(header["sigmas"])})
+            lists = {name: tuple(header.get(name, ())) for name in ("sigmas", "guidances")}
+            return cls(**{**header, **lists})
         except (KeyError, TypeError) as error:
             raise ValueError(f"its settings are incomplete or of the wrong type ({error})") from error
 
 
 class AMEDPredictor(nn.Module):
-    """Plan an interval from the features at its start and both its noise levels (Zhou et al., section 3.3)."""
+    """Plan an interval from the features at its start and both its noise levels (Zhou et al., section 3.3).
+
+    A `centred` one corrects the table `centre` ([guidances,] planned intervals, 3) instead of answering from
+    nothing; before training its corrections are 0.
+    """
+
+    centre: Tensor
 
     def __init__(self, config: PredictorConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -142,6 +165,8 @@ class AMEDPredictor(nn.Module):
             self.head_r = nn.Linear(inputs, 1)
             self.head_scale_dir = nn.Linear(inputs, 1) if config.scale_dir else None
             self.head_scale_time = nn.Linear(inputs, 1) if config.scale_time else None
+        if config.centred:
+            self.register_buffer("centre", untrained_table(config))
         self.reset(generator or torch.Generator().manual_seed(0))
 
     def reset(self, generator: torch.Generator) -> None:
@@ -152,15 +177,28 @@ class AMEDPredictor(nn.Module):
                     bound = layer.in_features**-0.5
                     layer.weight.uniform_(-bound, bound, generator=generator)
                     layer.bias.uniform_(-bound, bound, generator=generator)
+            if self.config.centred:
+                for head in (self.head_r, self.head_scale_dir, self.head_scale_time):
+                    if head is not None:
+                        head.weight.zero_()
+                        head.bias.zero_()
 
-    def forward(self, features: Tensor, levels: Tensor) -> StepPlan:
+    def forward(self, features: Tensor, levels: Tensor, centre: Tensor | None = None) -> StepPlan:
         """Plan from pooled `features` (batch, [maps,] 8, 8) and both levels' `embedding` (2, 8).
 
-        r and scales are (batch, 1).
+        `centre` (3,) is what a centred predictor corrects. r and scales are (batch, 1).
         """
         hidden = functional.silu(self.encode_1(features.flatten(1)))
         noise = functional.silu(self.embed_noise(levels)).flatten().expand(len(features), -1)
         joined = torch.cat([self.encode_2(hidden), noise], dim=1)
+        if centre is not None:
+            heads = (self.head_r, self.head_scale_dir, self.head_scale_time)
+            corrected = [
+                (c.expand(len(joined), 1) if head is None else c + head(joined)).clamp(low, high)
+                for c, head, (low, high) in zip(centre, heads, self.config.bounds, strict=True)
+            ]
+            r, scale_dir, scale_time = corrected
+            return StepPlan(r, scale_dir, scale_time, self.config.sigma_min)
         return StepPlan(
             r=self.head_r(joined).sigmoid().clamp(R_MARGIN, 1 - R_MARGIN),
             scale_dir=_around_one(self.head_scale_dir, joined, self.config.scale_dir),
@@ -169,23 +207,45 @@ class AMEDPredictor(nn.Module):
         )
 
     def planner(
-        self, sigmas: Sequence[float] = (), plain: frozenset[int] | None = None, look: Look | None = None
+        self,
+        sigmas: Sequence[float] = (),
+        plain: frozenset[int] | None = None,
+        look: Look | None = None,
+        guidance: float | None = None,
     ) -> "PredictorPlanner":
         """Use this predictor along the grid `sigmas`, or along its own.
 
         `plain` names other intervals without a midpoint than its own grid's; `look` finds the features
-        where an evaluation alone does not show them.
+        where an evaluation alone does not show them. `guidance` is the cfg scale to plan for, if it knows several.
         """
         own = frozenset(range(self.config.planned, self.config.intervals))
         made_of = neighbours_along(self.config, sigmas)
         levels = embedding(self.config.sigmas).to(self.head_r.weight)
         look = LOOKS[self.config.features] if look is None else look
+        centre = at_guidance(self.config, self.centre, guidance) if self.config.centred else None
 
         def plan(interval: int, features: Tensor) -> StepPlan:
-            planned: StepPlan = self(features.to(levels), levels[interval : interval + 2])
+            corrected = () if centre is None else (centre[interval],)
+            planned: StepPlan = self(features.to(levels), levels[interval : interval + 2], *corrected)
             return planned
 
         return PredictorPlanner(plan, own if plain is None else plain, look, made_of)
+
+
+def untrained_table(config: PredictorConfig) -> Tensor:
+    """The base solver with its midpoints at r = 0.5 as a table ([guidances,] planned intervals, 3)."""
+    table = torch.tensor([[0.5, 1.0, 1.0]]).repeat(config.planned, 1)
+    return table.repeat(len(config.guidances), 1, 1) if config.guidances else table
+
+
+def at_guidance(config: PredictorConfig, table: Tensor, guidance: float | None) -> Tensor:
+    """A table (planned intervals, 3) for one cfg scale: linear between those it was fitted at, constant outside."""
+    if not config.guidances:
+        return table
+    wanted = config.guidance if guidance is None else guidance
+    position = float(np.interp(wanted, config.guidances, range(len(config.guidances))))
+    low = min(int(position), len(config.guidances) - 2)
+    return torch.lerp(table[low], table[low + 1], position - low)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ models, and the same slope dx/dsigma = (x - denoised) / sigma holds for flow mod
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ class Evaluation:
             self, x=self.x.detach(), sigma=self.sigma.detach(), denoised=self.denoised.detach(), features=features
         )
 
+    def to(self, device: torch.device | str) -> "Evaluation":
+        """The same evaluation on another device."""
+        features = None if self.features is None else self.features.to(device)
+        return replace(
+            self, x=self.x.to(device), sigma=self.sigma.to(device), denoised=self.denoised.to(device), features=features
+        )
+
 
 History = tuple[Evaluation, ...]  # oldest first, newest last, never mutated
 
@@ -65,6 +72,18 @@ class StepPlan:
         """The same plan, cut off from autograd."""
         r, scale_dir, scale_time = (
             v.detach() if isinstance(v, Tensor) else v for v in (self.r, self.scale_dir, self.scale_time)
+        )
+        return StepPlan(r, scale_dir, scale_time, self.sigma_floor)
+
+    def changed(self, name: str, value: Tensor | float) -> "StepPlan":
+        """The same plan with another r, scale_dir or scale_time."""
+        values: dict[str, Any] = {name: value}
+        return replace(self, **values)
+
+    def mean(self) -> "StepPlan":
+        """The same plan in floats, averaged over the batch."""
+        r, scale_dir, scale_time = (
+            float(torch.as_tensor(v).detach().mean()) for v in (self.r, self.scale_dir, self.scale_time)
         )
         return StepPlan(r, scale_dir, scale_time, self.sigma_floor)
 
@@ -144,6 +163,9 @@ class Planner(Protocol):
 class Source(Protocol):
     """Where the starting points of trajectories come from."""
 
-    def __call__(self, rows: range, generator: torch.Generator) -> tuple[Sample, Denoiser]:
-        """Noisy samples at the grid's first level for trajectories `rows`, and the denoiser conditioned for them."""
+    def __call__(self, rows: range) -> tuple[Sample, Denoiser]:
+        """Noisy samples at the grid's first level for trajectories `rows`, and the denoiser conditioned for them.
+
+        The same trajectory is the same noise and the same condition at every call, whichever others are asked for.
+        """
         ...

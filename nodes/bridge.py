@@ -15,8 +15,10 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
+from ..amed_core.derivatives import directional
 from ..amed_core.predictor import LOOKS, Look, PredictorConfig, look_at_latent, pool
 from ..amed_core.types import Evaluation, Features, Sample, Sigma
+from .gradients import plain_attention
 
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
 
@@ -102,17 +104,37 @@ class ComfyDenoiser:
         self.extra_args = {**extra_args, "model_options": options}
 
     def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
-        asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest)
-        asked = asked.expand(x.shape[0]).contiguous()  # a compiled model would compile again for other strides
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if self.sample_sigmas is not None:
-            self.options["sample_sigmas"] = self._sample_sigmas(asked)
-        denoised = self.model(x, asked, **self.extra_args)
-        self.calls += 1
+        denoised = self._ask(x, sigma, self.extra_args)
         features = None if self.bottleneck is None else self.bottleneck.take(x)
         if self.on_call is not None:
             self.on_call(x, sigma, denoised)
         return denoised, features
+
+    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
+        """The denoised sample and its derivative along (dx, dsigma), by forward mode.
+
+        Fused attention has no forward derivative, so a plain one takes its place, which needs more memory.
+        """
+        model_options = self.extra_args["model_options"]
+        options = {**self.options, "optimized_attention_override": plain_attention}
+        extra_args = {**self.extra_args, "model_options": {**model_options, "transformer_options": options}}
+        answer = directional(lambda x, sigma: self._ask(x, sigma, extra_args), x, sigma, dx, dsigma)
+        if self.bottleneck is not None:
+            self.bottleneck.take(x)  # what this call showed is of no use
+        if self.on_call is not None:
+            self.on_call(x, sigma, answer[0])
+        return answer
+
+    def _ask(self, x: Sample, sigma: Sigma, extra_args: dict[str, Any]) -> Sample:
+        asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest)
+        asked = asked.expand(x.shape[0]).contiguous()  # a compiled model would compile again for other strides
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.sample_sigmas is not None:
+            sample_sigmas = self._sample_sigmas(asked.detach())
+            extra_args["model_options"]["transformer_options"]["sample_sigmas"] = sample_sigmas
+        denoised: Sample = self.model(x, asked, **extra_args)
+        self.calls += 1
+        return denoised
 
     def _sample_sigmas(self, asked: Tensor) -> Tensor:
         """The run's levels as ComfyUI hands them down: context windows and others look the asked one up there."""

@@ -99,9 +99,22 @@ def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any) 
         for key, advice in ADVICE.items()
         if key in made_for and key in found and not _same(made_for[key], found[key])
     ]
-    if (cfg := guidance(guider)) != (made := f"cfg {config.guidance:g}"):
+    found_scale, cfg = scale(guider), guidance(guider)
+    if config.guidances:
+        low, high = config.guidances[0], config.guidances[-1]
+        made, right = f"cfg {low:g} to {high:g}", found_scale is not None and low <= found_scale <= high
+    else:
+        made = f"cfg {config.guidance:g}"
+        right = cfg == made
+    if not right:
         sentences.append(f"guidance was {made} when the predictor was made and is {cfg} now: set it back, {TRAIN_ONE}.")
     return sentences
+
+
+def scale(guider: Any) -> float | None:
+    """The one guidance scale of a guider; None if its kind has others."""
+    text = guidance(guider)
+    return float(text.removeprefix("cfg ")) if text.startswith("cfg ") and "," not in text else None
 
 
 def guidance(guider: Any) -> str:

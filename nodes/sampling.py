@@ -15,7 +15,7 @@ from ..amed_core.calls import Run, call_sigmas, read
 from ..amed_core.driver import Answer, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
 from .bridge import ComfyDenoiser, guider_of, look
-from .pairing import differences, fingerprint, refuse_other_model
+from .pairing import differences, fingerprint, refuse_other_model, scale
 from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
 
 SCHEDULER = "amed"
@@ -60,7 +60,7 @@ def sample_amed(
     network = predictor.network
     if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
         network = copy.deepcopy(network).to(x.device)
-    planner = network.planner(run.sigmas, run.plain, look(config, model))
+    planner = network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
     call = count()
     with tqdm(total=run.calls, disable=disable) as bar:

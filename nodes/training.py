@@ -1,109 +1,52 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
-import comfy.utils
+import folder_paths
 import torch
 from comfy_api.latest import io
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..amed_core import PredictorConfig, TrainConfig, Trainer
+from ..amed_core import PredictorConfig, TrainConfig
+from ..amed_core.derivatives import GRADIENTS
+from ..amed_core.end_to_end import FitConfig
 from ..amed_core.files import provenance
 from ..amed_core.predictor import LOOKS
 from ..amed_core.recipes import predictor_config
 from ..amed_core.schedules import SCHEDULES
-from ..amed_core.table import AnyPredictor, FitConfig, TableFit, TablePredictor, build, table_config
+from ..amed_core.states import verdict
+from ..amed_core.table import centred_config, table_config
 from ..amed_core.training import TEACHERS
-from ..amed_core.types import Denoiser, Sample
-from .bridge import ComfyDenoiser, look
+from .bridge import ComfyDenoiser
+from .fitting import Job, TrainSampler, duration, prompt_names
+from .gradients import without_inference_tensors
 from .pairing import fingerprint
+from .previews import plot
 from .timesteps import with_interpolated_timesteps
-from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, say
+from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, tell
 
 AUTO = "auto"  # the preset's choice for the sampler
+PER_INTERVAL, END_TO_END = "per interval", "end to end"
+FINITE = "finite difference"
+FOLDER = "amed_training"  # in the user's folder: states of fits that were stopped
+CFG_POINTS = 3  # guidance scales of a range
+ADVANCED = (
+    *("batch_size", "learning_rate", "scheduler", "rho", "scale_dir", "scale_time", "teacher", "teacher_points"),
+    *("features", "objective", "gradient", "held_out", "epochs", "teacher_calls"),
+)
 RECOMMENDED, PAPER = "recommended", "paper"
 NETWORK, TABLE = "network", "table"
-TABLE_TRAJECTORIES = 32
-
-
-class TrainSampler(comfy.samplers.Sampler):
-    """Runs a fit where ComfyUI runs a sampler: the model is loaded and conditioned, and cleaned up afterwards.
-
-    Afterwards `fit` and `losses` are filled: for a network one loss per batch, summed over its intervals,
-    for a table one error per iteration.
-    """
-
-    def __init__(self, predictor: AnyPredictor, network: TrainConfig, table: FitConfig) -> None:
-        self.predictor = predictor
-        self.network = network
-        self.table = table
-        self.losses: list[float] = []
-        self.fit: Trainer | TableFit | None = None
-
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
-        del callback, latent_image, denoise_mask
-        settings = self.predictor.config
-        denoiser = ComfyDenoiser(model_wrap, extra_args, settings.sigmas, bottleneck=settings.features == "bottleneck")
-        sampling = model_wrap.inner_model.model_sampling
-
-        def source(rows: range, generator: torch.Generator) -> tuple[Sample, Denoiser]:
-            drawn = torch.randn(len(rows), *noise.shape[1:], generator=generator).to(noise)
-            return sampling.noise_scaling(sigmas[0], drawn, torch.zeros_like(drawn), True), denoiser
-
-        predictor = self.predictor.to(noise.device)
-        if isinstance(predictor, TablePredictor):
-            self.fit = TableFit(predictor, source, self.table)
-            total, steps = self.table.iterations + 1, self._table_steps(self.fit)
-        else:
-            self.fit = Trainer(predictor, source, self.network, look(settings, model_wrap))
-            total = -(-self.network.trajectories // self.network.batch_size) * settings.planned
-            steps = self._network_steps(self.fit)
-        progress = comfy.utils.ProgressBar(total)
-        with tqdm(total=total, desc="AMED training", disable=disable_pbar) as bar:
-            for done, text in enumerate(steps, start=1):
-                bar.set_postfix_str(text, refresh=False)
-                bar.update()
-                progress.update_absolute(done, total)
-        return noise
-
-    def _network_steps(self, fit: Trainer) -> Iterator[str]:
-        for event in fit.events():
-            if event.interval == 0:
-                self.losses.append(0.0)
-            self.losses[-1] += event.loss
-            yield f"loss {self.losses[-1]:.4g}"
-
-    def _table_steps(self, fit: TableFit) -> Iterator[str]:
-        for event in fit.events():
-            self.losses.append(event.error)
-            yield f"error {event.held_out:.4g}"
-
-
-def gained(fit: Trainer | TableFit) -> str:
-    """What a table gained on noise that it was not fitted on, in plain words; a network does not measure that."""
-    if isinstance(fit, Trainer):
-        return ""
-    summary = fit.summary()
-    error, base = summary["error"], summary["base_solver_error"]
-    if error >= base:
-        return f"It is NOT better than its base solver: error {base:.4g} either way. Try another sampler_name or steps."
-    return f"error {error:.4g}, {1 - error / base:.0%} less than its base solver's"
+TABLE_TRAJECTORIES, NETWORK_TRAJECTORIES = 32, 256
 
 
 def empty(like: Any, batch: int) -> Any:
@@ -154,6 +97,282 @@ def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, seed: int) -> 
     return probe.found
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The node's inputs but the positive prompts."""
+
+    model: Any
+    negative: Any
+    latent_image: Mapping[str, Any]
+    seed: int
+    cfg: float
+    steps: int
+    sampler_name: str
+    preset: str
+    trajectories: int
+    batch_size: int
+    learning_rate: float
+    scheduler: str
+    rho: float
+    scale_dir: float
+    scale_time: float
+    teacher: str
+    teacher_points: int
+    features: str = AUTO
+    predictor_type: str = NETWORK
+    cfg_max: float = 0.0
+    clip: Any = None
+    prompts: str = ""
+    objective: str = AUTO
+    gradient: str = FINITE
+    held_out: int = 32
+    epochs: int = 1
+    teacher_calls: int = 40
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings that are not at auto."""
+        chosen = {
+            "schedule": None if self.scheduler == AUTO else self.scheduler,
+            "rho": self.rho or None,
+            "scale_dir": self.scale_dir if self.scale_dir >= 0 else None,
+            "scale_time": self.scale_time if self.scale_time >= 0 else None,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The guidance scales to fit at."""
+        if self.cfg_max <= self.cfg:
+            return (self.cfg,)
+        width = (self.cfg_max - self.cfg) / (CFG_POINTS - 1)
+        return tuple(round(self.cfg + n * width, 4) for n in range(CFG_POINTS))
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the finished picture is what counts."""
+        if self.predictor_type == TABLE:
+            if self.objective == PER_INTERVAL:
+                raise ValueError(
+                    'A table is fitted end to end. Set objective to "auto", or predictor_type to "network", in "AMED '
+                    'Train Predictor".'
+                )
+            return True
+        if len(self.scales) > 1 and self.objective != END_TO_END:
+            raise ValueError(
+                "The paper's network knows one cfg, but cfg_max asks for a range. Set cfg_max to 0, predictor_type to "
+                '"table", or objective to "end to end", in "AMED Train Predictor".'
+            )
+        return self.objective == END_TO_END
+
+
+def inputs() -> list[Any]:
+    """What the node asks for; beyond the first rows, sensible defaults."""
+    return [
+        io.Model.Input("model", tooltip="The model to sample faster, with its LoRAs and shift."),
+        io.Conditioning.Input("positive", tooltip="A prompt that is typical of what you will ask for."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt that you will use."),
+        io.Latent.Input(
+            "latent_image", tooltip="An empty latent of the size you will sample; its content is not used."
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Of the training noise and the first weights. The same seed gives the same predictor.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="The cfg you will sample with. A predictor is good near the cfg it was trained at.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=5,
+            min=2,
+            max=100,
+            tooltip="Model calls per picture, 2 to 10 being useful; odd numbers suit every model. Choose the "
+            "same number in the sampler.",
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(SAMPLERS),
+            default="amed",
+            tooltip='The sampler to improve. "amed" is AMED-Solver; the others are the paper\'s plugins.',
+        ),
+        io.Combo.Input(
+            "preset",
+            options=[RECOMMENDED, PAPER],
+            default=RECOMMENDED,
+            tooltip='"recommended" is what measured best, with a plain model call at the end; "paper" is '
+            "AMED as published. Both are changed by every option below that is not at auto.",
+        ),
+        io.Int.Input(
+            "trajectories",
+            default=2000,
+            min=1,
+            max=1_000_000,
+            tooltip="How many noises to learn from; the paper uses 10000. More is better and slower.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=16,
+            min=1,
+            max=4096,
+            tooltip="Noises per model call. Lower it if memory runs out; 4 to 32 work.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=0.005,
+            min=0.00001,
+            max=1.0,
+            step=0.00001,
+            round=False,
+            tooltip="Of Adam; the paper's 0.005 suits most models. Lower it if the loss jumps.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=[AUTO, *SCHEDULES],
+            default=AUTO,
+            tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s; '
+            '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps '
+            "and the choice for flow models.",
+        ),
+        io.Float.Input(
+            "rho",
+            default=0.0,
+            min=0.0,
+            max=20.0,
+            step=0.1,
+            tooltip="Bends the grid toward small noise levels. 0 is auto: the usual one of the schedule.",
+        ),
+        io.Float.Input(
+            "scale_dir",
+            default=-1.0,
+            min=-1.0,
+            max=0.5,
+            step=0.01,
+            tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off, below 0 is auto.",
+        ),
+        io.Float.Input(
+            "scale_time",
+            default=-1.0,
+            min=-1.0,
+            max=0.5,
+            step=0.01,
+            tooltip="How far from 1 the noise level told to the model may be scaled at midpoints; the paper "
+            "uses 0 or 0.2. 0 turns it off, below 0 is auto.",
+        ),
+        io.Combo.Input(
+            "teacher",
+            options=[AUTO, *TEACHERS],
+            default=AUTO,
+            tooltip='The slow sampler to imitate. "auto" takes the sampler\'s own family, which is best.',
+        ),
+        io.Int.Input(
+            "teacher_points",
+            default=0,
+            min=0,
+            max=100,
+            tooltip="Grid points that the teacher adds in every interval: more is more exact and slower. 0 is "
+            "the paper's choice (1 or 2).",
+        ),
+        io.Combo.Input(
+            "features",
+            options=[AUTO, *LOOKS],
+            default=AUTO,
+            optional=True,
+            tooltip='What the predictor looks at before each step. "bottleneck" is the paper\'s: the middle of '
+            'a U-Net (SD1.5, SD2, SDXL). "latent" is the picture so far, and works with every model. "none" '
+            'gives all pictures the same plan. "auto" takes the bottleneck where there is one.',
+        ),
+        io.Combo.Input(
+            "predictor_type",
+            options=[NETWORK, TABLE],
+            default=NETWORK,
+            optional=True,
+            tooltip='"network" is the paper\'s. "table" has constants for every step, fitted to the finished '
+            f"picture: {TABLE_TRAJECTORIES} trajectories and a tenth of the time suffice, and it measured "
+            "better. A table does not use features, learning_rate, epochs and the teacher options.",
+        ),
+        io.Float.Input(
+            "cfg_max",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            optional=True,
+            tooltip="Above cfg, the predictor is made for the whole range from cfg to this, by a fit at both "
+            "ends and one between: three times the work. Needs predictor_type table, or network end to end. "
+            "0: cfg alone.",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="Encodes the prompts below, to train on many. Without it, positive is all.",
+        ),
+        io.String.Input(
+            "prompts",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="More positive prompts, one per line, or a .txt file of the input folder by its name. "
+            "From 4 prompts on, every fourth is kept to judge by. Needs clip.",
+        ),
+        io.Combo.Input(
+            "objective",
+            options=[AUTO, PER_INTERVAL, END_TO_END],
+            default=AUTO,
+            optional=True,
+            tooltip='What comes near the teacher: the end of every step, as in the paper ("per interval"), or '
+            'only the finished picture ("end to end"; a network then starts from a table and corrects it). '
+            '"auto" is per interval for the paper preset and networks, end to end for tables.',
+        ),
+        io.Combo.Input(
+            "gradient",
+            options=list(GRADIENTS),
+            default=FINITE,
+            optional=True,
+            tooltip='How the model is differentiated. "finite difference" works with every model in the memory '
+            'of sampling. "forward" checks itself against it and falls back where the model does not allow it. '
+            '"reverse" is autograd, which keeps all activations: several times the memory, and no quantised '
+            "models.",
+        ),
+        io.Int.Input(
+            "held_out",
+            default=32,
+            min=1,
+            max=100_000,
+            optional=True,
+            tooltip="Noises that are never trained on. They choose the best predictor, and tell what it gains.",
+        ),
+        io.Int.Input(
+            "epochs",
+            default=1,
+            min=1,
+            max=10_000,
+            optional=True,
+            tooltip="How often a network per interval sees the same noises; the teacher sees them once.",
+        ),
+        io.Int.Input(
+            "teacher_calls",
+            default=40,
+            min=4,
+            max=1000,
+            optional=True,
+            tooltip="Model calls of the slow sampler (Heun) whose finished pictures are the goal of end to end fits, "
+            "and that all predictors are judged by.",
+        ),
+    ]
+
+
 class AMEDTrainPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -164,226 +383,197 @@ class AMEDTrainPredictor(io.ComfyNode):
             description="Distils a predictor from the model: it learns, on random noise, to come as close in a few "
             "model calls as a slow sampler does in many. The model itself is not changed, and no more memory is used "
             "than for sampling a batch. Train once per model, prompt style, cfg and number of steps.",
-            inputs=[
-                io.Model.Input("model", tooltip="The model to sample faster, with its LoRAs and shift."),
-                io.Conditioning.Input("positive", tooltip="A prompt that is typical of what you will ask for."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt that you will use."),
-                io.Latent.Input(
-                    "latent_image", tooltip="An empty latent of the size you will sample; its content is not used."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Of the training noise and the first weights. The same seed gives the same predictor.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="The cfg you will sample with. A predictor is good near the cfg it was trained at.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=5,
-                    min=2,
-                    max=100,
-                    tooltip="Model calls per picture, 2 to 10 being useful; odd numbers suit every model. Choose the "
-                    "same number in the sampler.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=list(SAMPLERS),
-                    default="amed",
-                    tooltip='The sampler to improve. "amed" is AMED-Solver; the others are the paper\'s plugins.',
-                ),
-                io.Combo.Input(
-                    "preset",
-                    options=[RECOMMENDED, PAPER],
-                    default=RECOMMENDED,
-                    tooltip='"recommended" is what measured best, with a plain model call at the end; "paper" is '
-                    "AMED as published. Both are changed by every option below that is not at auto.",
-                ),
-                io.Int.Input(
-                    "trajectories",
-                    default=2000,
-                    min=1,
-                    max=1_000_000,
-                    tooltip="How many noises to learn from; the paper uses 10000. More is better and slower.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=16,
-                    min=1,
-                    max=4096,
-                    tooltip="Noises per model call. Lower it if memory runs out; 4 to 32 work.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.005,
-                    min=0.00001,
-                    max=1.0,
-                    step=0.00001,
-                    round=False,
-                    tooltip="Of Adam; the paper's 0.005 suits most models. Lower it if the loss jumps.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=[AUTO, *SCHEDULES],
-                    default=AUTO,
-                    tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s; '
-                    '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps '
-                    "and the choice for flow models.",
-                ),
-                io.Float.Input(
-                    "rho",
-                    default=0.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Bends the grid toward small noise levels. 0 is auto: the usual one of the schedule.",
-                ),
-                io.Float.Input(
-                    "scale_dir",
-                    default=-1.0,
-                    min=-1.0,
-                    max=0.5,
-                    step=0.01,
-                    tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off, below 0 is "
-                    "auto.",
-                ),
-                io.Float.Input(
-                    "scale_time",
-                    default=-1.0,
-                    min=-1.0,
-                    max=0.5,
-                    step=0.01,
-                    tooltip="How far from 1 the noise level told to the model may be scaled at midpoints; the paper "
-                    "uses 0 or 0.2. 0 turns it off, below 0 is auto.",
-                ),
-                io.Combo.Input(
-                    "teacher",
-                    options=[AUTO, *TEACHERS],
-                    default=AUTO,
-                    tooltip='The slow sampler to imitate. "auto" takes the sampler\'s own family, which is best.',
-                ),
-                io.Int.Input(
-                    "teacher_points",
-                    default=0,
-                    min=0,
-                    max=100,
-                    tooltip="Grid points that the teacher adds in every interval: more is more exact and slower. 0 is "
-                    "the paper's choice (1 or 2).",
-                ),
-                io.Combo.Input(
-                    "features",
-                    options=[AUTO, *LOOKS],
-                    default=AUTO,
-                    optional=True,
-                    tooltip='What the predictor looks at before each step. "bottleneck" is the paper\'s: the middle of '
-                    'a U-Net (SD1.5, SD2, SDXL). "latent" is the picture so far, and works with every model. "none" '
-                    'gives all pictures the same plan. "auto" takes the bottleneck where there is one.',
-                ),
-                io.Combo.Input(
-                    "predictor_type",
-                    options=[NETWORK, TABLE],
-                    default=NETWORK,
-                    optional=True,
-                    tooltip='"network" is the paper\'s. "table" has constants for every step, fitted to the finished '
-                    f"picture: {TABLE_TRAJECTORIES} trajectories and a tenth of the time suffice, and it measured "
-                    "better. A table does not use features, learning_rate and the teacher options.",
-                ),
-            ],
+            inputs=fold(inputs(), ADVANCED),
             outputs=[
                 PredictorSocket.Output(
                     display_name="predictor", tooltip='Save it with "AMED Save Predictor", or use it at once.'
                 ),
                 LossMap.Output(
                     display_name="loss",
-                    tooltip="The squared distance to the teacher, one value per batch, for Plot Loss Graph.",
+                    tooltip="For Plot Loss Graph: per batch the squared distance to the teacher, or per iteration the "
+                    "error of the finished picture.",
                 ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What was gained, what it cost, and error and plan of every step. For Preview Any.",
+                ),
+                io.Image.Output(display_name="plot", tooltip="The same as a picture, for Preview Image."),
             ],
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent_image: dict[str, Any],
-        seed: int,
-        cfg: float,
-        steps: int,
-        sampler_name: str,
-        preset: str,
-        trajectories: int,
-        batch_size: int,
-        learning_rate: float,
-        scheduler: str,
-        rho: float,
-        scale_dir: float,
-        scale_time: float,
-        teacher: str,
-        teacher_points: int,
-        features: str = AUTO,
-        predictor_type: str = NETWORK,
-    ) -> io.NodeOutput:
-        model = with_interpolated_timesteps(model)
-        chosen = {
-            "schedule": None if scheduler == AUTO else scheduler,
-            "rho": rho or None,
-            "scale_dir": scale_dir if scale_dir >= 0 else None,
-            "scale_time": scale_time if scale_time >= 0 else None,
-        }
-        overrides = {name: value for name, value in chosen.items() if value is not None}
-        training = TrainConfig(
-            trajectories=trajectories,
-            batch_size=min(batch_size, trajectories),
-            teacher="" if teacher == AUTO else teacher,
-            teacher_points=teacher_points,
-            learning_rate=learning_rate,
-            seed=seed,
-            gradient="finite difference",
-        )
-        latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
+    def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
+        # A list of CONDITIONINGs is several prompts; of everything else there is one.
+        one = {name: values[0] for name, values in inputs.items()}
+        asked = Asked(**one)
+        prompts = [*positive, *encoded(one.get("clip"), one.get("prompts") or "")]
+        return train(asked, prompts, cls)
 
-        # ComfyUI runs nodes in inference mode, where nothing can be trained.
-        with torch.inference_mode(False), torch.no_grad():
-            if predictor_type == NETWORK and features in (AUTO, "bottleneck"):
-                found = has_bottleneck(guider, latent, seed)
-                if features == "bottleneck" and not found:
-                    raise ValueError(
-                        f"This model ({fingerprint(model)['family']}) has no U-Net bottleneck to look at. Set features "
-                        'to "auto" or "latent" in "AMED Train Predictor".'
-                    )
-                features = "bottleneck" if found else "latent"
-            if predictor_type == TABLE:
-                features = "none"
-            config = student_config(
-                model, sampler_name, steps, published=preset == PAPER, features=features, guidance=cfg, **overrides
+
+def encoded(clip: Any, text: str) -> list[Any]:
+    """The prompts of a text, one per line, or of a .txt file in ComfyUI's input folder that it names."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) == 1 and lines[0].lower().endswith(".txt"):
+        folder = Path(folder_paths.get_input_directory()).resolve()
+        path = (folder / lines[0]).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise ValueError(
+                f'There is no file {lines[0]} in {folder} (prompts of "AMED Train Predictor"). Put it there, or write '
+                "the prompts themselves, one per line."
             )
-            if predictor_type == TABLE:
-                widths = {name: overrides[name] for name in ("scale_dir", "scale_time") if name in overrides}
-                config = table_config(config, **widths)
-            network = build(config, torch.Generator().manual_seed(seed))
-            count = min(trajectories, TABLE_TRAJECTORIES)
-            fitting = FitConfig(trajectories=count, held_out=count, batch_size=training.batch_size, seed=seed)
-            sampler = TrainSampler(network, training, fitting)
-            with torch.enable_grad():
-                noise, image = (empty(latent, training.batch_size) for _ in range(2))
-                guider.sample(noise, image, sampler, torch.tensor(config.sigmas), seed=seed)
-        assert sampler.fit is not None
-        notes = provenance(sampler.fit.summary())
-        predictor = Predictor(network.requires_grad_(False).cpu(), notes)
-        say(cls, " ".join([describe(predictor), gained(sampler.fit)]))
-        return io.NodeOutput(predictor, {"loss": sampler.losses})
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f'{path} holds no prompt (prompts of "AMED Train Predictor").')
+    if lines and clip is None:
+        raise ValueError('prompts need a text encoder: connect clip of "AMED Train Predictor", or clear prompts.')
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+
+
+def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
+    """Do what the node was asked."""
+    begin = time.monotonic()
+    model = with_interpolated_timesteps(asked.model)
+    latent = comfy.sample.fix_empty_latent_channels(model, asked.latent_image["samples"])
+    # ComfyUI runs nodes in inference mode, where nothing can be trained.
+    with torch.inference_mode(False), torch.no_grad():
+        guider = comfy.samplers.CFGGuider(model)
+        prompts = {
+            name: without_inference_tensors(p) for name, p in zip(prompt_names(len(positives)), positives, strict=True)
+        }
+        guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
+        guider.set_cfg(asked.cfg)
+        job = job_of(asked, model, guider, latent, digest([*prompts.values(), asked.negative]), len(positives))
+        sampler = TrainSampler(job, list(prompts), partial(tell, node))
+        with torch.enable_grad():
+            noise, image = (empty(latent, job.batch_size) for _ in range(2))
+            guider.sample(noise, image, sampler, torch.tensor(job.config.sigmas), seed=asked.seed)
+    assert sampler.fit is not None
+    assert sampler.predictor is not None
+    assert sampler.report is not None
+    summary = sampler.fit.summary() | {"prompts": len(positives)}
+    summary["model_calls"] = sampler.model_calls
+    predictor = Predictor(sampler.predictor.cpu(), provenance(summary))
+    usage, gained = describe(predictor), verdict(summary)
+    say(node, f"{usage}. {gained}")
+    cost = f"{sampler.model_calls:,} model calls of training in {duration(time.monotonic() - begin)}"
+    if sampler.resumed:
+        cost += ", of which some before it was stopped"
+    report = "\n".join([usage, gained, cost, "", sampler.report.text()])
+    return io.NodeOutput(predictor, {"loss": sampler.losses}, report, plot(sampler.report, f"{usage}; {gained}"))
+
+
+def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, count: int) -> Job:
+    """What to fit, for these inputs; `prompts` is the digest of all `count` of them."""
+    end_to_end, table = asked.end_to_end, asked.predictor_type == TABLE
+    fitted, held_out = split(count)
+    batch = min(asked.batch_size, asked.trajectories)
+    trajectories = max(asked.trajectories, len(fitted))
+    if end_to_end:  # a few say it all; every prompt should be among them
+        batch = max(1, min(batch, TABLE_TRAJECTORIES // max(len(fitted), len(held_out))))
+        trajectories = max(
+            len(fitted) * batch, min(trajectories, TABLE_TRAJECTORIES if table else NETWORK_TRAJECTORIES)
+        )
+    features = "none" if table else chosen_features(asked, model, guider, latent)
+    scales = asked.scales
+    config = student_config(
+        model,
+        asked.sampler_name,
+        asked.steps,
+        published=asked.preset == PAPER,
+        features=features,
+        guidance=asked.cfg,
+        **asked.overrides,
+    )
+    start = None
+    if end_to_end:
+        widths = {name: asked.overrides[name] for name in ("scale_dir", "scale_time") if name in asked.overrides}
+        start = replace(table_config(config, **widths), guidances=scales if len(scales) > 1 else ())
+        config = start if table else centred_config(start, features)
+    shared = {
+        "teacher_calls": asked.teacher_calls,
+        "held_out": max(asked.held_out, len(held_out) * batch if end_to_end else 0),
+        "batch_size": batch,
+    }
+    fitting = FitConfig(
+        trajectories=trajectories,
+        gradient="reverse" if asked.gradient == "reverse" else FINITE,
+        learning_rate=asked.learning_rate,
+        seed=asked.seed,
+        **shared,
+    )
+    training = TrainConfig(
+        trajectories=trajectories,
+        epochs=asked.epochs,
+        teacher="" if asked.teacher == AUTO else asked.teacher,
+        teacher_points=asked.teacher_points,
+        learning_rate=asked.learning_rate,
+        seed=asked.seed,
+        gradient=asked.gradient,
+        step=0.0,
+        **shared,
+    )
+    objective = fitting if end_to_end else training
+    starts = end_to_end and not table
+    few = replace(fitting, trajectories=max(TABLE_TRAJECTORIES, len(fitted) * batch), gradient=FINITE)
+    about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, list(latent.shape), prompts]
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
+    return Job(
+        config=config,
+        objective=objective,
+        table=start if starts else None,
+        table_objective=few if starts else None,
+        scales=scales,
+        seed=asked.seed,
+        batch_size=batch,
+        fitted_prompts=fitted,
+        held_out_prompts=held_out,
+        state=state,
+    )
+
+
+def chosen_features(asked: Asked, model: Any, guider: Any, latent: Any) -> str:
+    """What a network is to look at. Raises ValueError if that is a bottleneck and the model has none."""
+    if asked.features not in (AUTO, "bottleneck"):
+        return asked.features
+    found = has_bottleneck(guider, latent, asked.seed)
+    if asked.features == "bottleneck" and not found:
+        raise ValueError(
+            f"This model ({fingerprint(model)['family']}) has no U-Net bottleneck to look at. Set features "
+            'to "auto" or "latent" in "AMED Train Predictor".'
+        )
+    return "bottleneck" if found else "latent"
+
+
+def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which of so many prompts to fit on, and which to judge by: from 4 on, every fourth."""
+    if count < 4:
+        return tuple(range(count)), tuple(range(count))
+    return tuple(n for n in range(count) if n % 4 != 3), tuple(n for n in range(count) if n % 4 == 3)
+
+
+def digest(value: Any) -> str:
+    """A name for anything that conditionings are made of."""
+    content = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            content.update(repr((tuple(part.shape), str(part.dtype))).encode())
+            content.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, Mapping):
+            for key in sorted(part, key=str):
+                content.update(str(key).encode())
+                add(part[key])
+        elif isinstance(part, (list, tuple)):
+            content.update(f"{len(part)} ".encode())
+            for one in part:
+                add(one)
+        elif isinstance(part, (str, int, float, bool, type(None))):
+            content.update(repr(part).encode())
+        else:  # a ControlNet or a hook: its kind must do
+            content.update(type(part).__qualname__.encode())
+
+    add(value)
+    return content.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
+from ..amed_core import PredictorConfig
 from ..amed_core.table import AnyPredictor
 
 CATEGORY = "sampling/amed"
@@ -50,8 +51,13 @@ def describe(predictor: Predictor) -> str:
     config = predictor.network.config
     return (
         f"{config.model.get('family', 'unknown model')}: choose sampler {sampler_name(predictor.network)}, "
-        f"scheduler amed, steps {config.calls}, cfg {config.guidance:g}"
+        f"scheduler amed, steps {config.calls}, cfg {_scales(config)}"
     )
+
+
+def _scales(config: PredictorConfig) -> str:
+    ends = (config.guidances[0], config.guidances[-1]) if config.guidances else (config.guidance,)
+    return " to ".join(f"{scale:g}" for scale in ends)
 
 
 def say(node: type[io.ComfyNode], text: str) -> None:
@@ -59,6 +65,19 @@ def say(node: type[io.ComfyNode], text: str) -> None:
     hidden = getattr(node, "hidden", None)
     if hidden is not None and hidden.unique_id is not None:
         _show(text, hidden.unique_id)
+
+
+def tell(node: type[io.ComfyNode], text: str) -> None:
+    """Show how far the node is, in the browser."""
+    say(node, f"AMED: {text}")
+
+
+def fold(inputs: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """The inputs, of which those named are folded away as advanced ones where the browser can."""
+    for one in inputs:
+        if one.id in names:
+            one.extra_dict["advanced"] = True
+    return list(inputs)
 
 
 def warn(sentences: Sequence[str]) -> None:

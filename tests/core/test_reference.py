@@ -129,9 +129,9 @@ def test_training_losses_and_gradients(case: dict[str, Any]) -> None:
         teacher=NAMES.get(case["teacher"], case["teacher"]),
         teacher_points=case["M"],
     )
-    trainer = Trainer(made, lambda rows, generator: (z * grid(case)[0], mixture), settings)
+    trainer = Trainer(made, lambda rows: (z * grid(case)[0], mixture), settings)
     batch = trainer.begin()
-    close(torch.stack(batch.targets), FILE.get_tensor(f"train.{case['id']}.teacher"))
+    close(torch.stack(batch.teacher.targets), FILE.get_tensor(f"train.{case['id']}.teacher"))
     theirs = {ours: name for name, ours in WEIGHTS.items()}
     for interval, expected_loss in enumerate(FILE.get_tensor(f"train.{case['id']}.loss")):
         made.zero_grad()

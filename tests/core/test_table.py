@@ -10,9 +10,10 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise
 
 from amed_core import load_predictor, save_predictor, trajectory
 from amed_core.driver import Resume
+from amed_core.end_to_end import EndToEnd, FitConfig
 from amed_core.recipes import DEFAULT, predictor_config
-from amed_core.table import FitConfig, TableFit, TablePredictor, table_config
-from amed_core.training import gaussian
+from amed_core.sources import gaussian
+from amed_core.table import TablePredictor, table_config
 from amed_core.types import Denoiser
 
 SMALL = FitConfig(trajectories=12, held_out=8, batch_size=5, teacher_calls=20, iterations=4)
@@ -22,8 +23,8 @@ def table(name: str = "amed", calls: int = 5, **changes: float) -> TablePredicto
     return TablePredictor(table_config(predictor_config(name, calls, SIGMA_MIN, SIGMA_MAX), **changes))
 
 
-def fit(predictor: TablePredictor, denoiser: Denoiser, config: FitConfig = SMALL) -> TableFit:
-    return TableFit(predictor, gaussian(denoiser, (1, 4, 4), SIGMA_MAX), config)
+def fit(predictor: TablePredictor, denoiser: Denoiser, config: FitConfig = SMALL) -> EndToEnd:
+    return EndToEnd(predictor, gaussian(denoiser, (1, 4, 4), SIGMA_MAX), config)
 
 
 def test_a_new_table_is_the_base_solver_with_its_midpoints_at_half() -> None:
@@ -70,7 +71,9 @@ def test_a_gaussians_trajectories_are_hit_exactly() -> None:
 
 @pytest.mark.parametrize(("name", "calls", "derivatives"), [("amed", 5, 16), ("amed_ipndm", 6, 24), ("amed", 6, 33)])
 def test_no_model_call_is_made_twice(name: str, calls: int, derivatives: int) -> None:
-    """Per trajectory and iteration: one run, what lies behind each number, and a trial; the teacher but once.
+    """Per trajectory and iteration: what lies behind each number, and a trial; the teacher but once.
+
+    What is held out also has one run of the base solver with plain calls.
 
     Five calls of amed are start 0, mid 0, start 1, mid 1, plain: r and scale_time of the first interval are followed
     by four, its scale_dir by three; those of the second by two, two and one.
@@ -86,25 +89,26 @@ def test_no_model_call_is_made_twice(name: str, calls: int, derivatives: int) ->
     before, after = fitting.events()
     assert after.model_calls == made
     teacher, run = 2 * (SMALL.teacher_calls // 2) + 1, calls
-    assert before.model_calls == (SMALL.trajectories + SMALL.held_out) * (teacher + run)
-    spent = after.model_calls - before.model_calls - SMALL.held_out * run - SMALL.trajectories * (run + derivatives)
+    assert before.model_calls == (SMALL.trajectories + SMALL.held_out) * (teacher + run) + SMALL.held_out * run
+    spent = after.model_calls - before.model_calls - SMALL.held_out * run - SMALL.trajectories * derivatives
     assert spent in [SMALL.trajectories * run * trials for trials in range(1, 6)]
+    assert fitting.floor == before.model_calls + SMALL.held_out * run + SMALL.trajectories * (derivatives + run)
 
 
 def test_the_table_keeps_its_best_iteration_on_what_is_held_out() -> None:
     predictor = table("amed_ipndm")
     events = list(fit(predictor, mixture, replace(SMALL, trajectories=2, iterations=6, tolerance=0.0)).events())
     best = min(events, key=lambda event: event.held_out)
-    assert torch.allclose(predictor.plans, torch.tensor(best.plans))
+    assert torch.allclose(predictor.plans, torch.tensor([[p.r, p.scale_dir, p.scale_time] for p in best.plans]))
 
 
 def test_the_plans_stay_in_their_ranges() -> None:
     predictor = table("amed", scale_dir=0.01, scale_time=0.0)
     for event in fit(predictor, mixture).events():
-        for r, scale_dir, scale_time in event.plans:
-            assert 0 <= r < 1
-            assert abs(scale_dir - 1) <= 0.01 + 1e-6
-            assert scale_time == 1.0
+        for plan in event.plans:
+            assert 0 <= plan.r < 1
+            assert abs(plan.scale_dir - 1) <= 0.01 + 1e-6
+            assert plan.scale_time == 1.0
 
 
 def test_the_same_seed_gives_the_same_table() -> None:

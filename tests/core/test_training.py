@@ -11,9 +11,11 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
 from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, polynomial, sample
+from amed_core.derivatives import STEPS
 from amed_core.files import load_state, save_state
 from amed_core.recipes import DEFAULT, predictor_config
 from amed_core.schedules import SCHEDULES, schedule
+from amed_core.sources import noise
 from amed_core.training import TEACHERS, refine
 from amed_core.types import Denoiser
 
@@ -21,11 +23,11 @@ SHAPE = (1, 4, 4)
 SHORT = TrainConfig(trajectories=24, batch_size=8)
 
 
-def source(denoiser: Denoiser = mixture) -> Any:
+def source(denoiser: Denoiser = mixture, seed: int = 0) -> Any:
     """Starting noise in float64, so that gradients can be compared closely."""
 
-    def draw(rows: range, generator: torch.Generator) -> tuple[Tensor, Denoiser]:
-        return SIGMA_MAX * torch.randn(len(rows), *SHAPE, generator=generator, dtype=torch.float64), denoiser
+    def draw(rows: range) -> tuple[Tensor, Denoiser]:
+        return SIGMA_MAX * noise(rows, SHAPE, seed).double(), denoiser
 
     return draw
 
@@ -37,7 +39,7 @@ def trainer(name: str = "amed", calls: int = 5, training: TrainConfig = SHORT, *
 
 def held_out_loss(predictor: AMEDPredictor) -> float:
     """The loss over all intervals on noise that no training here draws."""
-    fresh = Trainer(predictor, source(Gaussian()), TrainConfig(trajectories=400, batch_size=400, seed=10**6))
+    fresh = Trainer(predictor, source(Gaussian(), seed=10**6), TrainConfig(trajectories=400, batch_size=400))
     batch, total = fresh.begin(), 0.0
     for interval in range(predictor.config.planned):
         loss, student, _, history = fresh.loss(batch)
@@ -207,12 +209,80 @@ def test_a_teacher_with_more_points_is_nearer_to_the_truth() -> None:
     for points in (1, 4):
         fitted = trainer("amed", 5, TrainConfig(trajectories=200, batch_size=200, teacher_points=points))
         batch = fitted.begin()
-        x = SIGMA_MAX * torch.randn(
-            200, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        )  # the trainer's own draw
+        x = SIGMA_MAX * noise(range(200), SHAPE, 0).double()  # the trainer's own draw
         end = fitted.predictor.config.sigmas[2]
         fine = polynomial(200, end, SIGMA_MAX)
         solver, planner = TEACHERS["heun"](fitted.predictor.config)
         truth = sample(mixture, x, fine, solver, planner)
-        errors.append(float((batch.targets[1] - truth).square().mean().sqrt()))
+        errors.append(float((batch.teacher.targets[1] - truth).square().mean().sqrt()))
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("gradient", ["reverse", "finite difference", "forward"])
+@pytest.mark.parametrize(("name", "calls"), [("amed", 5), ("amed", 4), ("amed_ipndm", 5), ("amed_dpmpp_2m", 6)])
+@pytest.mark.parametrize("scale_time", [0.0, 0.2])
+def test_no_call_is_made_beyond_those_on_paper(name: str, calls: int, gradient: Any, scale_time: float) -> None:
+    """Over two epochs, with validation. Only the start-up check of forward mode comes on top."""
+    training = replace(SHORT, epochs=2, gradient=gradient, held_out=8, validations=3, teacher_calls=10)
+    fitted = trainer(name, calls, training, scale_time=scale_time)
+    list(fitted.events())
+    check = 0
+    if gradient == "forward":
+        count = 1 + (scale_time > 0)
+        check = 8 * count * (2 * len(STEPS) + 1)
+    assert fitted.model_calls == fitted.floor + check
+
+
+def test_the_teacher_crosses_a_trajectory_once_however_many_epochs(tmp_path: Path) -> None:
+    once, thrice = (trainer(training=replace(SHORT, epochs=epochs)) for epochs in (1, 3))
+    list(once.events())
+    list(thrice.events())
+    teacher, student = 24 * 8, 24 * 2
+    assert once.model_calls == teacher + student
+    assert thrice.model_calls == teacher + 3 * student
+    forgetful = trainer(training=replace(SHORT, epochs=3, keep_bytes=0))
+    list(forgetful.events())
+    assert forgetful.model_calls == 3 * (teacher + student)
+    for a, b in zip(thrice.predictor.parameters(), forgetful.predictor.parameters(), strict=True):
+        assert (a == b).all()
+
+
+def test_the_weights_that_did_best_on_what_is_held_out_are_kept() -> None:
+    settings = replace(SHORT, trajectories=64, held_out=16, validations=8, learning_rate=0.05, teacher_calls=20)
+    fitted = trainer(training=settings)
+    best, at_best = math.inf, {}
+    for event in fitted.events():
+        if event.held_out is not None and event.held_out < best:
+            best = event.held_out
+            at_best = {name: weight.clone() for name, weight in fitted.predictor.state_dict().items()}
+    assert len(fitted.errors) == 8
+    assert all((at_best[name] == weight).all() for name, weight in fitted.predictor.state_dict().items())
+    summary = fitted.summary()
+    assert summary["error"] == best
+    assert summary["gain"] == pytest.approx(1 - best / summary["base_solver_error"])
+
+
+@pytest.mark.parametrize("call", [5, 30, 61])
+def test_stopped_inside_a_model_call_it_goes_on_as_if_it_had_not_been(tmp_path: Path, call: int) -> None:
+    made = 0
+
+    def cancelled(x: Tensor, sigma: Tensor) -> Any:
+        nonlocal made
+        made += 1
+        if made == call:
+            raise KeyboardInterrupt
+        return mixture(x, sigma)
+
+    settings = replace(SHORT, epochs=2, held_out=8, validations=3, teacher_calls=10, gradient="finite difference")
+    config = predictor_config("amed_ipndm", 5, SIGMA_MIN, SIGMA_MAX)
+    whole, first, second = (
+        Trainer(AMEDPredictor(config).double(), source(model), settings) for model in (mixture, cancelled, mixture)
+    )
+    list(whole.events())
+    with pytest.raises(KeyboardInterrupt):
+        list(first.events())
+    save_state(tmp_path / "state.safetensors", first.state_dict())
+    second.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    list(second.events())
+    for a, b in zip(whole.predictor.parameters(), second.predictor.parameters(), strict=True):
+        assert (a == b).all()

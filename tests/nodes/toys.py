@@ -93,3 +93,16 @@ def seen(pack: Any, guider: Any, family: Family, kind: str = "bottleneck") -> to
 
     features: torch.Tensor = inside(guider, family, look)
     return features
+
+
+def train(pack: Any, family: Any, model: Any = None, **changes: Any) -> Any:
+    """The training node's outputs, with its inputs as ComfyUI's executor hands them on; `positives` are several."""
+    settings: dict[str, Any] = {"seed": 0, "cfg": 3.0, "steps": 5, "sampler_name": "amed", "preset": "recommended"}
+    settings |= {"trajectories": 2, "batch_size": 2, "learning_rate": 0.005, "scheduler": "auto", "rho": 0.0}
+    settings |= {"scale_dir": -1.0, "scale_time": -1.0, "teacher": "auto", "teacher_points": 0}
+    settings |= {"held_out": 2, "teacher_calls": 4, "positives": [family.positive]} | changes
+    positives = settings.pop("positives")
+    shared = {"model": model or family.model, "negative": family.negative, "latent_image": family.latent}
+    listed = {name: [value] for name, value in (shared | settings).items()}
+    with torch.inference_mode():  # as ComfyUI's executor runs nodes
+        return pack.nodes.AMEDTrainPredictor.execute(positive=positives, **listed).args

@@ -1,0 +1,105 @@
+"""Where trajectories should end: the converged teacher's samples, made once and kept on the CPU."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import measures
+from .calls import call_sigmas
+from .driver import First, FixedMidpoint, NoMidpoint, Resume, trajectory
+from .parallel import ALONE, Workers
+from .predictor import PredictorConfig
+from .sources import Metered
+from .types import Denoiser, Planner, Sample, Solver, Step
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A batch of trajectories: where they start, and where the converged teacher takes them."""
+
+    number: int  # of the batch
+    group: int  # which of the sources they come from: one per guidance scale
+    x: Sample
+    denoiser: Denoiser
+    target: Sample
+
+
+@dataclass
+class Goals:
+    """The goals of trajectories `rows` of every source, `batch_size` at a time.
+
+    Noise is cheap to draw again, so that only the teacher's samples are kept, and those on the CPU.
+    """
+
+    sources: Sequence[Metered]
+    rows: range
+    batch_size: int
+    config: PredictorConfig
+    teacher_calls: int
+    workers: Workers = ALONE
+    targets: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number
+
+    def batches(self) -> list[tuple[int, range]]:
+        """Group and trajectories of every batch that is this worker's to run."""
+        mine = self.workers.share(self.rows)
+        chunks = [mine[begin : begin + self.batch_size] for begin in range(0, len(mine), self.batch_size)]
+        return [(group, rows) for group in range(len(self.sources)) for rows in chunks]
+
+    def __iter__(self) -> Iterator[Goal]:
+        for number, (group, rows) in enumerate(self.batches()):
+            x, denoiser = self.sources[group](rows)
+            target = self.targets.get(str(number))
+            if target is None:
+                low, high = self.config.sigma_min, self.config.sigmas[0]
+                target = measures.converged(denoiser, x, low, high, self.teacher_calls).cpu()
+                self.targets[str(number)] = target
+            yield Goal(number, group, x, denoiser, target.to(x))
+
+    def errors(self, draw: Callable[[Goal], Sample]) -> Tensor:
+        """The RMSE (groups,) of what `draw` makes of every goal; infinite where a sample is not finite."""
+        sums = torch.zeros(2, len(self.sources), dtype=torch.float64)
+        for goal in self:
+            squared = (draw(goal) - goal.target).double().square().sum().cpu()
+            sums[:, goal.group] += torch.stack([squared, torch.tensor(float(goal.target.numel())).double()])
+        squares, elements = self.workers.sum(sums)
+        rmse: Tensor = (squares / elements).sqrt().nan_to_num(nan=torch.inf)
+        return rmse
+
+    @property
+    def floor(self) -> int:
+        """The model calls of the teacher, for this worker's trajectories."""
+        return sum(len(rows) for _, rows in self.batches()) * measures.converged_calls(self.teacher_calls)
+
+    def base_errors(self, midpoints: Tensor | None = None) -> Tensor:
+        """What the base solver reaches at equal model calls (groups,): with midpoints at r = 0.5, or, if that is
+        nearer, with plain calls at the levels a user would sample with. `midpoints` is the first of these, if known.
+        """
+        config = self.config
+        if midpoints is None:
+            plain = frozenset(range(config.planned, config.intervals))
+            midpoints = self.errors(self._run(config.sigmas, FixedMidpoint(0.5, config.sigma_min, plain)))
+        return torch.minimum(midpoints, self.errors(self._run(call_sigmas(config, config.calls), NoMidpoint())))
+
+    def _run(self, levels: Sequence[float], planner: Planner) -> Callable[[Goal], Sample]:
+        grid, config = torch.tensor(levels, dtype=torch.float64), self.config
+        # A plain run has one call for every level, so it starts with a real one.
+        first = config.first if len(levels) == len(config.sigmas) else None
+        return lambda goal: ends(goal, grid, config.build_solver(), planner, first)[-1].x
+
+    def state_dict(self) -> dict[str, Any]:
+        """The teacher's samples, which need not be made again."""
+        return dict(self.targets)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the teacher's samples from a state."""
+        self.targets = dict(state)
+
+
+def ends(
+    goal: Goal, grid: Tensor, solver: Solver, planner: Planner, first: First | None, resume: Resume | None = None
+) -> list[Step]:
+    """The goal's trajectories on a way of sampling, step by step; no more than the rest of them with `resume`."""
+    return list(trajectory(goal.denoiser, goal.x, grid, solver, planner, first=first, resume=resume))

@@ -1,0 +1,127 @@
+"""Where trajectories start, and the model calls along them: drawn per trajectory, counted, split if memory is short."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .derivatives import directional
+from .types import Denoiser, Features, Sample, Sigma, Source
+
+HELD_OUT = 2**40  # trajectories from this number on are never fitted
+
+
+def noise(rows: Sequence[int], shape: tuple[int, ...], seed: int) -> Sample:
+    """Unit noise (rows, *shape) on the CPU, every trajectory's from its own number.
+
+    So it is the same on every device, in whatever batches the trajectories run, and on whichever worker.
+    """
+
+    def one(row: int) -> Tensor:
+        drawn = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(int(drawn[0])))
+
+    return torch.stack([one(row) for row in rows])
+
+
+def gaussian(
+    denoiser: Denoiser, shape: tuple[int, ...], sigma: float, seed: int = 0, device: torch.device | str = "cpu"
+) -> Source:
+    """A source of noise sigma * N(0, 1) for samples of `shape`.
+
+    A denoiser with `for_rows(rows)` is asked for the one that is conditioned for these trajectories.
+    """
+
+    def draw(rows: range) -> tuple[Sample, Denoiser]:
+        conditioned: Denoiser = getattr(denoiser, "for_rows", lambda _: denoiser)(rows)
+        return sigma * noise(rows, shape, seed).to(device), conditioned
+
+    return draw
+
+
+class Metered:
+    """A source whose model calls are counted, and split where memory runs out.
+
+    A call that does not fit is made again in halves, and so is every later one of its size; the
+    answers are the same to rounding.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.calls = 0  # single-sample model calls
+        self.most: int | None = None  # samples that fit into memory at once; None: it was never short
+
+    def __call__(self, rows: range) -> tuple[Sample, Denoiser]:
+        x, denoiser = self.source(rows)
+        return x, MeteredDenoiser(self, rows, denoiser)
+
+
+class MeteredDenoiser:
+    """The denoiser of some trajectories, with its calls counted."""
+
+    def __init__(self, meter: Metered, rows: range, denoiser: Denoiser) -> None:
+        self.meter = meter
+        self.rows = rows
+        self.denoiser = denoiser
+
+    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
+        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor, Tensor | None]:
+            answer = denoiser(x[part], _rows(sigma, part))
+            return answer if isinstance(answer, tuple) else (answer, None)
+
+        denoised, features = self._in_pieces(ask, len(x))
+        assert denoised is not None
+        return denoised, features
+
+    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
+        """The denoised sample and its derivative along (dx, dsigma), by forward mode."""
+
+        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor, Tensor]:
+            return directional(denoiser, x[part], _rows(sigma, part), dx[part], _rows(dsigma, part))
+
+        denoised, derivative = self._in_pieces(ask, len(x))
+        assert denoised is not None
+        assert derivative is not None
+        return denoised, derivative
+
+    def _in_pieces(
+        self, ask: Callable[[Denoiser, slice], tuple[Tensor, Tensor | None]], count: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        while True:
+            size = min(self.meter.most or count, count)
+            parts = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
+            try:
+                answers = [ask(self._for(part, count), part) for part in parts]
+            except RuntimeError as error:
+                if not out_of_memory(error) or size == 1:
+                    raise
+            else:
+                self.meter.calls += count
+                joined = [_join(values) for values in zip(*answers, strict=True)]
+                return joined[0], joined[1]
+            # Outside of the handler, where the failed call's tensors are gone.
+            self.meter.most = -(-size // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _for(self, part: slice, count: int) -> Denoiser:
+        """The denoiser conditioned for a part of its trajectories."""
+        if part.stop - part.start == count:
+            return self.denoiser
+        return self.meter.source(self.rows[part])[1]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had no memory left: CUDA has its own error, others only say so."""
+    words = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in words or "allocate memory" in words
+
+
+def _rows(sigma: Sigma, part: slice) -> Sigma:
+    return sigma if sigma.ndim == 0 or sigma.shape[0] == 1 else sigma[part]
+
+
+def _join(values: Sequence[Tensor | None]) -> Tensor | None:
+    found = [v for v in values if v is not None]
+    return torch.cat(found) if len(found) > 1 else found[0] if found else None

@@ -1,0 +1,70 @@
+"""Derivatives through a ComfyUI model, which keeps its weights as inference tensors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_basic
+from torch import nn
+
+
+def plain_attention(_: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+    """In place of the optimised attention, which has no forward derivative."""
+    attended: torch.Tensor = attention_basic(*arguments, **options)
+    return attended
+
+
+@contextmanager
+def marked_as_training() -> Iterator[None]:
+    """Newer ComfyUI reuses the buffers that weights are cast into, unless it knows that it is training."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):
+        yield
+        return
+    before, management.in_training = management.in_training, True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Let autograd run through a model that was loaded in inference mode.
+
+    For as long as this lasts its parameters and buffers are aliases of the same memory that autograd accepts;
+    nothing is copied, and the originals come back whatever happens. Blocks that change activations in place are
+    allowed to.
+    """
+    originals: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and tensor.is_inference():
+                        originals.append((tensors, name, tensor))
+                        tensors[name] = _alias(tensor)
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            yield
+    finally:
+        for tensors, name, tensor in originals:
+            tensors[name] = tensor
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
+
+
+def without_inference_tensors(value: Any) -> Any:
+    """A conditioning, or anything nested like one, with its inference tensors cloned; autograd refuses them."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {key: without_inference_tensors(v) for key, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(without_inference_tensors(v) for v in value)
+    return value

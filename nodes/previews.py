@@ -1,0 +1,106 @@
+"""Pictures of a fit: a preview while it runs, and a plot of what it learned."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import latent_preview
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..amed_core.report import Learned
+
+SHOWN = 4  # samples side by side
+SIDE = 128  # pixels of each at least
+WIDTH, HEIGHT, MARGIN = 480, 300, 46  # of one panel of the plot
+INK, GREY, PALE = (30, 30, 30), (140, 140, 140), (225, 225, 225)
+COLORS = {"predictor": (31, 119, 180), "base solver": GREY, "r": (31, 119, 180), "scale_dir": (214, 39, 40)}
+COLORS["scale_time"] = (44, 160, 44)
+
+
+class Preview:
+    """The teacher's samples above the student's, from the same noise; None where ComfyUI cannot show latents."""
+
+    def __init__(self, guider: Any, like: Tensor) -> None:
+        latent_format = guider.inner_model.latent_format
+        previewer = latent_preview.get_previewer(like.device, latent_format)
+        factors = getattr(latent_format, "latent_rgb_factors", None)
+        if previewer is None and factors is not None:
+            bias = getattr(latent_format, "latent_rgb_factors_bias", None)
+            previewer = latent_preview.Latent2RGBPreviewer(factors, bias)
+        self.previewer = previewer if like.ndim in (4, 5) else None
+
+    def __call__(self, teacher: Tensor, student: Tensor) -> Image.Image | None:
+        if self.previewer is None:
+            return None
+        rows = [
+            [self.previewer.decode_latent_to_preview(x[n : n + 1]) for n in range(min(SHOWN, len(x)))]
+            for x in (teacher.detach(), student.detach())
+        ]
+        width, height = rows[0][0].size
+        scale = max(1, math.ceil(SIDE / min(width, height)))
+        sheet = Image.new("RGB", (scale * width * len(rows[0]), scale * height * len(rows)))
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row):
+                large = picture.convert("RGB").resize((scale * width, scale * height), Image.Resampling.BICUBIC)
+                sheet.paste(large, (x * scale * width, y * scale * height))
+        return sheet
+
+
+def plot(report: Learned, title: str) -> Tensor:
+    """The report as an IMAGE (1, height, width, 3): the error at the end of every interval, and the plans."""
+    sheet = Image.new("RGB", (2 * WIDTH, HEIGHT + 30), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    draw.text((MARGIN, 8), title, INK, font=font)
+    errors = {"predictor": report.errors, "base solver": report.base_errors}
+    labels = [f"{k}: to {level:.3g}" for k, level in enumerate(report.levels[1:], start=1)]
+    _panel(draw, 0, "error at the end of every interval", errors, labels, font, logarithmic=True)
+    means = {name: [float(plan[name].mean()) for plan in report.plans] for name in ("r", "scale_dir", "scale_time")}
+    _panel(draw, WIDTH, "plan (mean over samples)", means, labels[: len(report.plans)], font)
+    pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(1, sheet.height, sheet.width, 3)
+    return pixels.float() / 255
+
+
+def _panel(
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    title: str,
+    lines: dict[str, Sequence[float]],
+    labels: Sequence[str],
+    font: Any,
+    *,
+    logarithmic: bool = False,
+) -> None:
+    """Lines over intervals, with a scale on the left and a legend on top."""
+    top, bottom = 74, HEIGHT - 10
+    begin, end = left + MARGIN, left + WIDTH - 14
+    values = [v for line in lines.values() for v in line if math.isfinite(v) and (v > 0 or not logarithmic)]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if logarithmic:
+        low, high = 0.8 * low, 1.25 * high
+    else:
+        low, high = min(low, 0.0), max(high, 1.0) * 1.05
+
+    def height(value: float) -> float:
+        scaled = math.log(max(value, low) / low) / math.log(high / low) if logarithmic else (value - low) / (high - low)
+        return bottom - scaled * (bottom - top)
+
+    def place(k: int) -> float:
+        return begin + (k + 0.5) / len(labels) * (end - begin)
+
+    draw.text((begin, 32), title, INK, font=font)
+    for part in (0.0, 0.5, 1.0):
+        value = low * (high / low) ** part if logarithmic else low + part * (high - low)
+        draw.line([(begin, height(value)), (end, height(value))], PALE)
+        draw.text((left + 4, height(value) - 7), f"{value:.2g}", GREY, font=font)
+    for k, label in enumerate(labels):
+        draw.text((place(k) - 3 * len(label), bottom + 8), label, INK, font=font)
+    for n, (name, line) in enumerate(lines.items()):
+        color = COLORS[name]
+        points = [(place(k), height(value)) for k, value in enumerate(line)]
+        draw.line(points, color, width=2)
+        for x, y in points:
+            draw.ellipse([x - 4, y - 4, x + 4, y + 4], color)
+        draw.text((begin + 130 * n, 52), name, color, font=font)

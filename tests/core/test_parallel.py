@@ -1,0 +1,61 @@
+"""Two processes fit as one: `torchrun` on PyTorch's own package, with gloo on the CPU."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amed_core import load_predictor
+from amed_core.files import read_notes
+from amed_core.parallel import Workers
+
+ROOT = Path(__file__).parents[2]
+
+MINE = """
+import torch
+
+class Mixture:
+    shape, sigma_min, sigma_max = (1, 4, 4), 0.002, 80.0
+
+    def __init__(self, cfg=1.0):
+        self.cfg = cfg
+
+    def __call__(self, x, sigma):
+        v = 0.2**2 + sigma**2
+        average = x.flatten(1).mean(1).reshape(-1, 1, 1, 1)
+        return (0.2**2 * x + self.cfg * sigma**2 * torch.tanh(average * 16 / v)) / v
+"""
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["--trajectories", "48", "--batch-size", "8", "--held-out", "8"],
+        ["--table", "--trajectories", "12", "--cfg", "1.0", "1.5"],
+    ],
+)
+def test_two_processes_fit_what_one_fits(tmp_path: Path, what: list[str]) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    train = ["-m", "amed_core", "train", "--denoiser", f"{tmp_path / 'mine.py'}:Mixture", *what, "--output"]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    made = []
+    for count, command in ((1, [sys.executable]), (2, [sys.executable, *two])):
+        file = tmp_path / f"{count}.safetensors"
+        done = subprocess.run([*command, *train, str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("sample calls of training") == 1, "only one of them speaks"
+        made.append((load_predictor(file).state_dict(), read_notes(file)["training"]))
+    (one, notes), (both, notes_of_both) = made
+    for name, weight in one.items():
+        torch.testing.assert_close(both[name], weight, rtol=1e-3, atol=1e-4)
+    assert notes_of_both["model_calls"] == notes["model_calls"]
+    assert notes_of_both["error"] == pytest.approx(notes["error"], rel=1e-3)
+
+
+def test_every_trajectory_has_one_worker() -> None:
+    rows = range(5, 28)
+    shares = [Workers(rank, 3).share(rows) for rank in range(3)]
+    assert [row for share in shares for row in share] == list(rows)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
