@@ -26,9 +26,9 @@ from .table import COLUMNS, AnyPredictor, TablePredictor
 from .types import Evaluation, Sample, Sigma, Source, Step, StepPlan
 
 DIFFERENCE = 2e-2  # of every number, for the derivatives
-DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's
-ATTEMPTS = 5  # at a smaller error, per iteration
-STEPS, LEARNING_RATE = 300, 3e-3  # of Adam, on what a network's plans are known to do
+DAMPING, NETWORK_DAMPING, EASIER, HARDER = 1e-2, 1.0, 0.2, 5.0  # Levenberg's and Marquardt's
+ATTEMPTS, NETWORK_ATTEMPTS = 5, 2  # at a smaller error, per iteration
+LEARNING_RATE = 3e-3  # of Adam, on what the plans of a network are known to do
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class FitConfig:
     teacher_calls: int = 40
     iterations: int = 8  # at most
     tolerance: float = 1e-3  # stop when an iteration gains less of the error than this part of it
+    network_steps: int = 100  # of Adam per iteration, on expanded errors
     gradient: Literal["finite difference", "reverse"] = "finite difference"  # reverse: autograd, checkpointed per call
     learning_rate: float = 5e-3  # of Adam, with reverse
     keep_bytes: int = 2**32  # of sampling runs, on the CPU; those that exceed it are run again for their derivatives
@@ -206,7 +207,8 @@ class EndToEnd:
                 "predictor for another sampler."
             )
         self.error, self.best, self.base = error, judged, base
-        self.damping = torch.full_like(error, DAMPING)
+        table = isinstance(self.current, TablePredictor)
+        self.damping = torch.full_like(error, DAMPING if table else NETWORK_DAMPING)
         return self._report(event)
 
     def _report(self, event: FitEvent) -> FitEvent:
@@ -239,7 +241,7 @@ class EndToEnd:
         expansions = [self._expanded(goal) for goal in self.fitted]
         damping, best, error = self.damping.clone(), copy.deepcopy(self.current), self.error.clone()
         open_ = torch.ones_like(error, dtype=torch.bool)
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS if isinstance(self.predictor, TablePredictor) else NETWORK_ATTEMPTS):
             trial = self._minimised(expansions, damping)
             runs: dict[int, list[Step]] = {}
             tried = self._errors(trial, runs)
@@ -325,7 +327,7 @@ class EndToEnd:
         diagonal = self.workers.sum(diagonal) / sum(len(e.numbers) for e in trained) / self.workers.count
         optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
         lowest, best = 0.0, copy.deepcopy(network.state_dict())
-        for step in range(STEPS):
+        for step in range(self.config.network_steps):
             optimizer.zero_grad()
             total = torch.zeros((), dtype=torch.float64)
             for e in trained:

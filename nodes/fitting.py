@@ -190,7 +190,9 @@ class TrainSampler(comfy.samplers.Sampler):
             progress = None
         assert self.predictor is not None
         self.predictor.requires_grad_(False)
-        x, denoiser = sources[0](range(HELD_OUT, HELD_OUT + min(REPORTED, job.batch_size)))
+        assert self.fit is not None
+        metered = self.fit.metered[0] if isinstance(self.fit, EndToEnd) else self.fit.metered  # knows what fits
+        x, denoiser = metered(range(HELD_OUT, HELD_OUT + min(REPORTED, job.batch_size)))
         names, calls = (job.config.solver, "base solver"), job.objective.teacher_calls
         self.report = learned(*names, self.predictor, denoiser, x, see, job.scales[0], calls)
         job.state.unlink(missing_ok=True)

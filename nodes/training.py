@@ -516,7 +516,9 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
     )
     objective = fitting if end_to_end else training
     starts = end_to_end and not table
-    few = replace(fitting, trajectories=max(TABLE_TRAJECTORIES, len(fitted) * batch), gradient=FINITE)
+    few = replace(
+        fitting, trajectories=max(min(trajectories, TABLE_TRAJECTORIES), len(fitted) * batch), gradient=FINITE
+    )
     about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, list(latent.shape), prompts]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"

@@ -1,6 +1,9 @@
 """Files that load completely or not at all."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,3 +134,30 @@ def test_nothing_here_unpickles_or_evaluates() -> None:
         text = source.read_text()
         for word in ("import pickle", "torch.load", "torch.save", " eval(", " exec("):
             assert word not in text, f"{source.name} has {word}"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from amed_core import AMEDPredictor, save_predictor
+from amed_core.recipes import predictor_config
+predictors = [AMEDPredictor(predictor_config("amed", 5, 0.002, 80.0, hidden=2000 + n)) for n in range(2)]
+print("ready", flush=True)
+while True:
+    for predictor in predictors:
+        save_predictor(predictor, Path(sys.argv[1]))
+"""
+
+
+def test_killed_at_any_moment_a_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    for delay in (0.01, 0.05, 0.12):
+        command = [sys.executable, "-c", WRITER, str(file)]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline().strip() == b"ready"
+            while not file.exists():
+                time.sleep(0.001)
+            time.sleep(delay)
+            writer.kill()
+        assert load_predictor(file).config.hidden in (2000, 2001)
