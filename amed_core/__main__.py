@@ -196,6 +196,7 @@ def _train(
         summary = fit.summary()
         save_predictor(predictor, arguments.output, provenance(summary))
         print(f"{arguments.output}: {config.calls} model calls, {summary['model_calls']:,} sample calls of training")
+        print(f"on paper at least {summary['model_calls_on_paper']:,}")
         if "error" in summary:
             print(verdict(summary))
 

@@ -1,9 +1,11 @@
 """What the predictor's looking adds: the same student with the bottleneck, the latent, or nothing to look at.
 
     python benchmarks/features.py --trajectories 960 --samples 500
+    python benchmarks/features.py --end-to-end --trajectories 256 --samples 500
 
 On the digits model, at equal true model calls; the error is the RMSE to the converged teacher, over three fits
-with different seeds: the mean, and the lowest and highest.
+with different seeds: the mean, and the lowest and highest. The first command trains the paper's network interval by
+interval. The second fits a table to the end of the trajectory, and networks that correct this table sample by sample.
 """
 
 import argparse
@@ -14,10 +16,45 @@ import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, TrainConfig, Trainer, measures, sample
+from amed_core import AMEDPredictor, TrainConfig, Trainer, measures
+from amed_core.bench import method_of
 from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
+from amed_core.end_to_end import EndToEnd, FitConfig
 from amed_core.recipes import predictor_config
-from amed_core.training import gaussian
+from amed_core.sources import gaussian
+from amed_core.table import AnyPredictor, TablePredictor, centred_config, centred_on, table_config
+
+FEATURES = ("bottleneck", "latent", "none")
+
+
+def per_interval(model: DigitsDenoiser, name: str, seed: int, trajectories: int) -> dict[str, AnyPredictor]:
+    """The paper's networks."""
+    made: dict[str, AnyPredictor] = {}
+    for features in FEATURES:
+        config = predictor_config(name, 5, SIGMA_MIN, SIGMA_MAX, features=features)
+        network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
+        training = TrainConfig(trajectories, batch_size=16, seed=seed)
+        for _ in Trainer(network, gaussian(model, SHAPE, SIGMA_MAX, seed), training).events():
+            pass
+        made[features] = network
+    return made
+
+
+def end_to_end(model: DigitsDenoiser, name: str, seed: int, trajectories: int) -> dict[str, AnyPredictor]:
+    """A table, and networks that correct it; all choose their best iteration on 128 noises."""
+    source = gaussian(model, SHAPE, SIGMA_MAX, seed)
+    settings = FitConfig(trajectories, held_out=128, batch_size=32, seed=seed)
+    table = TablePredictor(table_config(predictor_config(name, 5, SIGMA_MIN, SIGMA_MAX)))
+    for _ in EndToEnd(table, source, settings).events():
+        pass
+    made: dict[str, AnyPredictor] = {"table": table}
+    for features in FEATURES:
+        config = centred_config(table.config, features)
+        network = centred_on(table, config, torch.Generator().manual_seed(seed))
+        for _ in EndToEnd(network, source, settings).events():
+            pass
+        made[features] = network
+    return made
 
 
 def main() -> None:
@@ -25,6 +62,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=960, help="of every fit")
     parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
     parser.add_argument("--seeds", type=int, default=3, help="fits of each")
+    parser.add_argument("--end-to-end", action="store_true", help="tables, and networks that correct them")
     arguments = parser.parse_args()
     model = DigitsDenoiser()
     asked = model.for_rows(range(arguments.samples))
@@ -32,20 +70,16 @@ def main() -> None:
     with torch.no_grad():
         teacher = measures.converged(asked, x, SIGMA_MIN, SIGMA_MAX, 200)
     print(f"{'student':12}{'features':14}{'error':>8}  lowest to highest")
+    fit = end_to_end if arguments.end_to_end else per_interval
     for name in tqdm(("amed", "amed_ipndm")):
-        for features in ("bottleneck", "latent", "none"):
-            errors = []
-            for seed in range(arguments.seeds):
-                config = predictor_config(name, 5, SIGMA_MIN, SIGMA_MAX, features=features)
-                network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
-                training = TrainConfig(arguments.trajectories, batch_size=16, seed=seed)
-                for _ in Trainer(network, gaussian(model, SHAPE, SIGMA_MAX), training).events():
-                    pass
-                grid = torch.tensor(config.sigmas, dtype=torch.float64)
-                drawn = sample(asked, x, grid, config.build_solver(), network.planner(), first=config.first)
-                errors.append(measures.error(drawn, teacher).rmse)
-            mean = sum(errors) / len(errors)
-            print(f"{name:12}{features:14}{mean:8.4f}  {min(errors):.4f} to {max(errors):.4f}", flush=True)
+        errors: dict[str, list[float]] = {}
+        for seed in range(arguments.seeds):
+            for features, predictor in fit(model, name, seed, arguments.trajectories).items():
+                drawn = method_of(predictor, name).run(asked, x)
+                errors.setdefault(features, []).append(measures.error(drawn, teacher).rmse)
+        for features, found in errors.items():
+            mean = sum(found) / len(found)
+            print(f"{name:12}{features:14}{mean:8.4f}  {min(found):.4f} to {max(found):.4f}", flush=True)
 
 
 if __name__ == "__main__":

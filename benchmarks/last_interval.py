@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, Dpm2, FixedMidpoint, Ipndm, NoMidpoint, TrainConfig, Trainer, polynomial, sample
 from amed_core.digits import SHAPE, DigitsDenoiser
 from amed_core.recipes import predictor_config
-from amed_core.training import gaussian
+from amed_core.sources import gaussian
 
 RANGES = {"EDM": (0.002, 80.0), "Stable Diffusion": (0.0292, 14.6146)}
 TO_ZERO = (Ipndm(1), NoMidpoint())

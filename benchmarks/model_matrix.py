@@ -17,7 +17,7 @@ import torch
 sys.path += [str(Path(__file__).parents[1] / "tests" / "nodes"), str(Path(__file__).parents[1])]
 from comfyui import load_pack
 from families import SPECS, Family, make
-from toys import apply, k_sample
+from toys import apply, k_sample, train
 
 from amed_core.files import load_predictor, save_predictor
 
@@ -26,13 +26,8 @@ FEATURES = ("auto", "bottleneck", "latent", "none")
 
 def cell(pack: Any, family: Family, features: str) -> str:
     """Train, save, load, apply, sample."""
-    settings: dict[str, Any] = {"seed": 0, "cfg": 3.0, "steps": 5, "sampler_name": "amed", "preset": "recommended"}
-    settings |= {"trajectories": 2, "batch_size": 2, "learning_rate": 0.005, "scheduler": "auto", "rho": 0.0}
-    settings |= {"scale_dir": -1.0, "scale_time": -1.0, "teacher": "auto", "teacher_points": 0, "features": features}
-    given = (family.model, family.positive, family.negative, family.latent)
     try:
-        with torch.inference_mode():
-            made, _ = pack.nodes.AMEDTrainPredictor.execute(*given, **settings).args
+        made, *_ = train(pack, family, features=features)
         with tempfile.TemporaryDirectory() as folder:
             save_predictor(made.network, Path(folder) / "p.safetensors")
             applied = apply(pack, family, pack.nodes.values.Predictor(load_predictor(Path(folder) / "p.safetensors")))

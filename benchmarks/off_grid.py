@@ -24,7 +24,7 @@ from amed_core.calls import call_sigmas, read
 from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
 from amed_core.predictor import PredictorPlanner, embedding
 from amed_core.recipes import predictor_config
-from amed_core.training import gaussian
+from amed_core.sources import gaussian
 
 
 def pairs(levels: tuple[float, ...]) -> tuple[tuple[float, ...], frozenset[int]]:

@@ -24,8 +24,10 @@ from amed_core import AMEDPredictor, FixedMidpoint, TrainConfig, Trainer, measur
 from amed_core.digits import SHAPE, DigitsDenoiser, precondition
 from amed_core.recipes import predictor_config
 from amed_core.schedules import stable_diffusion_sigmas
-from amed_core.training import STEP, gaussian
+from amed_core.sources import gaussian
 from amed_core.types import Denoiser, Features, Sample, Sigma
+
+STEP = TrainConfig.step  # of the differences that training takes
 
 
 class Rounded:

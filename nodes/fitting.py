@@ -128,6 +128,7 @@ class TrainSampler(comfy.samplers.Sampler):
         self.predictor: AnyPredictor | None = None
         self.report: Learned | None = None
         self.model_calls = 0
+        self.floor = 0  # the fewest that this takes on paper
         self.resumed = False
 
     def sample(
@@ -186,6 +187,7 @@ class TrainSampler(comfy.samplers.Sampler):
             finally:
                 progress.bar.close()
             self.model_calls += fit.model_calls
+            self.floor += fit.floor
             self.predictor = fit.predictor
             progress = None
         assert self.predictor is not None

@@ -457,7 +457,8 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
     predictor = Predictor(sampler.predictor.cpu(), provenance(summary))
     usage, gained = describe(predictor), verdict(summary)
     say(node, f"{usage}. {gained}")
-    cost = f"{sampler.model_calls:,} model calls of training in {duration(time.monotonic() - begin)}"
+    cost = f"{sampler.model_calls:,} model calls of training (on paper at least {sampler.floor:,})"
+    cost += f" in {duration(time.monotonic() - begin)}"
     if sampler.resumed:
         cost += ", of which some before it was stopped"
     report = "\n".join([usage, gained, cost, "", sampler.report.text()])
