@@ -1,0 +1,87 @@
+"""How far a table carries to another guidance scale than its own, and what one fitted at several scales gives.
+
+    python benchmarks/guidance.py --samples 500
+
+On the digits model. Rows are the scales that a table was fitted at, columns those it then samples with; every cell is
+the RMSE to the converged teacher of the column's scale, on noise that no fit saw. "1 to 8" is one table that was fitted
+at all of the scales and goes linearly from one to the next; "none" is the base solver, its midpoints at r = 0.5.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parents[1]))
+from amed_core import measures
+from amed_core.bench import Method
+from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
+from amed_core.end_to_end import EndToEnd, FitConfig
+from amed_core.predictor import PredictorConfig
+from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.sources import gaussian, noise
+from amed_core.table import TablePredictor, table_config
+from amed_core.types import Denoiser, Sample
+
+FITTED = (1.0, 2.0, 4.0, 8.0)
+USED = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+UNSEEN = 10**9  # the seed of the evaluation noise; fits count theirs from 0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Noise that no fit saw, and where the converged teacher takes it at one guidance scale."""
+
+    cfg: float
+    denoiser: Denoiser
+    x: Sample
+    teacher: Sample
+
+    def error(self, table: TablePredictor) -> float:
+        config = table.config
+        planner = table.planner(guidance=self.cfg)
+        method = Method("", config.sigmas, config.build_solver(), planner, config.first)
+        return measures.error(method.run(self.denoiser, self.x), self.teacher).rmse
+
+
+def judge(cfg: float, samples: int) -> Judge:
+    asked = DigitsDenoiser(cfg).for_rows(range(samples))
+    x = SIGMA_MAX * noise(range(samples), SHAPE, UNSEEN)
+    return Judge(cfg, asked, x, measures.converged(asked, x, SIGMA_MIN, SIGMA_MAX, 200))
+
+
+def fitted(config: PredictorConfig, scales: Sequence[float], seed: int) -> TablePredictor:
+    """One table, fitted at these scales."""
+    table = TablePredictor(replace(config, guidance=scales[0], guidances=tuple(scales) if len(scales) > 1 else ()))
+    sources = [gaussian(DigitsDenoiser(cfg), SHAPE, config.sigmas[0], seed) for cfg in scales]
+    for _ in EndToEnd(table, sources, FitConfig()).events():
+        pass
+    return table
+
+
+def printed(student: str, name: str, table: TablePredictor, judges: Sequence[Judge]) -> None:
+    print(f"{student:14}{name:12}" + "".join(f"{judged.error(table):8.4f}" for judged in judges), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm"], choices=DEFAULT)
+    parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that is fitted")
+    arguments = parser.parse_args()
+    judges = [judge(cfg, arguments.samples) for cfg in tqdm(USED, desc="teacher")]
+    print(f"{'student':14}{'fitted at':12}" + "".join(f"{cfg:8g}" for cfg in USED))
+    for student in arguments.students:
+        config = table_config(predictor_config(student, arguments.calls, SIGMA_MIN, SIGMA_MAX))
+        printed(student, "none", TablePredictor(config), judges)
+        for cfg in tqdm(FITTED, desc=student):
+            printed(student, f"{cfg:g}", fitted(config, [cfg], arguments.seed), judges)
+        printed(student, f"{FITTED[0]:g} to {FITTED[-1]:g}", fitted(config, FITTED, arguments.seed), judges)
+
+
+if __name__ == "__main__":
+    main()
