@@ -47,6 +47,10 @@ def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
     """
     if calls < 1:
         raise ValueError(f"Sampling needs at least 1 model call, but {calls} were asked for. Raise steps.")
+    if config.kind == "multistep":
+        positions = np.arange(calls) * config.intervals / calls
+        levels = np.exp(np.interp(positions, np.arange(config.intervals), np.log(config.sigmas[:-1]))).tolist()
+        return (config.sigmas[0], *levels[1:], 0.0) if calls != config.intervals else config.sigmas
     grid = [math.log(max(sigma, config.sigma_min)) for sigma in config.sigmas]
     intervals = -(-(calls + config.plain_last) // 2)
     halves = [half for half in range(2 * intervals + 1) if not (config.plain_last and half == 2 * intervals - 1)]
@@ -91,6 +95,9 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
             f"This predictor was made for {config.calls} model calls, but steps asks for {calls}. "
             f"Set steps to {config.calls}, or train a predictor for {calls} calls."
         )
+    if config.kind == "multistep":  # its weights are for slopes from the very beginning
+        begins = _same(levels, own[: calls + 1]) if calls <= config.calls else False
+        return _group(levels, list(range(calls + 1)), analytic=False, own_grid=begins)
     own_boundaries = _boundaries(config.calls, config.plain_last)
     for offset in range(len(own) - calls):
         if _same(levels, own[offset : offset + calls + 1]):

@@ -12,7 +12,7 @@ from .types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver
 
 
 @dataclass(frozen=True)
-class NoMidpoint:
+class NoMidpoint(Planner):
     """One update per interval: Euler, and the multistep solvers without a predictor."""
 
     def updates(self, interval: int) -> Literal[1, 2]:
@@ -24,7 +24,7 @@ class NoMidpoint:
 
 
 @dataclass(frozen=True)
-class FixedMidpoint:
+class FixedMidpoint(Planner):
     """The same midpoint in every interval but the `plain` ones: r = 0.5 is DPM-Solver-2 and r = 1 Heun's method."""
 
     r: float
@@ -40,7 +40,7 @@ class FixedMidpoint:
 
 
 @dataclass(frozen=True)
-class Decided:
+class Decided(Planner):
     """Plans that were made before; None where an interval has no midpoint."""
 
     plans: tuple[StepPlan | None, ...]
@@ -159,8 +159,8 @@ def trajectory(
         if resume is not None and interval == begin:
             start, known_mid = resume.start, resume.mid
         else:
-            ask = first if first is not None and interval == 0 else partial(evaluate, denoiser)
-            start = ask(x, sigmas[interval])
+            ask = partial(evaluate, denoiser, ask_at=planner.told(interval, sigmas[interval]))
+            start = (first if first is not None and interval == 0 else ask)(x, sigmas[interval])
         step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage, known_mid)
         yield step
         x, history = step.x, step.history

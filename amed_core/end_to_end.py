@@ -299,6 +299,7 @@ class EndToEnd:
                 moved = bounded_step(plans[free].double().cpu(), normal, gradient, float(damp), self.low, self.high)
                 plans[free] = moved.to(plans)
             return trial
+        assert isinstance(trial, AMEDPredictor)
         with torch.enable_grad():
             self._train(trial, expansions, float(damping))
         return trial

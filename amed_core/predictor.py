@@ -14,7 +14,7 @@ from torch.nn import functional
 from . import solvers
 from .driver import First, analytic_first, analytic_first_flow
 from .schedules import schedule
-from .types import Evaluation, Features, Sample, Sigma, Solver, StepPlan
+from .types import Evaluation, Features, Planner, Sample, Sigma, Solver, StepPlan
 
 POOLED = 8  # what the predictor looks at is pooled to 8x8 at any resolution
 MAPS = {"bottleneck": 1, "latent": 2, "none": 1}  # of 8x8, per kind of features
@@ -48,7 +48,8 @@ class PredictorConfig:
     scale_time: float = 0.0
     features: Literal["bottleneck", "latent", "none"] = "bottleneck"  # what the predictor looks at
     hidden: int = 128
-    kind: Literal["network", "table"] = "network"  # the paper's, or constants for every interval
+    # The paper's network, constants for every interval, or the weights of a multistep method (multistep.py).
+    kind: Literal["network", "table", "multistep"] = "network"
     centred: bool = False  # the network's answers are corrections of a table that it carries
     guidance: float = 1.0  # the cfg scale it was trained at
     guidances: tuple[float, ...] = ()  # of a table that was fitted at several, rising; between them it interpolates
@@ -74,8 +75,12 @@ class PredictorConfig:
         for name in ("scale_dir", "scale_time"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is the half-width of a range around 1 in [0, 1), not {getattr(self, name)}.")
-        if self.kind not in ("network", "table"):
-            raise ValueError(f'kind is "network" or "table", but found {self.kind!r}.')
+        if self.kind not in ("network", "table", "multistep"):
+            raise ValueError(f'kind is "network", "table" or "multistep", but found {self.kind!r}.')
+        if self.kind == "multistep" and (grid[-1] != 0 or self.analytic_first_step or self.plain_last):
+            raise ValueError(
+                f"A multistep predictor calls the model once per interval and ends at 0, not {list(grid)}."
+            )
         if self.features not in MAPS:
             raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
         if self.guidances and (len(self.guidances) < 2 or any(a >= b for a, b in pairwise(self.guidances))):
@@ -92,13 +97,18 @@ class PredictorConfig:
 
     @property
     def calls(self) -> int:
-        """How many model calls those steps cost: two each, but one in an analytic first and in a plain last one."""
+        """How many model calls those steps cost: two each, but one in an analytic first and in a plain last one.
+
+        A multistep predictor takes one for each.
+        """
+        if self.kind == "multistep":
+            return self.intervals
         return 2 * self.intervals - self.analytic_first_step - self.plain_last
 
     @property
     def planned(self) -> int:
         """How many of the intervals, from the first, have a midpoint."""
-        return self.intervals - self.plain_last
+        return 0 if self.kind == "multistep" else self.intervals - self.plain_last
 
     @property
     def first(self) -> First | None:
@@ -118,7 +128,7 @@ class PredictorConfig:
         return (lowest, 1 - R_MARGIN), scales[0], scales[1]
 
     def build_solver(self) -> Solver:
-        """The update rule these settings name."""
+        """The update rule these settings name; for a multistep predictor, the one that it takes on other grids."""
         if self.solver == "ipndm":
             return solvers.solver("ipndm", max_order=self.max_order)
         if self.solver == "dpmpp":
@@ -206,6 +216,11 @@ class AMEDPredictor(nn.Module):
             sigma_floor=self.config.sigma_min,
         )
 
+    def solver(self, sigmas: Sequence[float] = (), guidance: float | None = None) -> Solver:
+        """The update rule, the same on every grid."""
+        del sigmas, guidance
+        return self.config.build_solver()
+
     def planner(
         self,
         sigmas: Sequence[float] = (),
@@ -249,7 +264,7 @@ def at_guidance(config: PredictorConfig, table: Tensor, guidance: float | None) 
 
 
 @dataclass(frozen=True)
-class PredictorPlanner:
+class PredictorPlanner(Planner):
     """Asks the predictor once per interval, and gives its plan the shape and dtype of the sample.
 
     It knows beforehand which of its own intervals each interval of the run resembles, so that planning

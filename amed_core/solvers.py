@@ -189,6 +189,33 @@ class DpmSolverPP:
         return dynamic_threshold(evaluation.denoised) if self.thresholding else evaluation.denoised
 
 
+@dataclass(frozen=True)
+class Multistep:
+    """A linear multistep method with weights of its own for every interval (Shaul et al. 2024: non-stationary solvers).
+
+    In interval k: x_next = x + (sigma_next - sigma) * (w_k0 slope_0 + ... + w_kk slope_k). iPNDM, DEIS, DPM-Solver++
+    and all the solvers with midpoints are of this form, each with weights that follow from its grid.
+    """
+
+    weights: tuple[tuple[float, ...], ...]  # of interval k: k + 1, the oldest slope's first
+    multistep: bool = True
+
+    @property
+    def memory(self) -> int:
+        return len(self.weights) - 1
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        del history, sigma, stage
+        raise ValueError("A learned multistep method has no midpoints: its planner must be MultistepTable's.")
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        del plan
+        start = history[-1]
+        weights = self.weights[stage.index - 1]
+        weighted = [w * e.slope for w, e in zip(weights, history, strict=True) if w]
+        return start.x + (sigma - start.sigma) * sum(weighted[1:], weighted[0])
+
+
 def dynamic_threshold(denoised: Sample, quantile: float = 0.995, floor: float = 1.0) -> Sample:
     """Clamp to the sample's own quantile s >= floor and divide by s (Imagen, Saharia et al. 2022, section 2.3)."""
     flat = denoised.abs().flatten(1)

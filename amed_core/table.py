@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .multistep import MultistepTable
 from .predictor import (
     AMEDPredictor,
     Look,
@@ -17,7 +18,7 @@ from .predictor import (
     neighbours_along,
     untrained_table,
 )
-from .types import StepPlan
+from .types import Solver, StepPlan
 
 COLUMNS = ("r", "scale_dir", "scale_time")
 
@@ -29,6 +30,11 @@ class TablePredictor(nn.Module):
         super().__init__()
         self.config = config
         self.plans = nn.Parameter(untrained_table(config), requires_grad=False)
+
+    def solver(self, sigmas: Sequence[float] = (), guidance: float | None = None) -> Solver:
+        """The update rule, the same on every grid."""
+        del sigmas, guidance
+        return self.config.build_solver()
 
     def planner(
         self,
@@ -54,11 +60,13 @@ class TablePredictor(nn.Module):
         return PredictorPlanner(plan, own if plain is None else plain, look_at_none, made_of)
 
 
-AnyPredictor = AMEDPredictor | TablePredictor
+AnyPredictor = AMEDPredictor | TablePredictor | MultistepTable
 
 
 def build(config: PredictorConfig, generator: torch.Generator | None = None) -> AnyPredictor:
     """The predictor of these settings, not trained; the generator draws a network's weights."""
+    if config.kind == "multistep":
+        return MultistepTable(config)
     return TablePredictor(config) if config.kind == "table" else AMEDPredictor(config, generator)
 
 

@@ -159,6 +159,11 @@ class Planner(Protocol):
         """Plan interval `interval`, which begins at `start`; None exactly where `updates` says 1."""
         ...
 
+    def told(self, interval: int, sigma: Sigma) -> Sigma:
+        """The noise level that the model is told at the start of an interval; its own unless another was learned."""
+        del interval
+        return sigma
+
 
 class Source(Protocol):
     """Where the starting points of trajectories come from."""

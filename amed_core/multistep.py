@@ -1,0 +1,133 @@
+"""Learned multistep methods: the grid, the weights of all slopes so far, and what the model is told, as plain numbers.
+
+Every deterministic solver that calls the model n times takes, whatever its name, linear combinations of the
+starting noise and of the slopes that the model has answered so far. So a table of such weights holds
+all of them, and a fit that starts from the best of them can only come nearer to the teacher.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .driver import First, NoMidpoint, trajectory
+from .predictor import Look, PredictorConfig, at_guidance
+from .solvers import Multistep
+from .types import Evaluation, Planner, Sample, Sigma, Solver
+
+TOLERANCE = 1e-4  # relative; grids arrive rounded to float32
+
+
+@dataclass(frozen=True)
+class Told(Planner):
+    """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level."""
+
+    scales: tuple[float, ...]
+    lowest: float  # the model knows no levels outside
+    highest: float
+
+    def updates(self, interval: int) -> Literal[1, 2]:
+        return 1
+
+    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> None:
+        del start, sigma_next, interval
+
+    def told(self, interval: int, sigma: Sigma) -> Sigma:
+        scale = self.scales[interval]
+        return sigma if scale == 1 else (scale * sigma).clamp(self.lowest, self.highest)
+
+
+class MultistepTable(nn.Module):
+    """`weights` ([guidances,] intervals, intervals), lower triangular, and `scale_time` ([guidances,] intervals).
+
+    Row k of the weights is of interval k (see `solvers.Multistep`); before any fit they are iPNDM's. They hold for
+    the grid they were fitted on, from its beginning. On other grids it is plain iPNDM.
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        weights = torch.tensor(coefficients(config.build_solver(), config.sigmas)[1])
+        several = (len(config.guidances),) if config.guidances else ()
+        self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
+        self.scale_time = nn.Parameter(torch.ones(*several, config.intervals), requires_grad=False)
+
+    def is_own(self, sigmas: Sequence[float]) -> bool:
+        """Whether a grid is this table's own, or the beginning of it."""
+        own = self.config.sigmas[: len(sigmas)]
+        return all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(sigmas, own, strict=False)) and (
+            len(sigmas) <= len(self.config.sigmas)
+        )
+
+    def solver(self, sigmas: Sequence[float] = (), guidance: float | None = None) -> Solver:
+        """The learned update rule, on this table's own grid or the beginning of it; on others, iPNDM."""
+        if not self.is_own(sigmas):
+            return self.config.build_solver()
+        rows = at_guidance(self.config, self.weights, guidance).tolist()
+        return Multistep(tuple(tuple(row[: k + 1]) for k, row in enumerate(rows)))
+
+    def planner(
+        self,
+        sigmas: Sequence[float] = (),
+        plain: frozenset[int] | None = None,
+        look: Look | None = None,
+        guidance: float | None = None,
+    ) -> Planner:
+        """What the model is told along this table's own grid; on others, the levels themselves."""
+        del plain, look
+        if not self.is_own(sigmas):
+            return NoMidpoint()
+        scales = at_guidance(self.config, self.scale_time, guidance).tolist()
+        return Told(tuple(scales), self.config.sigma_min, max(self.config.sigma_max, self.config.sigmas[0]))
+
+
+def multistep_config(config: PredictorConfig, sigmas: Sequence[float]) -> PredictorConfig:
+    """The settings of a multistep table on a grid that ends at 0, for the model of other settings."""
+    return replace(
+        config,
+        kind="multistep",
+        solver="ipndm",
+        sigmas=tuple(sigmas),
+        features="none",
+        analytic_first_step=False,
+        plain_last=False,
+        centred=False,
+        scale_dir=0.0,
+        scale_time=0.0,
+    )
+
+
+def coefficients(
+    solver: Solver, sigmas: Sequence[float], planner: Planner | None = None, first: First | None = None
+) -> tuple[tuple[float, ...], list[list[float]]]:
+    """A linear solver on a grid, written out: the levels at which it calls the model and the last one, and its weights.
+
+    The solver itself runs, on coordinates: its sample is 1 times the starting noise, and the model answers
+    call k with the k-th unit vector as slope. Raises ValueError for a solver that is not linear.
+    """
+    planner = planner or NoMidpoint()
+    calls = sum(planner.updates(interval) for interval in range(len(sigmas) - 1)) - (first is not None)
+    visited: list[tuple[float, Tensor]] = []
+
+    def answer(x: Sample, sigma: Sigma) -> Sample:
+        slope = torch.zeros_like(x)
+        slope[0, len(visited) + 1] = 1.0
+        visited.append((float(sigma), x))
+        return x - sigma * slope
+
+    x = torch.zeros(1, calls + 1, dtype=torch.float64)
+    x[0, 0] = 1.0
+    grid = torch.tensor(sigmas, dtype=torch.float64)
+    for step in trajectory(answer, x, grid, solver, planner, first=first):
+        x = step.x
+    visited.append((float(sigmas[-1]), x))
+    rows = []
+    for (sigma, here), (sigma_next, there) in zip(visited[:-1], visited[1:], strict=True):
+        change = (there - here)[0] / (sigma_next - sigma)
+        if abs(float(change[0])) > 1e-6 / abs(sigma_next - sigma):
+            raise ValueError(f"{solver} does not keep the starting noise as it is: it is no linear multistep method.")
+        rows.append(change[1:].tolist())
+    return tuple(sigma for sigma, _ in visited), rows

@@ -1,0 +1,388 @@
+"""Fitting a multistep table to the end of the trajectory, with no gradient through the model.
+
+It starts from the unlearned solver and grid that do best on this very model, so that it can only get better, and
+moves levels, weights and told levels together by Levenberg's and Marquardt's method. A number's derivative is the
+difference of two sampling runs that part where it acts. Expansions of the error age slowly, so that only
+a part of the trajectories is expanded anew in an iteration.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .driver import Resume, evaluate
+from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
+from .goals import Goal, Goals, ends
+from .multistep import MultistepTable, multistep_config
+from .parallel import ALONE, Workers
+from .predictor import Look, PredictorConfig
+from .sources import HELD_OUT, Metered
+from .starts import Start
+from .states import refuse_other_settings
+from .types import Sample, Source, Step
+
+DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a level, for the derivatives
+TRIED, FINALISTS = 8, 4  # trajectories that all starts are tried on, and how many are tried on all of them
+REFRESHED = 2  # every so many batches is expanded anew in an iteration
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a table: what it is, and which interval it acts in."""
+
+    kind: str  # "level", "weight" or "scale_time"
+    interval: int
+    slope: int = 0  # of a weight
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A batch's summed squared error near `numbers`: |e|^2 + 2 gradient delta + delta normal delta, in float64."""
+
+    group: int
+    numbers: Tensor  # (count,), of its own guidance scale
+    normal: Tensor  # J^T J (count, count)
+    gradient: Tensor  # J^T e (count,)
+
+
+class MultistepFit:
+    """Fits a multistep table to where the converged teacher takes the same noise.
+
+    `sources` are one per guidance scale of the predictor's config: they share the grid, all else is their own.
+    `starts` are what it may begin with. `predictor` is always the best so far, judged on what is held out.
+    """
+
+    def __init__(
+        self,
+        predictor: MultistepTable,
+        sources: Source | Sequence[Source],
+        config: FitConfig,
+        starts: Sequence[Start],
+        look: Look | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
+        del look
+        settings = predictor.config
+        listed = (sources,) if callable(sources) else tuple(sources)
+        if len(listed) != max(len(settings.guidances), 1):
+            raise ValueError(f"There are {len(listed)} sources for guidance scales {list(settings.guidances)}.")
+        if config.gradient == "reverse":
+            raise ValueError('A multistep table is fitted without autograd: set gradient to "finite difference".')
+        self.config = config
+        self.settings = settings
+        self.workers = workers
+        self.starts = tuple(starts)
+        self.metered = [Metered(source) for source in listed]
+        shared = (config.batch_size, settings, config.teacher_calls, workers)
+        self.fitted = Goals(self.metered, range(config.trajectories), *shared)
+        self.judged = Goals(self.metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
+        self.layout = layout(settings.intervals)
+        # What a state holds: the table under way, how it does, and the best so far.
+        self.predictor = self.current = predictor
+        self.start = ""
+        self.iteration = 0
+        self.damping = DAMPING
+        self.error: Tensor = torch.empty(0)
+        self.best: Tensor = torch.empty(0)
+        self.base: Tensor = torch.empty(0)
+        self.scale: Tensor = torch.empty(0)  # what errors are compared to, per guidance scale
+        self.done = False
+        self.history: list[list[float]] = []
+        self.expansions: dict[int, Expansion] = {}
+        self._earlier_calls = 0
+        self._runs: dict[int, list[Step]] = {}
+
+    @property
+    def model_calls(self) -> int:
+        """Single-sample model calls so far, of this process."""
+        return self._earlier_calls + sum(metered.calls for metered in self.metered)
+
+    @property
+    def floor(self) -> int:
+        """The fewest model calls, on paper, of this fit's iterations so far (at least 1), for this worker's share."""
+        return self.calls_of(max(self.iteration, 1))
+
+    def calls_of(self, iterations: int) -> int:
+        """The fewest model calls that so many iterations take, for this worker's share of the trajectories.
+
+        The teacher, the choice of a start; per iteration, for the batches that are expanded, every number's calls
+        that come after it, and for all trajectories one attempt at a smaller error.
+        """
+        calls = self.settings.calls
+        fitted, judged = self.fitted.batches(), self.judged.batches()
+        count, held_out = (sum(len(rows) for _, rows in batches) for batches in (fitted, judged))
+        tried = sum(min(len(rows), TRIED) for _, rows in fitted[:1]) * len(self.starts)
+        total = self.fitted.floor + self.judged.floor + calls * (tried + FINALISTS * count + held_out)
+        derivatives = sum(calls - number.interval - (number.kind != "scale_time") for number in self.layout)
+        for iteration in range(iterations):
+            expanded = sum(len(fitted[n][1]) for n in self._due(iteration))
+            total += expanded * derivatives + calls * (count + held_out)
+        return total
+
+    def _due(self, iteration: int) -> list[int]:
+        """Which batches are expanded anew in an iteration: all in the first one, then part of them in turn."""
+        return [n for n in range(len(self.fitted.batches())) if iteration == 0 or (n - iteration) % REFRESHED == 0]
+
+    @torch.no_grad()
+    def events(self) -> Iterator[FitEvent]:
+        """Fit, one iteration per event; the predictor is the best so far.
+
+        Leave the loop to cancel; call again to go on. Raises FloatingPointError if no start gives finite samples.
+        """
+        if not self.history:
+            self._begin()
+            yield self._judge()
+        while not self.done and self.iteration < self.config.iterations:
+            gained = self._improve()
+            self.iteration += 1
+            self.done = not gained
+            yield self._judge()
+
+    def _begin(self) -> None:
+        """Take the start that does best, first on a few trajectories, then, of the best, on all that are fitted."""
+        goal = next(iter(self.fitted))
+        rows = self.fitted.batches()[0][1][:TRIED]
+        x, denoiser = self.metered[goal.group](rows)
+        few = replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
+        ranked = sorted(self.starts, key=lambda start: self._distance(few, self._started(start)))
+        finalists = [(start, self._started(start)) for start in ranked[:FINALISTS]]
+        runs: list[dict[int, list[Step]]] = [{} for _ in finalists]
+        errors = [self._errors(table, kept) for (_, table), kept in zip(finalists, runs, strict=True)]
+        # Errors at a large guidance scale are larger; every scale counts the same.
+        smallest = torch.stack(errors).amin(0)
+        chosen = min(range(len(errors)), key=lambda n: float((errors[n] / smallest).square().sum()))
+        self.start, self.current = finalists[chosen][0].name, finalists[chosen][1]
+        self.error, self._runs = errors[chosen], runs[chosen]
+        if not bool(self.error.isfinite().all()):
+            raise FloatingPointError(
+                "No solver's samples are finite. Check the model's precision and its LoRAs, or fit a predictor for "
+                "another sampler."
+            )
+        self.scale = self.error.clamp(min=torch.finfo(torch.float64).tiny)
+        self.predictor = self.current
+
+    def _started(self, start: Start) -> MultistepTable:
+        """A start as a table, the same at every guidance scale."""
+        table = MultistepTable(multistep_config(self.settings, start.levels))
+        table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
+        return table
+
+    def _distance(self, goal: Goal, table: MultistepTable) -> float:
+        distance = float((self._run(goal, table)[-1].x - goal.target).double().square().mean())
+        return distance if math.isfinite(distance) else math.inf
+
+    def _judge(self) -> FitEvent:
+        """Measure the table under way on what is held out, and keep it if it is the best so far."""
+        last: list[tuple[Sample, Sample]] = []
+
+        def draw(goal: Goal) -> Sample:
+            end = self._run(goal, self.current)[-1].x
+            last[:] = [(end, goal.target)]
+            return end
+
+        judged = self.judged.errors(draw)
+        if not self.history:
+            self.best = self.base = judged
+        elif self._compared(judged) < self._compared(self.best):
+            self.best, self.predictor = judged, self.current
+        error, held_out = (float(values.square().mean().sqrt()) for values in (self.error, judged))
+        self.history.append([error, held_out])
+        return FitEvent(self.iteration, error, held_out, (), self.model_calls, *last[0])
+
+    def _compared(self, errors: Tensor) -> float:
+        """The errors (groups,) in one number: every guidance scale counts by how far it has come from the start."""
+        return float((errors / self.scale).square().mean())
+
+    def _improve(self) -> bool:
+        """One iteration of Levenberg and Marquardt; whether it gained anything."""
+        for goal in self.fitted:
+            if goal.number in self._due(self.iteration):
+                self.expansions[goal.number] = self._expanded(goal)
+        here, before = numbers_of(self.current), self._compared(self.error)
+        for _ in range(ATTEMPTS):
+            trial = table_of(self.settings, self._minimum(here))
+            runs: dict[int, list[Step]] = {}
+            error = torch.full_like(self.error, math.inf) if trial is None else self._errors(trial, runs)
+            if trial is not None and self._compared(error) < before:
+                self.current, self.error, self._runs = trial, error, runs
+                self.damping *= EASIER
+                return self._compared(error) < (1 - self.config.tolerance) ** 2 * before
+            self.damping *= HARDER
+        return False
+
+    def _minimum(self, here: Tensor) -> Tensor:
+        """Where the expanded error is smallest, not straying far from `here` where the damping is large."""
+        count, groups = len(self.layout), len(self.metered)
+        shared = sum(number.kind == "level" for number in self.layout)
+        total = shared + groups * (count - shared)
+        normal, gradient = torch.zeros(total, total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
+        for expansion in self.expansions.values():
+            own = places_of(self.layout, expansion.group)
+            weight = float(1 / self.scale[expansion.group] ** 2)
+            moved = here[own] - expansion.numbers
+            normal[own[:, None], own] += weight * expansion.normal
+            gradient[own] += weight * (expansion.gradient + expansion.normal @ moved)
+        normal, gradient = self.workers.sum(normal), self.workers.sum(gradient)
+        floor = 1e-9 * normal.diagonal().max() + torch.finfo(torch.float64).tiny
+        damped = normal + (self.damping * normal.diagonal() + floor).diag()
+        change: Tensor = torch.linalg.solve(damped, gradient)
+        return here - change
+
+    def _expanded(self, goal: Goal) -> Expansion:
+        """Run once, and once more for every number from where it acts on."""
+        steps = moved_to(self._runs.get(goal.number, []), goal.x.device) or self._run(goal, self.current)
+        end, own = steps[-1].x, places_of(self.layout, goal.group)
+        here = numbers_of(self.current)
+        columns = []
+        for place, number in zip(own.tolist(), self.layout, strict=True):
+            step = -DIFFERENCE if number == Number("scale_time", 0) else DIFFERENCE  # the model knows nothing above
+            changed = here.clone()
+            changed[place] += step
+            varied = table_of(self.settings, changed)
+            assert varied is not None
+            moved = self._run(goal, varied, self._resume(goal, varied, steps, number))[-1].x
+            columns.append(((moved - end) / step).flatten(1))
+        jacobian = torch.stack(columns, 1)
+        residual = (end - goal.target).flatten(1)
+        normal = (jacobian @ jacobian.mT).double().sum(0).cpu()
+        gradient = (jacobian @ residual[..., None]).squeeze(-1).double().sum(0).cpu()
+        return Expansion(goal.group, here[own], normal, gradient)
+
+    def _resume(self, goal: Goal, varied: MultistepTable, steps: Sequence[Step], number: Number) -> Resume | None:
+        """Where the run with another number leaves the one that is known."""
+        k = number.interval
+        if number.kind != "scale_time":
+            return Resume(k, steps[k].start, steps[k - 1].history if k else ())
+        guidance = self._guidance(goal)
+        sigma = steps[k].start.sigma
+        start = evaluate(goal.denoiser, steps[k].start.x, sigma, varied.planner(guidance=guidance).told(k, sigma))
+        return Resume(k, start, steps[k - 1].history if k else ())
+
+    def _guidance(self, goal: Goal) -> float | None:
+        return self.settings.guidances[goal.group] if self.settings.guidances else None
+
+    def _run(self, goal: Goal, table: MultistepTable, resume: Resume | None = None) -> list[Step]:
+        grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
+        guidance = self._guidance(goal)
+        return ends(goal, grid, table.solver(guidance=guidance), table.planner(guidance=guidance), None, resume)
+
+    def _errors(self, table: MultistepTable, runs: dict[int, list[Step]]) -> Tensor:
+        """The errors on what is fitted; `runs` keeps the runs that showed them, as many as memory allows."""
+        kept = 0
+
+        def draw(goal: Goal) -> Sample:
+            nonlocal kept
+            steps = self._run(goal, table)
+            kept += 2 * len(steps) * goal.x.numel() * goal.x.element_size()
+            if kept <= self.config.keep_bytes:
+                runs[goal.number] = moved_to(steps, "cpu")
+            return steps[-1].x
+
+        return self.fitted.errors(draw)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues this fit exactly; `files.save_state` writes it. An iteration begun is begun again."""
+        return {
+            "config": asdict(self.config),
+            "predictor_config": asdict(self.settings),
+            "starts": [start.name for start in self.starts],
+            "start": self.start,
+            "tables": [
+                [list(table.config.sigmas), table.weights.clone(), table.scale_time.clone()]
+                for table in (self.predictor, self.current)
+            ],
+            "iteration": self.iteration,
+            "damping": self.damping,
+            "errors": {"error": self.error, "best": self.best, "base": self.base, "scale": self.scale},
+            "done": self.done,
+            "history": [list(errors) for errors in self.history],
+            "expansions": {str(n): [e.group, e.numbers, e.normal, e.gradient] for n, e in self.expansions.items()},
+            "model_calls": self.model_calls,
+            "goals": [self.fitted.state_dict(), self.judged.state_dict()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
+        refuse_other_settings(state, {"config": self.config, "predictor_config": self.settings})
+        if state["starts"] != [start.name for start in self.starts]:
+            raise ValueError("This training state was made with other starts.")
+        tables = []
+        for sigmas, weights, scale_time in state["tables"]:
+            tables.append(MultistepTable(multistep_config(self.settings, sigmas)))
+            tables[-1].weights.copy_(weights)
+            tables[-1].scale_time.copy_(scale_time)
+        self.predictor, self.current = tables
+        self.start, self.iteration, self.damping = state["start"], state["iteration"], state["damping"]
+        for name, value in state["errors"].items():
+            setattr(self, name, value)
+        self.done = state["done"]
+        self.history = [list(errors) for errors in state["history"]]
+        self.expansions = {int(n): Expansion(*values) for n, values in state["expansions"].items()}
+        self._earlier_calls = state["model_calls"]
+        for goals, saved in zip((self.fitted, self.judged), state["goals"], strict=True):
+            goals.load_state_dict(saved)
+
+    def summary(self) -> dict[str, Any]:
+        """How this predictor came about, for the header of its file; errors are of what is held out.
+
+        The base solver is the start: the best unlearned solver and grid on the fitted trajectories.
+        """
+        best, base = (float(v.square().mean().sqrt()) for v in (self.best, self.base))
+        return {
+            **asdict(self.config),
+            "objective": "end to end",
+            "teacher": f"converged, {self.config.teacher_calls} calls",
+            "start": self.start,
+            "iterations": self.iteration,
+            "model_calls": self.model_calls * self.workers.count,
+            "model_calls_on_paper": self.floor * self.workers.count,
+            "error": best,
+            "base_solver_error": base,
+            "gain": 1 - best / base,
+        }
+
+
+def layout(intervals: int) -> list[Number]:
+    """The numbers of a table at one guidance scale: levels, which all scales share, weights, told levels."""
+    levels = [Number("level", k) for k in range(intervals - 1)]  # the end of interval k
+    weights = [Number("weight", k, slope) for k in range(intervals) for slope in range(k + 1)]
+    return levels + weights + [Number("scale_time", k) for k in range(intervals)]
+
+
+def places_of(numbers: Sequence[Number], group: int) -> Tensor:
+    """Where the numbers of a guidance scale lie among those of all scales."""
+    shared = sum(number.kind == "level" for number in numbers)
+    own = len(numbers) - shared
+    return torch.cat([torch.arange(shared), shared + group * own + torch.arange(own)])
+
+
+def numbers_of(table: MultistepTable) -> Tensor:
+    """ln(level) of all but the ends, and per guidance scale the weights and ln(scale_time), in float64."""
+    n = table.config.intervals
+    levels = torch.tensor(table.config.sigmas[1:-1], dtype=torch.float64).log()
+    weights = table.weights.double().cpu().reshape(-1, n, n)
+    rows, columns = torch.tril_indices(n, n)
+    own = torch.cat([weights[:, rows, columns], table.scale_time.double().cpu().reshape(-1, n).log()], 1)
+    return torch.cat([levels, own.flatten()])
+
+
+def table_of(config: PredictorConfig, numbers: Tensor) -> MultistepTable | None:
+    """The inverse: a table for the model of these settings. None if levels do not fall, or lie below the model's."""
+    n = config.intervals
+    levels = [config.sigmas[0], *numbers[: n - 1].exp().tolist(), 0.0]
+    if not all(math.isfinite(level) for level in levels) or any(a <= b for a, b in pairwise(levels)):
+        return None
+    if levels[-2] < config.sigma_min:
+        return None
+    table = MultistepTable(multistep_config(config, levels))
+    own = numbers[n - 1 :].reshape(-1, len(numbers[n - 1 :]) // max(len(config.guidances), 1))
+    rows, columns = torch.tril_indices(n, n)
+    weights = table.weights.view(-1, n, n)
+    weights[:, rows, columns] = own[:, : len(rows)].to(weights)
+    table.scale_time.copy_(own[:, len(rows) :].exp().reshape(table.scale_time.shape))
+    return table

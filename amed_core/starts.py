@@ -1,0 +1,69 @@
+"""What a multistep fit may begin with: the solvers that learn nothing, on the usual grids, written out as tables."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .driver import FixedMidpoint, NoMidpoint
+from .multistep import coefficients
+from .recipes import USUAL_RHO
+from .schedules import SCHEDULES, discrete
+from .solvers import Dpm2, DpmSolverPP, Ipndm
+from .types import Solver
+
+
+@dataclass(frozen=True)
+class Start:
+    """A solver on a grid, as `multistep.coefficients` writes it out."""
+
+    name: str
+    levels: tuple[float, ...]  # one per model call, and 0
+    weights: Sequence[Sequence[float]]
+
+
+def solvers(flow: bool) -> dict[str, Solver]:
+    """The solvers with one call per interval."""
+    listed: dict[str, Solver] = {"euler": Ipndm(1)}
+    listed |= {f"ipndm-{order}": Ipndm(order) for order in (2, 3, 4)}
+    return listed | {f"dpmpp-{order}": DpmSolverPP(order, flow=flow) for order in (2, 3)}
+
+
+def grids(
+    calls: int, sigma_min: float, sigma_max: float, table: Tensor | None = None
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Grids of `calls` intervals that end at 0: after sigma_min, as ComfyUI's own do, or in place of it.
+
+    `table` is a discrete model's sigmas, without which a model may be outside of the discrete schedule's range.
+    """
+    for spacing, schedule in SCHEDULES.items():
+        for points, ending in ((calls + 1, "zero"), (calls, "then zero")):
+            if points < 2:
+                continue
+            try:
+                if spacing == "discrete":
+                    levels = discrete(points, sigma_min, sigma_max, USUAL_RHO[spacing], table).tolist()
+                else:
+                    levels = schedule(points, sigma_min, sigma_max, USUAL_RHO[spacing]).tolist()
+            except ValueError:  # the discrete schedule covers other levels
+                continue
+            yield f"{spacing} {ending}", (*levels[:calls], 0.0)
+
+
+def starts(
+    calls: int, sigma_min: float, sigma_max: float, *, flow: bool = False, table: Tensor | None = None
+) -> list[Start]:
+    """Every unlearned solver on every usual grid in `calls` model calls."""
+    made = []
+    for grid_name, grid in grids(calls, sigma_min, sigma_max, table):
+        made += [start(f"{name} {grid_name}", solver, grid) for name, solver in solvers(flow).items()]
+    if calls % 2 == 1:  # the last call is plain
+        for grid_name, grid in grids(calls // 2 + 1, sigma_min, sigma_max, table):
+            halves = FixedMidpoint(0.5, plain=frozenset({calls // 2}))
+            made.append(Start(f"dpm_2 {grid_name}", *coefficients(Dpm2(), grid, halves)))
+    return made
+
+
+def start(name: str, solver: Solver, grid: Sequence[float]) -> Start:
+    """A solver on a grid, with one call per interval."""
+    return Start(name, *coefficients(solver, grid, NoMidpoint()))
