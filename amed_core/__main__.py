@@ -15,6 +15,8 @@ import torch
 from tqdm import tqdm
 
 from .bench import (
+    PUBLISHED_SUFFIX,
+    TABLE_SUFFIX,
     Fit,
     Model,
     Settings,
@@ -23,6 +25,7 @@ from .bench import (
     best_of_each,
     fit_settings,
     method_of,
+    starts_for,
     student_config,
     students,
     table,
@@ -32,15 +35,20 @@ from .digits import DigitsDenoiser
 from .end_to_end import EndToEnd, FitConfig
 from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from .measures import chunks, conditioned
+from .multistep import MultistepTable
+from .multistep_fit import MultistepFit
 from .parallel import Workers, torchrun
-from .predictor import MAPS, POOLED
+from .predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
+from .recipes import MULTISTEP_FIT, MULTISTEP_STUDENT
 from .schedules import SCHEDULES
 from .sources import gaussian
 from .states import verdict
 from .table import AnyPredictor, TablePredictor, build
 from .training import TEACHERS, TrainConfig, Trainer, TrainEvent
+from .types import Source
 
 REQUIRED = ("shape", "sigma_min", "sigma_max")
+SHAPING = ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")  # what is fitted
 
 
 def load_denoiser(place: str, cfg: float | None = None) -> Model:
@@ -131,51 +139,19 @@ def _train(
 ) -> None:
     """Fit what the arguments ask for, on this worker's part of the trajectories; the first worker saves and speaks."""
     model = models[0]
-    chosen = {
-        name: getattr(arguments, name)
-        for name in ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")
-        if getattr(arguments, name) is not None
-    }
-    chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
-    if arguments.table and arguments.published:
-        raise ValueError("A table is not the paper's: leave out --table or --published.")
     several = [scale for scale in scales if scale is not None] if len(models) > 1 else []
-    if several and not arguments.table:
-        raise ValueError("The paper's network knows one guidance scale: add --table, or leave one --cfg.")
-    config = student_config(
-        arguments.solver + " published" * arguments.published + " table" * arguments.table,
-        arguments.calls,
-        model,
-        guidance=1.0 if scales[0] is None else scales[0],
-        model=fingerprint(arguments.denoiser, model),
-        **chosen,
-    )
+    config = _config(arguments, model, scales[0])
+    if several and config.kind == "network":
+        raise ValueError(
+            "The paper's network knows one guidance scale: add --table, fit amed_multistep, or leave one --cfg."
+        )
     if several:
         config = replace(config, guidances=tuple(several))
     device = getattr(model, "device", "cpu")
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
-    predictor = build(config, torch.Generator().manual_seed(arguments.seed)).to(device)
-    fit: Fit
-    if isinstance(predictor, TablePredictor):
-        count = arguments.trajectories or FitConfig.trajectories
-        batch = arguments.batch_size or FitConfig.batch_size
-        fit = EndToEnd(predictor, sources, FitConfig(count, count, batch, seed=arguments.seed), workers=workers)
-        total, unit = fit.config.iterations + 1, "iteration"
-    else:
-        usual = fit_settings(arguments.trajectories or TrainConfig.trajectories, model, arguments.seed)
-        training = TrainConfig(
-            trajectories=usual.trajectories,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size or usual.batch_size,
-            teacher=arguments.teacher or "",
-            teacher_points=arguments.teacher_points,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-            gradient=arguments.gradient or usual.gradient,
-            held_out=arguments.held_out,
-        )
-        fit = Trainer(predictor, sources[0], training, workers=workers)
-        total, unit = fit.total, "trajectory"
+    fit = _fit(arguments, config, model, sources, workers)
+    total = fit.total if isinstance(fit, Trainer) else fit.config.iterations + 1
+    unit = "trajectory" if isinstance(fit, Trainer) else "iteration"
     if arguments.resume:
         fit.load_state_dict(load_state(arguments.resume))
     try:
@@ -194,11 +170,60 @@ def _train(
         save_state(arguments.state, fit.state_dict())
     if workers.rank == 0:
         summary = fit.summary()
-        save_predictor(predictor, arguments.output, provenance(summary))
+        save_predictor(fit.predictor, arguments.output, provenance(summary))
         print(f"{arguments.output}: {config.calls} model calls, {summary['model_calls']:,} sample calls of training")
         print(f"on paper at least {summary['model_calls_on_paper']:,}")
         if "error" in summary:
             print(verdict(summary))
+
+
+def _config(arguments: argparse.Namespace, model: Model, scale: float | None) -> PredictorConfig:
+    """The settings of what the arguments ask to fit."""
+    chosen = {name: getattr(arguments, name) for name in SHAPING if getattr(arguments, name) is not None}
+    told = {"guidance": 1.0 if scale is None else scale, "model": fingerprint(arguments.denoiser, model)}
+    switches = ("table", "published", "thresholding", "no_lower_order_final")
+    if arguments.solver == MULTISTEP_STUDENT:
+        if given := [*chosen, *(name for name in switches if getattr(arguments, name))]:
+            options = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(f"{MULTISTEP_STUDENT} finds its own grid and weights: leave out {options}.")
+        return student_config(MULTISTEP_STUDENT, arguments.calls, model, **told)
+    if arguments.table and arguments.published:
+        raise ValueError("A table is not the paper's: leave out --table or --published.")
+    name = arguments.solver + PUBLISHED_SUFFIX * arguments.published + TABLE_SUFFIX * arguments.table
+    chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
+    return student_config(name, arguments.calls, model, **told, **chosen)
+
+
+def _fit(
+    arguments: argparse.Namespace, config: PredictorConfig, model: Model, sources: Sequence[Source], workers: Workers
+) -> Fit:
+    """What trains a predictor of these settings."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    predictor = build(config, generator).to(getattr(model, "device", "cpu"))
+    if isinstance(predictor, AMEDPredictor):
+        usual = fit_settings(arguments.trajectories or TrainConfig.trajectories, model, arguments.seed)
+        training = TrainConfig(
+            trajectories=usual.trajectories,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size or usual.batch_size,
+            teacher=arguments.teacher or "",
+            teacher_points=arguments.teacher_points,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+            gradient=arguments.gradient or usual.gradient,
+            held_out=arguments.held_out,
+        )
+        return Trainer(predictor, sources[0], training, workers=workers)
+    multistep = isinstance(predictor, MultistepTable)
+    fitting = replace(MULTISTEP_FIT if multistep else FitConfig(), seed=arguments.seed)
+    if arguments.trajectories:
+        held_out = fitting.held_out if multistep else arguments.trajectories
+        fitting = replace(fitting, trajectories=arguments.trajectories, held_out=held_out)
+    if arguments.batch_size:
+        fitting = replace(fitting, batch_size=arguments.batch_size)
+    if isinstance(predictor, MultistepTable):
+        return MultistepFit(predictor, sources, fitting, starts_for(model, config), workers=workers)
+    return EndToEnd(predictor, sources, fitting, workers=workers)
 
 
 def _progress(fit: Fit) -> int:
@@ -245,6 +270,20 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     print(f"model calls: {config.calls} ({config.planned} planned intervals of {config.intervals})")
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
+    if isinstance(predictor, MultistepTable):
+        print("weights of all slopes so far, the oldest first, and the noise level that the model is told:")
+        for table in predictor.alone():
+            print(f"  cfg {table.config.guidance:g}")
+            for k, (start, end) in enumerate(pairwise(config.sigmas)):
+                row = " ".join(f"{weight:8.4f}" for weight in table.weights[k, : k + 1].tolist())
+                print(f"  {start:.4g} to {end:.4g}: told {float(table.scale_time[k]) * start:.4g}, weights {row}")
+    else:
+        _print_plans(predictor)
+    print("notes:", json.dumps(read_notes(arguments.file), indent=1))
+
+
+def _print_plans(predictor: AMEDPredictor | TablePredictor) -> None:
+    config = predictor.config
     print("plan of every planned interval, as it is without features:")
     planner = predictor.planner()
     blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
@@ -256,7 +295,6 @@ def run_inspect(arguments: argparse.Namespace) -> None:
             f"  {start:.4g} to {end:.4g}: r {r:.3f} (sigma {sigma:.4g}), "
             f"scale_dir {scale_dir:.4f}, scale_time {scale_time:.4f}"
         )
-    print("notes:", json.dumps(read_notes(arguments.file), indent=1))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -326,7 +364,10 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
     train.add_argument("--calls", type=int, default=5, help="model calls per sample")
     train.add_argument(
-        "--trajectories", type=int, default=0, help="training noises; 0: 10000 of a network, 32 of a table"
+        "--trajectories",
+        type=int,
+        default=0,
+        help="training noises; 0: 10000 of a network, 64 of amed_multistep, 32 of a table",
     )
     train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")
     train.add_argument("--held-out", type=int, default=0, help="noises on which a network's best weights are chosen")

@@ -4,7 +4,7 @@ import fnmatch
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,11 +15,14 @@ from . import measures
 from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, sample
 from .end_to_end import EndToEnd, FitConfig
 from .measures import chunks, conditioned
+from .multistep import MultistepTable
+from .multistep_fit import MultistepFit
 from .predictor import AMEDPredictor, PredictorConfig
-from .recipes import DEFAULT, USUAL_RHO, predictor_config
-from .schedules import SCHEDULES, discrete
+from .recipes import DEFAULT, MULTISTEP_FIT, MULTISTEP_STUDENT, multistep_student, predictor_config
+from .schedules import SCHEDULES, USUAL_RHO, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
 from .sources import gaussian
+from .starts import Start, starts
 from .table import AnyPredictor, TablePredictor, table_config
 from .training import TrainConfig, Trainer
 from .types import Denoiser, Planner, Sample, Solver
@@ -154,15 +157,17 @@ def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, 
 def students() -> list[str]:
     """The learned methods: every sampler type as it measures best, as a table, and as published."""
     suffixes = ("", TABLE_SUFFIX, PUBLISHED_SUFFIX)
-    return [name + suffix for suffix in suffixes for name in DEFAULT]
+    return [MULTISTEP_STUDENT, *(name + suffix for suffix in suffixes for name in DEFAULT)]
 
 
 def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> PredictorConfig:
     """The settings of a learned method at a number of calls."""
+    low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
+    if name == MULTISTEP_STUDENT:
+        return multistep_student(calls, low, high, flow=getattr(denoiser, "flow", False), **overrides)
     published = name.endswith(PUBLISHED_SUFFIX)
     overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "latent")
     overrides.setdefault("table", getattr(denoiser, "sigmas", None))
-    low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
     if name.endswith(TABLE_SUFFIX):
         return table_config(predictor_config(name.removesuffix(TABLE_SUFFIX), calls, low, high, **overrides))
     return predictor_config(name.removesuffix(PUBLISHED_SUFFIX), calls, low, high, published=published, **overrides)
@@ -195,7 +200,7 @@ def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
     )
 
 
-Fit = Trainer | EndToEnd
+Fit = Trainer | EndToEnd | MultistepFit
 
 
 def fit(
@@ -206,8 +211,13 @@ def fit(
 ) -> Fit:
     """Train a network with `training`, or fit a table with its seed and usual settings; `progress` hears how far."""
     source = gaussian(model, tuple(model.shape), config.sigmas[0], training.seed)
-    if config.kind == "table":
-        fitting = EndToEnd(TablePredictor(config), source, FitConfig(seed=training.seed))
+    if config.kind != "network":
+        fitting: EndToEnd | MultistepFit
+        if config.kind == "multistep":
+            usual = replace(MULTISTEP_FIT, seed=training.seed)
+            fitting = MultistepFit(MultistepTable(config), source, usual, starts_for(model, config))
+        else:
+            fitting = EndToEnd(TablePredictor(config), source, FitConfig(seed=training.seed))
         for iteration in fitting.events():
             progress(f"iteration {iteration.iteration}")
         return fitting
@@ -215,6 +225,12 @@ def fit(
     for event in trainer.events():
         progress(f"{event.trajectory}/{training.trajectories}")
     return trainer
+
+
+def starts_for(model: Model, config: PredictorConfig) -> list[Start]:
+    """What a multistep fit of this model begins with."""
+    table = getattr(model, "sigmas", None)
+    return starts(config.calls, config.sigma_min, config.sigmas[0], flow=config.flow, table=table)
 
 
 class Bench:
@@ -348,7 +364,7 @@ def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, t
 def method_of(predictor: AnyPredictor, name: str) -> Method:
     """A predictor as a method."""
     config = predictor.config
-    return Method(name, config.sigmas, config.build_solver(), predictor.planner(), config.first)
+    return Method(name, config.sigmas, predictor.solver(), predictor.planner(), config.first)
 
 
 def total_calls(model: Model, settings: Settings) -> int:

@@ -44,6 +44,7 @@ class FitConfig:
     network_steps: int = 100  # of Adam per iteration, on expanded errors
     gradient: Literal["finite difference", "reverse"] = "finite difference"  # reverse: autograd, checkpointed per call
     learning_rate: float = 5e-3  # of Adam, with reverse
+    budget: int = 0  # stop before an iteration that would exceed so many sample calls; 0: no limit
     keep_bytes: int = 2**32  # of sampling runs, on the CPU; those that exceed it are run again for their derivatives
     seed: int = 0  # of a network's weights; the source has its own
 

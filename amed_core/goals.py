@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import measures
+from . import measures, paths
 from .calls import call_sigmas
 from .driver import First, FixedMidpoint, NoMidpoint, Resume, trajectory
 from .parallel import ALONE, Workers
@@ -27,6 +27,18 @@ class Goal:
     target: Sample
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """Where goals come from: `run(denoiser, x, sigma_min, sigma_max, calls)`, and what that really calls."""
+
+    run: Callable[[Denoiser, Sample, float, float, int], Sample]
+    calls: Callable[[int], int]
+
+
+HEUN = Teacher(measures.converged, measures.converged_calls)
+IPNDM = Teacher(paths.converged, lambda calls: calls)
+
+
 @dataclass
 class Goals:
     """The goals of trajectories `rows` of every source, `batch_size` at a time.
@@ -40,6 +52,7 @@ class Goals:
     config: PredictorConfig
     teacher_calls: int
     workers: Workers = ALONE
+    teacher: Teacher = HEUN
     targets: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number
 
     def batches(self) -> list[tuple[int, range]]:
@@ -54,7 +67,7 @@ class Goals:
             target = self.targets.get(str(number))
             if target is None:
                 low, high = self.config.sigma_min, self.config.sigmas[0]
-                target = measures.converged(denoiser, x, low, high, self.teacher_calls).cpu()
+                target = self.teacher.run(denoiser, x, low, high, self.teacher_calls).cpu()
                 self.targets[str(number)] = target
             yield Goal(number, group, x, denoiser, target.to(x))
 
@@ -71,7 +84,7 @@ class Goals:
     @property
     def floor(self) -> int:
         """The model calls of the teacher, for this worker's trajectories."""
-        return sum(len(rows) for _, rows in self.batches()) * measures.converged_calls(self.teacher_calls)
+        return sum(len(rows) for _, rows in self.batches()) * self.teacher.calls(self.teacher_calls)
 
     def base_errors(self, midpoints: Tensor | None = None) -> Tensor:
         """What the base solver reaches at equal model calls (groups,): with midpoints at r = 0.5, or, if that is

@@ -8,6 +8,7 @@ all of them, and a fit that starts from the best of them can only come nearer to
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -83,6 +84,25 @@ class MultistepTable(nn.Module):
         scales = at_guidance(self.config, self.scale_time, guidance).tolist()
         return Told(tuple(scales), self.config.sigma_min, max(self.config.sigma_max, self.config.sigmas[0]))
 
+    def alone(self) -> "list[MultistepTable]":
+        """One table for each guidance scale."""
+        if not self.config.guidances:
+            return [self]
+        tables = [MultistepTable(replace(self.config, guidance=g, guidances=())) for g in self.config.guidances]
+        for table, weights, scale_time in zip(tables, self.weights, self.scale_time, strict=True):
+            table.weights.copy_(weights)
+            table.scale_time.copy_(scale_time)
+        return tables
+
+
+def together(config: PredictorConfig, tables: "Sequence[MultistepTable]") -> MultistepTable:
+    """One table of several guidance scales; the inverse of `alone`."""
+    made = MultistepTable(config)
+    for name in ("weights", "scale_time"):
+        joined = torch.stack([getattr(table, name) for table in tables])
+        getattr(made, name).copy_(joined if config.guidances else joined[0])
+    return made
+
 
 def multistep_config(config: PredictorConfig, sigmas: Sequence[float]) -> PredictorConfig:
     """The settings of a multistep table on a grid that ends at 0, for the model of other settings."""
@@ -125,7 +145,7 @@ def coefficients(
         x = step.x
     visited.append((float(sigmas[-1]), x))
     rows = []
-    for (sigma, here), (sigma_next, there) in zip(visited[:-1], visited[1:], strict=True):
+    for (sigma, here), (sigma_next, there) in pairwise(visited):
         change = (there - here)[0] / (sigma_next - sigma)
         if abs(float(change[0])) > 1e-6 / abs(sigma_next - sigma):
             raise ValueError(f"{solver} does not keep the starting noise as it is: it is no linear multistep method.")

@@ -1,9 +1,10 @@
 """Fitting a multistep table to the end of the trajectory, with no gradient through the model.
 
-It starts from the unlearned solver and grid that do best on this very model, so that it can only get better, and
-moves levels, weights and told levels together by Levenberg's and Marquardt's method. A number's derivative is the
-difference of two sampling runs that part where it acts. Expansions of the error age slowly, so that only
-a part of the trajectories is expanded anew in an iteration.
+It starts from the unlearned solver that does best on this very model, among the usual grids and those searched on the
+teacher's paths, so that it can only get better. The first iteration takes the weights in closed form, interval by
+interval. Those after it move levels, weights and told levels together, by Levenberg's and Marquardt's method. A
+number's derivative is the difference of two sampling runs that part where it acts. Expansions of the error
+age slowly, so that in an iteration only some of the trajectories are expanded anew.
 """
 
 import math
@@ -17,18 +18,22 @@ from torch import Tensor
 
 from .driver import Resume, evaluate
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
-from .goals import Goal, Goals, ends
-from .multistep import MultistepTable, multistep_config
+from .goals import IPNDM, Goal, Goals, ends
+from .grids import ONE_CALL, Rule, searched
+from .least_squares import least_squares
+from .multistep import MultistepTable, multistep_config, together
 from .parallel import ALONE, Workers
+from .paths import ORDER, Path, gram, levels, path, sum_of
 from .predictor import Look, PredictorConfig
+from .solvers import Ipndm
 from .sources import HELD_OUT, Metered
-from .starts import Start
+from .starts import Start, solvers, start
 from .states import refuse_other_settings
 from .types import Sample, Source, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a level, for the derivatives
-TRIED, FINALISTS = 8, 4  # trajectories that all starts are tried on, and how many are tried on all of them
-REFRESHED = 2  # every so many batches is expanded anew in an iteration
+TRIED, FINALISTS = 4, 3  # trajectories that all starts are tried on, and how many are tried on all of them
+SPENT = 2000  # sample calls for derivatives in an iteration, but at least one batch's
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class MultistepFit:
         self.workers = workers
         self.starts = tuple(starts)
         self.metered = [Metered(source) for source in listed]
-        shared = (config.batch_size, settings, config.teacher_calls, workers)
+        shared = (config.batch_size, settings, config.teacher_calls, workers, IPNDM)
         self.fitted = Goals(self.metered, range(config.trajectories), *shared)
         self.judged = Goals(self.metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
         self.layout = layout(settings.intervals)
@@ -116,17 +121,29 @@ class MultistepFit:
         calls = self.settings.calls
         fitted, judged = self.fitted.batches(), self.judged.batches()
         count, held_out = (sum(len(rows) for _, rows in batches) for batches in (fitted, judged))
-        tried = sum(min(len(rows), TRIED) for _, rows in fitted[:1]) * len(self.starts)
-        total = self.fitted.floor + self.judged.floor + calls * (tried + FINALISTS * count + held_out)
-        derivatives = sum(calls - number.interval - (number.kind != "scale_time") for number in self.layout)
-        for iteration in range(iterations):
+        tried = min(len(fitted[0][1]), TRIED) * (len(self.starts) + len(ONE_CALL) * len(solvers(False)))
+        once = self.fitted.floor + self.judged.floor + calls * (tried + FINALISTS * count + held_out)
+        total = once + calls * (4 * count + held_out)  # with the first iteration
+        for iteration in range(1, iterations):
             expanded = sum(len(fitted[n][1]) for n in self._due(iteration))
-            total += expanded * derivatives + calls * (count + held_out)
+            total += expanded * self._derivatives + calls * (count + held_out)
         return total
 
+    @property
+    def _next(self) -> int:
+        """The model calls of the next iteration, for all workers."""
+        return (self.calls_of(self.iteration + 1) - self.calls_of(self.iteration)) * self.workers.count
+
+    @property
+    def _derivatives(self) -> int:
+        """The model calls of a trajectory's expansion: for every number, those that come after it."""
+        return sum(self.settings.calls - number.interval - (number.kind != "scale_time") for number in self.layout)
+
     def _due(self, iteration: int) -> list[int]:
-        """Which batches are expanded anew in an iteration: all in the first one, then part of them in turn."""
-        return [n for n in range(len(self.fitted.batches())) if iteration == 0 or (n - iteration) % REFRESHED == 0]
+        """Which batches are expanded anew in an iteration: some, in turn."""
+        batches = self.fitted.batches()
+        count = min(max(1, SPENT // (self._derivatives * len(batches[0][1]))), len(batches))
+        return [(count * (iteration - 1) + n) % len(batches) for n in range(count)]
 
     @torch.no_grad()
     def events(self) -> Iterator[FitEvent]:
@@ -135,28 +152,63 @@ class MultistepFit:
         Leave the loop to cancel; call again to go on. Raises FloatingPointError if no start gives finite samples.
         """
         if not self.history:
-            self._begin()
-            yield self._judge()
+            paths = self._passed()
+            grids = self._begin(paths)
+            unlearned = self._judge()
+            self._solve(grids, paths)
+            self.iteration = 1
+            closed = self._judge()
+            yield unlearned
+            yield closed
         while not self.done and self.iteration < self.config.iterations:
-            gained = self._improve()
+            if self.config.budget and self.model_calls * self.workers.count + self._next > self.config.budget:
+                self.done = True
+                return
+            self.done = not self._improve()
             self.iteration += 1
-            self.done = not gained
             yield self._judge()
 
-    def _begin(self) -> None:
-        """Take the start that does best, first on a few trajectories, then, of the best, on all that are fitted."""
+    def _passed(self) -> dict[int, Path]:
+        """The teacher's paths toward the goals, as many as memory allows; the goals keep their ends."""
+        low, high, calls = self.settings.sigma_min, self.settings.sigmas[0], self.config.teacher_calls
+        passed: dict[int, Path] = {}
+        kept = 0
+        for number, (group, rows) in enumerate(self.fitted.batches()):
+            x, denoiser = self.metered[group](rows)
+            kept += 2 * (calls + 1) * x.numel() * x.element_size()
+            if kept > self.config.keep_bytes and any(self.fitted.batches()[n][0] == group for n in passed):
+                continue
+            passed[number] = path(denoiser, x, levels(low, high, calls)).to("cpu")
+            self.fitted.targets[str(number)] = passed[number].end
+        return passed
+
+    def _searched(self, paths: Mapping[int, Path]) -> dict[Rule, tuple[float, ...]]:
+        """The grids that are searched on the teacher's paths."""
+        total = sum_of([gram(passed) for passed in paths.values()])
+        total = replace(total, products=self.workers.sum(total.products), elements=total.elements * self.workers.count)
+        return {rule: searched(total, self.settings.calls, rule, flow=self.settings.flow) for rule in ONE_CALL}
+
+    def _begin(self, paths: Mapping[int, Path]) -> list[tuple[float, ...]]:
+        """Take the start that does best, first on a few trajectories, then, of the best, on all that are fitted.
+
+        Returns the grids whose weights are worth solving for: the best start's, and those that are searched.
+        """
         goal = next(iter(self.fitted))
         rows = self.fitted.batches()[0][1][:TRIED]
         x, denoiser = self.metered[goal.group](rows)
         few = replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
-        ranked = sorted(self.starts, key=lambda start: self._distance(few, self._started(start)))
-        finalists = [(start, self._started(start)) for start in ranked[:FINALISTS]]
-        runs: list[dict[int, list[Step]]] = [{} for _ in finalists]
-        errors = [self._errors(table, kept) for (_, table), kept in zip(finalists, runs, strict=True)]
+        grids = self._searched(paths)
+        starts = list(self.starts)
+        for rule, grid in grids.items():
+            starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(self.settings.flow).items()]
+        distances = self.workers.sum(torch.tensor([self._distance(few, self._started(start)) for start in starts]))
+        finalists = [starts[n] for n in distances.argsort(stable=True)[:FINALISTS].tolist()]
+        tables = [self._started(start) for start in finalists]
+        runs: list[dict[int, list[Step]]] = [{} for _ in tables]
+        errors = torch.stack([self._errors(table, kept) for table, kept in zip(tables, runs, strict=True)])
         # Errors at a large guidance scale are larger; every scale counts the same.
-        smallest = torch.stack(errors).amin(0)
-        chosen = min(range(len(errors)), key=lambda n: float((errors[n] / smallest).square().sum()))
-        self.start, self.current = finalists[chosen][0].name, finalists[chosen][1]
+        chosen = int((errors / errors.amin(0)).square().sum(1).nan_to_num(torch.inf).argmin())
+        self.start, self.predictor, self.current = finalists[chosen].name, tables[chosen], tables[chosen]
         self.error, self._runs = errors[chosen], runs[chosen]
         if not bool(self.error.isfinite().all()):
             raise FloatingPointError(
@@ -164,7 +216,30 @@ class MultistepFit:
                 "another sampler."
             )
         self.scale = self.error.clamp(min=torch.finfo(torch.float64).tiny)
-        self.predictor = self.current
+        return list(dict.fromkeys([tables[chosen].config.sigmas, grids["weights"], grids["ipndm"]]))
+
+    def _solve(self, grids: Sequence[tuple[float, ...]], paths: Mapping[int, Path]) -> None:
+        """Take the weights that lead nearest to the teacher at every level, on the grid where they do best."""
+        goals = [goal for goal in self.fitted if goal.number in paths]
+        best, error = self.current, torch.full_like(self.error, math.inf)
+        for grid in grids:
+            table = self._started(start("", Ipndm(ORDER), grid))
+            solved, squares = [], torch.zeros(2, len(self.metered), dtype=torch.float64)
+            for group, alone in enumerate(table.alone()):
+                batches = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
+                made, finished = least_squares(alone, batches, self.workers)
+                solved.append(made)
+                for (goal, _), end in zip(batches, finished, strict=True):
+                    distance = (end - goal.target).double().square()
+                    squares[:, group] += torch.tensor([float(distance.sum()), distance.numel()]).double()
+            summed, elements = self.workers.sum(squares)
+            reached = (summed / elements).sqrt().nan_to_num(torch.inf)
+            if self._compared(reached) < self._compared(error):
+                best, error = together(table.config, solved), reached
+        runs: dict[int, list[Step]] = {}
+        error = self._errors(best, runs)
+        if self._compared(error) < self._compared(self.error):
+            self.current, self.error, self._runs = best, error, runs
 
     def _started(self, start: Start) -> MultistepTable:
         """A start as a table, the same at every guidance scale."""

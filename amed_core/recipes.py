@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .end_to_end import FitConfig
+from .multistep import multistep_config
 from .predictor import PredictorConfig
-from .schedules import discrete, schedule
+from .schedules import USUAL_RHO, discrete, schedule
 
 End = Literal["plain", "zero", "sigma_min"]
 
@@ -52,7 +54,23 @@ DEFAULT: Mapping[str, Recipe] = {
 # To 0 they step by the newest slope alone, so their last midpoint is as good as a plain call.
 MULTISTEP = ("ipndm", "dpmpp")
 
-USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
+
+MULTISTEP_STUDENT = "amed_multistep"
+MULTISTEP_FIT = FitConfig(trajectories=64, held_out=32, teacher_calls=24, iterations=6, budget=16_000)
+
+
+def multistep_student(
+    calls: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **settings: Any
+) -> PredictorConfig:
+    """The settings of a multistep table before its fit, which finds its grid. `settings` are PredictorConfig's.
+
+    Raises ValueError for fewer than 2 calls.
+    """
+    if calls < 2:
+        raise ValueError(f"{calls} model calls cannot be planned here: at least 2 are needed.")
+    grid = (*schedule("polynomial")(calls, sigma_min, sigma_max, 7.0).tolist(), 0.0)
+    given = PredictorConfig("ipndm", grid, sigma_min, sigma_max, flow=flow, **settings)
+    return multistep_config(given, grid)
 
 
 def predictor_config(

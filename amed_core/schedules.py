@@ -70,6 +70,7 @@ SCHEDULES: dict[str, Schedule] = {
     "time_uniform": time_uniform,
     "discrete": discrete,
 }
+USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
 
 
 def schedule(name: str) -> Schedule:

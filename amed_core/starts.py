@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .driver import FixedMidpoint, NoMidpoint
 from .multistep import coefficients
-from .recipes import USUAL_RHO
-from .schedules import SCHEDULES, discrete
+from .schedules import SCHEDULES, USUAL_RHO, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
 from .types import Solver
 

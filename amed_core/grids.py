@@ -1,0 +1,119 @@
+"""Grids searched on the model itself, by dynamic programming over the levels that its teacher passed.
+
+As in GITS (Chen et al. 2024, arXiv 2405.11326) a grid costs the sum of what its intervals cost, and the cheapest grid
+of so many intervals is found exactly. Here an interval costs the squared error that the student's own rule makes in
+it from the teacher's sample at its start, times what of such an error is left at the end. All of it follows
+from inner products of the teacher's samples and slopes: there is no model call and no gradient.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .paths import Gram
+
+# What crosses an interval: the slope at its start (Euler, DDIM), Adams' and Bashforth's two slopes (iPNDM), the best
+# two slopes (DPM-Solver++ and learned weights), or the best slope inside of it, scaled (AMED's midpoint).
+Rule = Literal["euler", "ipndm", "weights", "midpoint"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+ONE_CALL: tuple[Rule, ...] = ("euler", "ipndm", "weights")  # per interval
+
+
+def searched(gram: Gram, intervals: int, rule: Rule, *, flow: bool = False) -> tuple[float, ...]:
+    """The cheapest grid of so many intervals, from the first level to the last.
+
+    With "midpoint" the last interval takes one plain call. Raises ValueError for an unknown rule, and if there are
+    fewer levels than intervals.
+    """
+    if rule not in RULES:
+        raise ValueError(f"There is no rule {rule!r} to search a grid for. Choose one of: {', '.join(RULES)}.")
+    n = len(gram.levels)
+    if intervals > n - 1:
+        raise ValueError(f"A grid of {intervals} intervals cannot be searched on {n} levels. Raise teacher_calls.")
+    remains = left_at_end(gram, flow)
+    plain = _one_slope(gram) * remains
+    if rule == "midpoint":
+        first = _midpoints(gram) * remains
+        cost = _after_any(torch.cat([first[:, :-1], plain[:, -1:]], 1))
+    else:
+        first, cost = plain, _two_slopes(gram, rule) * remains
+    # best[i, j]: the least cost of so many intervals, of which the last one leads from level i to level j.
+    best = torch.full_like(first, torch.inf)
+    best[0] = first[0]
+    came_from = []
+    for _ in range(intervals - 1):
+        best, before = (best[:, :, None] + cost).min(0)
+        came_from.append(before)
+    i, j = int(best[:, -1].argmin()), n - 1
+    points = [j, i]
+    for before in reversed(came_from):
+        i, j = int(before[i, j]), i
+        points.append(i)
+    return tuple(gram.levels[p] for p in reversed(points))
+
+
+def left_at_end(gram: Gram, flow: bool) -> Tensor:
+    """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance."""
+    n, sigma = len(gram.levels), torch.tensor(gram.levels, dtype=torch.float64)
+    variance = gram.products[n - 1, n - 1] / gram.elements
+    signal = 1 - sigma if flow else torch.ones_like(sigma)
+    return variance / (signal**2 * variance + sigma**2)
+
+
+def _errors(gram: Gram) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of intervals i to j: |x_j - x_i|^2, its inner product with every slope, of the slopes, and the step."""
+    n, sigma = len(gram.levels), torch.tensor(gram.levels, dtype=torch.float64)
+    samples, mixed, slopes = gram.products[:n, :n], gram.products[:n, n:], gram.products[n:, n:]
+    own = samples.diagonal()
+    moved = own[:, None] + own - 2 * samples
+    along = mixed[None, :, :] - mixed[:, None, :]
+    return moved, along, slopes, sigma - sigma[:, None]
+
+
+def _only_downward(cost: Tensor) -> Tensor:
+    """Infinite unless the last index comes after the one before it, and that after an earlier one."""
+    n = cost.shape[-1]
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    allowed = later if cost.ndim == 2 else later[:, :, None] & later[None]
+    return torch.where(allowed, cost.clamp(min=0), torch.inf)
+
+
+def _one_slope(gram: Gram) -> Tensor:
+    """Euler's error in every interval (i, j)."""
+    moved, along, slopes, step = _errors(gram)
+    at_start = along.diagonal(dim1=0, dim2=2).T  # <x_j - x_i, slope_i>
+    return _only_downward(moved - 2 * step * at_start + step**2 * slopes.diagonal()[:, None])
+
+
+def _two_slopes(gram: Gram, rule: Rule) -> Tensor:
+    """The error in every interval (i, j) with the slope at an earlier level h, (h, i, j)."""
+    moved, along, slopes, step = _errors(gram)
+    here = step * along.diagonal(dim1=0, dim2=2).T  # (i, j)
+    earlier = step[None] * along.permute(2, 0, 1)  # (h, i, j)
+    length = slopes.diagonal()
+    own, both, other = (step**2 * s for s in (length[:, None], slopes[:, :, None], length[:, None, None]))
+    if rule == "weights":
+        determinant = (own * other - both**2).clamp(min=1e-12 * own * other + torch.finfo(torch.float64).tiny)
+        w_here, w_earlier = (here * other - earlier * both) / determinant, (earlier * own - here * both) / determinant
+    else:
+        fixed = (1.5, -0.5) if rule == "ipndm" else (1.0, 0.0)
+        w_here, w_earlier = (torch.full_like(both, w) for w in fixed)
+        w_here[..., -1], w_earlier[..., -1] = 1.0, 0.0  # to 0 iPNDM goes by the newest slope alone
+    error = moved - 2 * (w_here * here + w_earlier * earlier)
+    error = error + w_here**2 * own + 2 * w_here * w_earlier * both + w_earlier**2 * other
+    return _only_downward(error)
+
+
+def _midpoints(gram: Gram) -> Tensor:
+    """The error in every interval (i, j) along the best scaled slope at a level in it."""
+    moved, along, slopes, _ = _errors(gram)
+    order = torch.arange(len(moved))
+    inside = (order >= order[:, None, None]) & (order < order[:, None])
+    gained = torch.where(inside, along**2 / slopes.diagonal(), 0.0)  # by the slope at level m (i, j, m)
+    return _only_downward(moved - gained.amax(-1))
+
+
+def _after_any(cost: Tensor) -> Tensor:
+    """What an interval (i, j) costs after whichever level (h, i, j)."""
+    return _only_downward(cost.expand(len(cost), -1, -1))

@@ -1,0 +1,97 @@
+"""The teacher's way, level by level: what grids are searched on, and what closed-form weights are fitted to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .driver import NoMidpoint, trajectory
+from .schedules import polynomial
+from .solvers import Ipndm
+from .types import Denoiser, Sample
+
+ORDER = 3  # of the teacher, iPNDM on EDM's grid: in 24 calls it is nearer to convergence than Heun's method in 40
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a batch was at every level (levels, batch, ...), and its slopes there; the last level, 0, has none."""
+
+    levels: tuple[float, ...]
+    x: Tensor
+    slopes: Tensor
+
+    def to(self, device: torch.device | str) -> "Path":
+        """The same path on another device."""
+        return Path(self.levels, self.x.to(device), self.slopes.to(device))
+
+    @property
+    def end(self) -> Sample:
+        """The teacher's samples."""
+        return self.x[-1]
+
+    def at(self, sigma: float) -> tuple[Sample, Sample]:
+        """The sample and its slope at any level between two that were passed, by cubic Hermite interpolation."""
+        if sigma == self.levels[-1]:
+            return self.x[-1], self.slopes[-1]
+        above = max(n for n, level in enumerate(self.levels[:-2]) if level >= sigma or n == 0)
+        high, low = self.levels[above], self.levels[above + 1]
+        h, t = low - high, (sigma - high) / (low - high)
+        x_0, x_1, d_0, d_1 = self.x[above], self.x[above + 1], self.slopes[above], self.slopes[above + 1]
+        x = (1 + 2 * t) * (1 - t) ** 2 * x_0 + t**2 * (3 - 2 * t) * x_1 + h * t * (1 - t) * ((1 - t) * d_0 - t * d_1)
+        slope = 6 * t * (1 - t) / h * (x_1 - x_0) + (1 - t) * (1 - 3 * t) * d_0 + t * (3 * t - 2) * d_1
+        return x, slope
+
+
+def levels(sigma_min: float, sigma_max: float, calls: int) -> tuple[float, ...]:
+    """The levels of a teacher of so many calls: EDM's grid, its last level 0."""
+    return (*polynomial(calls, sigma_min, sigma_max).tolist(), 0.0)
+
+
+@torch.no_grad()
+def path(denoiser: Denoiser, x: Sample, grid: Sequence[float]) -> Path:
+    """Run the teacher on a grid from the noisy sample `x` at its first level, and keep all that it passes."""
+    steps = list(trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()))
+    return Path(
+        tuple(grid),
+        torch.stack([*(step.start.x for step in steps), steps[-1].x]),
+        torch.stack([step.start.slope for step in steps]),
+    )
+
+
+@torch.no_grad()
+def converged(denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int) -> Sample:
+    """The teacher's samples alone, with the memory of sampling."""
+    for step in trajectory(denoiser, x, torch.tensor(levels(sigma_min, sigma_max, calls)), Ipndm(ORDER), NoMidpoint()):
+        x = step.x
+    return x
+
+
+@dataclass(frozen=True)
+class Gram:
+    """All inner products of what paths pass, summed over them: what any linear rule errs by follows from these.
+
+    `products` (2 n, 2 n) are those of n samples and n slopes in this order, in float64.
+    """
+
+    levels: tuple[float, ...]
+    products: Tensor
+    elements: int  # of all samples that were summed
+
+
+def sum_of(grams: Sequence[Gram]) -> Gram:
+    """Of paths along the same levels."""
+    products = torch.stack([g.products for g in grams]).sum(0)
+    return Gram(grams[0].levels, products, sum(g.elements for g in grams))
+
+
+def gram(passed: Path, finer: int = 2) -> Gram:
+    """The inner products of a path, at `finer` times as many levels."""
+    wanted: list[float] = []
+    for high, low in zip(passed.levels[:-2], passed.levels[1:-1], strict=True):
+        wanted += [high * (low / high) ** (part / finer) for part in range(finer)]
+    wanted += passed.levels[-2:]
+    points = [passed.at(sigma) for sigma in wanted]
+    vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).double().cpu()
+    return Gram(tuple(wanted), vectors @ vectors.T, passed.end.numel())
