@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,9 +57,13 @@ class Goals:
     targets: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number
 
     def batches(self) -> list[tuple[int, range]]:
-        """Group and trajectories of every batch that is this worker's to run."""
-        mine = self.workers.share(self.rows)
-        chunks = [mine[begin : begin + self.batch_size] for begin in range(0, len(mine), self.batch_size)]
+        """Group and trajectories of every batch that is this worker's to run.
+
+        Batches begin at multiples of their size, so that however many workers there are, none has parts of two.
+        """
+        mine, first, size = self.workers.share(self.rows), self.rows.start, self.batch_size
+        edges = sorted({mine.start, mine.stop, *range(first, mine.stop, size)} & set(range(mine.start, mine.stop + 1)))
+        chunks = [range(begin, end) for begin, end in pairwise(edges)]
         return [(group, rows) for group in range(len(self.sources)) for rows in chunks]
 
     def __iter__(self) -> Iterator[Goal]:

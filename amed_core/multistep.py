@@ -126,7 +126,8 @@ def coefficients(
     """A linear solver on a grid, written out: the levels at which it calls the model and the last one, and its weights.
 
     The solver itself runs, on coordinates: its sample is 1 times the starting noise, and the model answers
-    call k with the k-th unit vector as slope. Raises ValueError for a solver that is not linear.
+    call k with the k-th unit vector as slope. Raises ValueError for a solver that is not linear,
+    and for one that calls the model twice at a level, as Heun's method does.
     """
     planner = planner or NoMidpoint()
     calls = sum(planner.updates(interval) for interval in range(len(sigmas) - 1)) - (first is not None)
@@ -146,6 +147,10 @@ def coefficients(
     visited.append((float(sigmas[-1]), x))
     rows = []
     for (sigma, here), (sigma_next, there) in pairwise(visited):
+        if sigma_next == sigma:
+            raise ValueError(
+                f"{solver} calls the model twice at the noise level {sigma:.4g}: that is no multistep method."
+            )
         change = (there - here)[0] / (sigma_next - sigma)
         if abs(float(change[0])) > 1e-6 / abs(sigma_next - sigma):
             raise ValueError(f"{solver} does not keep the starting noise as it is: it is no linear multistep method.")

@@ -98,6 +98,7 @@ class MultistepFit:
         self.scale: Tensor = torch.empty(0)  # what errors are compared to, per guidance scale
         self.done = False
         self.history: list[list[float]] = []
+        self.spent = 0  # model calls of all workers, when last judged
         self.expansions: dict[int, Expansion] = {}
         self._earlier_calls = 0
         self._runs: dict[int, list[Step]] = {}
@@ -109,47 +110,55 @@ class MultistepFit:
 
     @property
     def floor(self) -> int:
-        """The fewest model calls, on paper, of this fit's iterations so far (at least 1), for this worker's share."""
+        """The fewest model calls, on paper, of this fit's iterations so far (at least 1), for all workers."""
         return self.calls_of(max(self.iteration, 1))
 
     def calls_of(self, iterations: int) -> int:
-        """The fewest model calls that so many iterations take, for this worker's share of the trajectories.
+        """The fewest model calls that so many iterations take, for all workers together.
 
         The teacher, the choice of a start; per iteration, for the batches that are expanded, every number's calls
         that come after it, and for all trajectories one attempt at a smaller error.
         """
-        calls = self.settings.calls
-        fitted, judged = self.fitted.batches(), self.judged.batches()
-        count, held_out = (sum(len(rows) for _, rows in batches) for batches in (fitted, judged))
-        tried = min(len(fitted[0][1]), TRIED) * (len(self.starts) + len(ONE_CALL) * len(solvers(False)))
-        once = self.fitted.floor + self.judged.floor + calls * (tried + FINALISTS * count + held_out)
+        calls, config, groups = self.settings.calls, self.config, len(self.metered)
+        count, held_out = groups * config.trajectories, groups * config.held_out
+        tried = len(self.starts) + len(ONE_CALL) * len(solvers(self.settings.flow))
+        once = self.fitted.teacher.calls(config.teacher_calls) * (count + held_out)
+        once += calls * (tried * min(TRIED, config.batch_size, config.trajectories) + FINALISTS * count + held_out)
         total = once + calls * (4 * count + held_out)  # with the first iteration
         for iteration in range(1, iterations):
-            expanded = sum(len(fitted[n][1]) for n in self._due(iteration))
-            total += expanded * self._derivatives + calls * (count + held_out)
+            batches = [place % self._per_group for place in self._due(iteration)]
+            rows = [min(config.batch_size, config.trajectories - n * config.batch_size) for n in batches]
+            total += sum(rows) * self._derivatives + calls * (count + held_out)
         return total
-
-    @property
-    def _next(self) -> int:
-        """The model calls of the next iteration, for all workers."""
-        return (self.calls_of(self.iteration + 1) - self.calls_of(self.iteration)) * self.workers.count
 
     @property
     def _derivatives(self) -> int:
         """The model calls of a trajectory's expansion: for every number, those that come after it."""
         return sum(self.settings.calls - number.interval - (number.kind != "scale_time") for number in self.layout)
 
-    def _due(self, iteration: int) -> list[int]:
-        """Which batches are expanded anew in an iteration: some, in turn."""
-        batches = self.fitted.batches()
-        count = min(max(1, SPENT // (self._derivatives * len(batches[0][1]))), len(batches))
-        return [(count * (iteration - 1) + n) % len(batches) for n in range(count)]
+    @property
+    def _per_group(self) -> int:
+        """The batches of a guidance scale."""
+        return -(-self.config.trajectories // self.config.batch_size)
+
+    def _due(self, iteration: int) -> set[int]:
+        """Which batches, of all guidance scales', are expanded anew in an iteration: some, in turn."""
+        total = self._per_group * len(self.metered)
+        count = min(max(1, SPENT // (self._derivatives * self.config.batch_size)), total)
+        return {(count * (iteration - 1) + n) % total for n in range(count)}
+
+    def _mine(self, iteration: int) -> list[int]:
+        """Those of this worker's batches, or parts of batches, that are expanded anew in an iteration."""
+        due, size = self._due(iteration), self.config.batch_size
+        places = [group * self._per_group + rows.start // size for group, rows in self.fitted.batches()]
+        return [number for number, place in enumerate(places) if place in due]
 
     @torch.no_grad()
     def events(self) -> Iterator[FitEvent]:
         """Fit, one iteration per event; the predictor is the best so far.
 
-        Leave the loop to cancel; call again to go on. Raises FloatingPointError if no start gives finite samples.
+        Leave the loop to cancel; call again to go on. Raises FloatingPointError if the teacher's samples are not
+        finite.
         """
         if not self.history:
             paths = self._passed()
@@ -161,7 +170,8 @@ class MultistepFit:
             yield unlearned
             yield closed
         while not self.done and self.iteration < self.config.iterations:
-            if self.config.budget and self.model_calls * self.workers.count + self._next > self.config.budget:
+            following = self.calls_of(self.iteration + 1) - self.calls_of(self.iteration)
+            if self.config.budget and self.spent + following > self.config.budget:
                 self.done = True
                 return
             self.done = not self._improve()
@@ -185,6 +195,11 @@ class MultistepFit:
     def _searched(self, paths: Mapping[int, Path]) -> dict[Rule, tuple[float, ...]]:
         """The grids that are searched on the teacher's paths."""
         total = sum_of([gram(passed) for passed in paths.values()])
+        if not bool(total.products.isfinite().all()):
+            raise FloatingPointError(
+                "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
+                "weight dtype) and its LoRAs."
+            )
         total = replace(total, products=self.workers.sum(total.products), elements=total.elements * self.workers.count)
         return {rule: searched(total, self.settings.calls, rule, flow=self.settings.flow) for rule in ONE_CALL}
 
@@ -193,15 +208,11 @@ class MultistepFit:
 
         Returns the grids whose weights are worth solving for: the best start's, and those that are searched.
         """
-        goal = next(iter(self.fitted))
-        rows = self.fitted.batches()[0][1][:TRIED]
-        x, denoiser = self.metered[goal.group](rows)
-        few = replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
         grids = self._searched(paths)
         starts = list(self.starts)
         for rule, grid in grids.items():
             starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(self.settings.flow).items()]
-        distances = self.workers.sum(torch.tensor([self._distance(few, self._started(start)) for start in starts]))
+        distances = self._distances([self._started(start) for start in starts])
         finalists = [starts[n] for n in distances.argsort(stable=True)[:FINALISTS].tolist()]
         tables = [self._started(start) for start in finalists]
         runs: list[dict[int, list[Step]]] = [{} for _ in tables]
@@ -210,11 +221,6 @@ class MultistepFit:
         chosen = int((errors / errors.amin(0)).square().sum(1).nan_to_num(torch.inf).argmin())
         self.start, self.predictor, self.current = finalists[chosen].name, tables[chosen], tables[chosen]
         self.error, self._runs = errors[chosen], runs[chosen]
-        if not bool(self.error.isfinite().all()):
-            raise FloatingPointError(
-                "No solver's samples are finite. Check the model's precision and its LoRAs, or fit a predictor for "
-                "another sampler."
-            )
         self.scale = self.error.clamp(min=torch.finfo(torch.float64).tiny)
         return list(dict.fromkeys([tables[chosen].config.sigmas, grids["weights"], grids["ipndm"]]))
 
@@ -247,9 +253,16 @@ class MultistepFit:
         table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
         return table
 
-    def _distance(self, goal: Goal, table: MultistepTable) -> float:
-        distance = float((self._run(goal, table)[-1].x - goal.target).double().square().mean())
-        return distance if math.isfinite(distance) else math.inf
+    def _distances(self, tables: Sequence[MultistepTable]) -> Tensor:
+        """The squared error (tables,) on the very first trajectories, which the first worker runs for all."""
+        distances = torch.zeros(len(tables), dtype=torch.float64)
+        if self.workers.rank == 0:
+            goal, rows = next(iter(self.fitted)), self.fitted.batches()[0][1][:TRIED]
+            x, denoiser = self.metered[goal.group](rows)
+            few = replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
+            for n, table in enumerate(tables):
+                distances[n] = (self._run(few, table)[-1].x - few.target).double().square().mean()
+        return self.workers.sum(distances.nan_to_num(torch.inf))
 
     def _judge(self) -> FitEvent:
         """Measure the table under way on what is held out, and keep it if it is the best so far."""
@@ -261,6 +274,7 @@ class MultistepFit:
             return end
 
         judged = self.judged.errors(draw)
+        self.spent = int(self.workers.sum(torch.tensor(self.model_calls)))
         if not self.history:
             self.best = self.base = judged
         elif self._compared(judged) < self._compared(self.best):
@@ -275,8 +289,9 @@ class MultistepFit:
 
     def _improve(self) -> bool:
         """One iteration of Levenberg and Marquardt; whether it gained anything."""
+        mine = self._mine(self.iteration)
         for goal in self.fitted:
-            if goal.number in self._due(self.iteration):
+            if goal.number in mine:
                 self.expansions[goal.number] = self._expanded(goal)
         here, before = numbers_of(self.current), self._compared(self.error)
         for _ in range(ATTEMPTS):
@@ -378,6 +393,7 @@ class MultistepFit:
             "history": [list(errors) for errors in self.history],
             "expansions": {str(n): [e.group, e.numbers, e.normal, e.gradient] for n, e in self.expansions.items()},
             "model_calls": self.model_calls,
+            "spent": self.spent,
             "goals": [self.fitted.state_dict(), self.judged.state_dict()],
         }
 
@@ -398,7 +414,7 @@ class MultistepFit:
         self.done = state["done"]
         self.history = [list(errors) for errors in state["history"]]
         self.expansions = {int(n): Expansion(*values) for n, values in state["expansions"].items()}
-        self._earlier_calls = state["model_calls"]
+        self._earlier_calls, self.spent = state["model_calls"], state["spent"]
         for goals, saved in zip((self.fitted, self.judged), state["goals"], strict=True):
             goals.load_state_dict(saved)
 
@@ -414,8 +430,8 @@ class MultistepFit:
             "teacher": f"converged, {self.config.teacher_calls} calls",
             "start": self.start,
             "iterations": self.iteration,
-            "model_calls": self.model_calls * self.workers.count,
-            "model_calls_on_paper": self.floor * self.workers.count,
+            "model_calls": self.spent,
+            "model_calls_on_paper": self.floor,
             "error": best,
             "base_solver_error": base,
             "gain": 1 - best / base,

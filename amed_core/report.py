@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .driver import FixedMidpoint, NoMidpoint, sample, trajectory
+from .multistep import MultistepTable, Told
 from .predictor import Look
 from .schedules import logsnr
-from .solvers import Dpm2
+from .solvers import Dpm2, Multistep
 from .table import COLUMNS, AnyPredictor
 from .types import Denoiser, Planner, Sample
 
@@ -25,23 +26,31 @@ class Learned:
     errors: Sequence[float]  # RMSE to the truth at the end of every interval
     base_errors: Sequence[float]  # of the base solver, its midpoints at r = 0.5
     plans: Sequence[dict[str, Tensor]]  # r, scale_dir and scale_time (samples,), for planned intervals
+    weights: Sequence[Sequence[float]] = ()  # of a multistep table, the oldest slope's first
+    told: Sequence[float] = ()  # the noise level its model is told, relative to the true one
 
     def text(self) -> str:
         """A table to read."""
-        lines = [f"{'interval':18}{'error':>9}{'base':>9}{'r':>8}{'scale_dir':>11}{'scale_time':>12}"]
+        columns = f"{'told':>8}   weights of the slopes, oldest first" if self.weights else ""
+        columns = columns or f"{'r':>8}{'scale_dir':>11}{'scale_time':>12}"
+        lines = [f"{'interval':18}{'error':>9}{'base':>9}{columns}"]
         for k, (start, end) in enumerate(pairwise(self.levels)):
             line = f"{f'{start:.4g} to {end:.4g}':18}{self.errors[k]:9.4f}{self.base_errors[k]:9.4f}"
             if k < len(self.plans):
                 r, scale_dir, scale_time = (float(self.plans[k][name].mean()) for name in COLUMNS)
                 line += f"{r:8.3f}{scale_dir:11.3f}{scale_time:12.3f}"
-            lines.append(line + ("" if k < len(self.plans) else "   one plain call"))
+            elif self.weights:
+                line += f"{self.told[k]:8.3f}   " + " ".join(f"{w:.3f}" for w in self.weights[k])
+            else:
+                line += "   one plain call"
+            lines.append(line)
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def learned(
     name: str,
-    base: str,
+    base_name: str,
     predictor: AnyPredictor,
     denoiser: Denoiser,
     x: Sample,
@@ -64,15 +73,20 @@ def learned(
         truth.append(here)
     plain = frozenset(range(config.planned, config.intervals))
     halves: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
+    multistep = isinstance(predictor, MultistepTable)
+    base = (config.build_solver(), NoMidpoint() if multistep else halves)
+    fitted = (predictor.solver(guidance=guidance), predictor.planner(look=look, guidance=guidance))
     errors: list[list[float]] = []
     plans: list[dict[str, Tensor]] = []
-    for planner in (halves, predictor.planner(look=look, guidance=guidance)):
+    for solver, planner in (base, fitted):
         grid = torch.tensor(config.sigmas, dtype=torch.float64)
         plans, distances = [], []
-        for step in trajectory(denoiser, x, grid, config.build_solver(), planner, first=config.first):
+        for step in trajectory(denoiser, x, grid, solver, planner, first=config.first):
             distances.append(float((step.x - truth[step.index]).square().mean().sqrt()))
             if step.plan is not None:
                 values = {column: torch.as_tensor(getattr(step.plan, column)).flatten() for column in COLUMNS}
                 plans.append({column: v.float().cpu().expand(len(x)) for column, v in values.items()})
         errors.append(distances)
-    return Learned(name, base, config.sigmas, errors[1], errors[0], plans)
+    rows = fitted[0].weights if isinstance(fitted[0], Multistep) else ()
+    told = fitted[1].scales if isinstance(fitted[1], Told) else ()
+    return Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, rows, told)

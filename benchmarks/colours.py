@@ -25,7 +25,7 @@ WEIGHTS = Path(__file__).with_name("colours.safetensors")
 
 
 def draw(labels: Tensor, generator: torch.Generator) -> Sample:
-    """Images (n, 3, 16, 16) in [-1, 1] of the shapes `labels` (n,), with smooth edges, each on a two-coloured ground."""
+    """Images (n, 3, 16, 16) in [-1, 1] of the shapes `labels` (n,), with smooth edges, on two-coloured grounds."""
     n, size = len(labels), SHAPE[-1]
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -17,9 +17,12 @@ from tqdm.auto import tqdm
 from ..amed_core import PredictorConfig, TrainConfig, Trainer
 from ..amed_core.end_to_end import EndToEnd, FitConfig
 from ..amed_core.files import PredictorFileError, load_state, save_state
+from ..amed_core.multistep import MultistepTable
+from ..amed_core.multistep_fit import MultistepFit
 from ..amed_core.predictor import AMEDPredictor
 from ..amed_core.report import Learned, learned
 from ..amed_core.sources import HELD_OUT, noise
+from ..amed_core.starts import starts
 from ..amed_core.table import AnyPredictor, TablePredictor, centred_on
 from ..amed_core.types import Denoiser, Features, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
@@ -30,7 +33,7 @@ SAVED_EVERY = 60.0  # seconds between states, against a crash
 TOLD_EVERY = 1.0  # seconds between texts on the node
 REPORTED = 8  # trajectories of the report
 
-Fit = Trainer | EndToEnd
+Fit = Trainer | EndToEnd | MultistepFit
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,9 @@ class TrainSampler(comfy.samplers.Sampler):
         saved = self._saved_state()
         stage = int(saved["stage"]) if saved else 0
         preview = Preview(guider, like)
+        table = getattr(guider.inner_model.model_sampling, "sigmas", None)
         for number, make in enumerate([self._table_fit, self._last_fit][job.table is None :]):
-            fit = make(sources, see, like)
+            fit = make(sources, see, like) if job.config.kind != "multistep" else self._multistep_fit(sources, table)
             if number < stage:  # finished before it was stopped: only its predictor is needed
                 fit.predictor.load_state_dict(saved["finished"])
                 self.predictor = fit.predictor
@@ -193,7 +197,7 @@ class TrainSampler(comfy.samplers.Sampler):
         assert self.predictor is not None
         self.predictor.requires_grad_(False)
         assert self.fit is not None
-        metered = self.fit.metered[0] if isinstance(self.fit, EndToEnd) else self.fit.metered  # knows what fits
+        metered = self.fit.metered if isinstance(self.fit, Trainer) else self.fit.metered[0]  # knows what fits
         x, denoiser = metered(range(HELD_OUT, HELD_OUT + min(REPORTED, job.batch_size)))
         names, calls = (job.config.solver, "base solver"), job.objective.teacher_calls
         self.report = learned(*names, self.predictor, denoiser, x, see, job.scales[0], calls)
@@ -223,6 +227,12 @@ class TrainSampler(comfy.samplers.Sampler):
         assert self.job.table is not None
         assert self.job.table_objective is not None
         return EndToEnd(TablePredictor(self.job.table).to(like.device), sources, self.job.table_objective)
+
+    def _multistep_fit(self, sources: Sequence[Source], table: Tensor | None) -> Fit:
+        config = self.job.config
+        assert isinstance(self.job.objective, FitConfig)
+        begin = starts(config.calls, config.sigma_min, config.sigmas[0], flow=config.flow, table=table)
+        return MultistepFit(MultistepTable(config), sources, self.job.objective, begin)
 
     def _last_fit(self, sources: Sequence[Source], see: Any, like: Tensor) -> Fit:
         job, generator = self.job, torch.Generator().manual_seed(self.job.seed)

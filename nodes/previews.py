@@ -16,7 +16,7 @@ SIDE = 128  # pixels of each at least
 WIDTH, HEIGHT, MARGIN = 480, 300, 46  # of one panel of the plot
 INK, GREY, PALE = (30, 30, 30), (140, 140, 140), (225, 225, 225)
 COLORS = {"predictor": (31, 119, 180), "base solver": GREY, "r": (31, 119, 180), "scale_dir": (214, 39, 40)}
-COLORS["scale_time"] = (44, 160, 44)
+COLORS |= {"scale_time": (44, 160, 44), "newest": (31, 119, 180), "before": (214, 39, 40)}
 
 
 class Preview:
@@ -57,8 +57,13 @@ def plot(report: Learned, title: str) -> Tensor:
     errors = {"predictor": report.errors, "base solver": report.base_errors}
     labels = [f"{k}: to {level:.3g}" for k, level in enumerate(report.levels[1:], start=1)]
     _panel(draw, 0, "error at the end of every interval", errors, labels, font, logarithmic=True)
-    means = {name: [float(plan[name].mean()) for plan in report.plans] for name in ("r", "scale_dir", "scale_time")}
-    _panel(draw, WIDTH, "plan (mean over samples)", means, labels[: len(report.plans)], font)
+    if report.weights:
+        learned = {"newest": [row[-1] for row in report.weights], "scale_time": list(report.told)}
+        learned["before"] = [sum(row[:-1]) for row in report.weights]
+        _panel(draw, WIDTH, "weights of the newest slope and of those before", learned, labels, font)
+    else:
+        means = {name: [float(plan[name].mean()) for plan in report.plans] for name in ("r", "scale_dir", "scale_time")}
+        _panel(draw, WIDTH, "plan (mean over samples)", means, labels[: len(report.plans)], font)
     pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(1, sheet.height, sheet.width, 3)
     return pixels.float() / 255
 

@@ -60,6 +60,7 @@ def sample_amed(
     network = predictor.network
     if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
         network = copy.deepcopy(network).to(x.device)
+    solver = network.solver(run.sigmas, scale(guider))
     planner = network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
     call = count()
@@ -74,7 +75,7 @@ def sample_amed(
         denoiser = ComfyDenoiser(model, extra_args or {}, levels, bottleneck=sees, per_call=True, on_call=report)
         first = config.first if run.analytic_first_step else None
         answers: list[Answer] = []
-        for step in trajectory(denoiser, x, grid, config.build_solver(), planner, first=first):
+        for step in trajectory(denoiser, x, grid, solver, planner, first=first):
             answers += answers_of(step)
             x = step.x
             del step  # its evaluations need not live through the next model call

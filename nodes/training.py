@@ -22,7 +22,7 @@ from ..amed_core.derivatives import GRADIENTS
 from ..amed_core.end_to_end import FitConfig
 from ..amed_core.files import provenance
 from ..amed_core.predictor import LOOKS
-from ..amed_core.recipes import predictor_config
+from ..amed_core.recipes import MULTISTEP_FIT, MULTISTEP_STUDENT, multistep_student, predictor_config
 from ..amed_core.schedules import SCHEDULES
 from ..amed_core.states import verdict
 from ..amed_core.table import centred_config, table_config
@@ -45,6 +45,7 @@ ADVANCED = (
     *("features", "objective", "gradient", "held_out", "epochs", "teacher_calls"),
 )
 RECOMMENDED, PAPER = "recommended", "paper"
+WINNER = {RECOMMENDED: MULTISTEP_STUDENT, PAPER: "amed"}  # of each preset, if the sampler is left to it
 NETWORK, TABLE = "network", "table"
 TABLE_TRAJECTORIES, NETWORK_TRAJECTORIES = 32, 256
 
@@ -127,7 +128,27 @@ class Asked:
     gradient: str = FINITE
     held_out: int = 32
     epochs: int = 1
-    teacher_calls: int = 40
+    teacher_calls: int = 0
+
+    @property
+    def student(self) -> str:
+        """The entry of the sampler list to make a predictor for."""
+        return WINNER[self.preset] if self.sampler_name == AUTO else self.sampler_name
+
+    @property
+    def multistep(self) -> bool:
+        """Whether the predictor is a learned multistep method, which has no use for much of what shapes the others."""
+        if self.student == MULTISTEP_STUDENT and self.preset == PAPER:
+            raise ValueError(
+                'amed_multistep is not of the paper. Set sampler_name to "auto" or "amed", or preset to "recommended", '
+                'in "AMED Train Predictor".'
+            )
+        if self.student == MULTISTEP_STUDENT and (self.objective == PER_INTERVAL or self.gradient == "reverse"):
+            raise ValueError(
+                'amed_multistep is fitted end to end and without autograd. Set objective to "auto" and gradient to '
+                '"finite difference" in "AMED Train Predictor", or choose another sampler_name.'
+            )
+        return self.student == MULTISTEP_STUDENT
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -151,6 +172,8 @@ class Asked:
     @property
     def end_to_end(self) -> bool:
         """Whether the finished picture is what counts."""
+        if self.multistep:
+            return True
         if self.predictor_type == TABLE:
             if self.objective == PER_INTERVAL:
                 raise ValueError(
@@ -161,7 +184,7 @@ class Asked:
         if len(self.scales) > 1 and self.objective != END_TO_END:
             raise ValueError(
                 "The paper's network knows one cfg, but cfg_max asks for a range. Set cfg_max to 0, predictor_type to "
-                '"table", or objective to "end to end", in "AMED Train Predictor".'
+                '"table", sampler_name to "amed_multistep", or objective to "end to end", in "AMED Train Predictor".'
             )
         return self.objective == END_TO_END
 
@@ -202,16 +225,19 @@ def inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "sampler_name",
-            options=list(SAMPLERS),
-            default="amed",
-            tooltip='The sampler to improve. "amed" is AMED-Solver; the others are the paper\'s plugins.',
+            options=[AUTO, *SAMPLERS],
+            default=AUTO,
+            tooltip='The sampler to make. "auto" is the preset\'s: for "recommended" it is amed_multistep, which '
+            "learns noise levels and how to combine all earlier model calls, and measured best by far; for "
+            '"paper" it is "amed", AMED-Solver. The others are the paper\'s plugins.',
         ),
         io.Combo.Input(
             "preset",
             options=[RECOMMENDED, PAPER],
             default=RECOMMENDED,
-            tooltip='"recommended" is what measured best, with a plain model call at the end; "paper" is '
-            "AMED as published. Both are changed by every option below that is not at auto.",
+            tooltip='"recommended" is what measured best; "paper" is AMED as published. Both are changed by every '
+            "option below that is not at auto; amed_multistep finds its own noise levels, and uses of these "
+            "options only trajectories, batch_size, cfg_max, prompts, held_out and teacher_calls.",
         ),
         io.Int.Input(
             "trajectories",
@@ -297,9 +323,10 @@ def inputs() -> list[Any]:
             options=[NETWORK, TABLE],
             default=NETWORK,
             optional=True,
-            tooltip='"network" is the paper\'s. "table" has constants for every step, fitted to the finished '
-            f"picture: {TABLE_TRAJECTORIES} trajectories and a tenth of the time suffice, and it measured "
-            "better. A table does not use features, learning_rate, epochs and the teacher options.",
+            tooltip='Of the other samplers than amed_multistep. "network" is the paper\'s. "table" has constants for '
+            f"every step, fitted to the finished picture: {TABLE_TRAJECTORIES} trajectories and a tenth of the time "
+            "suffice, and it measured better. A table does not use features, learning_rate, epochs and the teacher "
+            "options.",
         ),
         io.Float.Input(
             "cfg_max",
@@ -310,7 +337,7 @@ def inputs() -> list[Any]:
             round=0.01,
             optional=True,
             tooltip="Above cfg, the predictor is made for the whole range from cfg to this, by a fit at both "
-            "ends and one between: three times the work. Needs predictor_type table, or network end to end. "
+            "ends and one between: three times the work. Not for networks that are fitted per interval. "
             "0: cfg alone.",
         ),
         io.Clip.Input(
@@ -363,12 +390,12 @@ def inputs() -> list[Any]:
         ),
         io.Int.Input(
             "teacher_calls",
-            default=40,
-            min=4,
+            default=0,
+            min=0,
             max=1000,
             optional=True,
-            tooltip="Model calls of the slow sampler (Heun) whose finished pictures are the goal of end to end fits, "
-            "and that all predictors are judged by.",
+            tooltip="Model calls of the slow sampler whose finished pictures are the goal of end to end fits, and that "
+            "all predictors are judged by. 0 is auto: 24 of iPNDM for amed_multistep, 40 of Heun for the others.",
         ),
     ]
 
@@ -467,33 +494,36 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
 
 def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, count: int) -> Job:
     """What to fit, for these inputs; `prompts` is the digest of all `count` of them."""
-    end_to_end, table = asked.end_to_end, asked.predictor_type == TABLE
+    end_to_end, table, multistep = asked.end_to_end, asked.predictor_type == TABLE, asked.multistep
     fitted, held_out = split(count)
     batch = min(asked.batch_size, asked.trajectories)
     trajectories = max(asked.trajectories, len(fitted))
     if end_to_end:  # a few say it all; every prompt should be among them
-        batch = max(1, min(batch, TABLE_TRAJECTORIES // max(len(fitted), len(held_out))))
-        trajectories = max(
-            len(fitted) * batch, min(trajectories, TABLE_TRAJECTORIES if table else NETWORK_TRAJECTORIES)
-        )
-    features = "none" if table else chosen_features(asked, model, guider, latent)
+        most = TABLE_TRAJECTORIES if table else NETWORK_TRAJECTORIES
+        most = MULTISTEP_FIT.trajectories if multistep else most
+        batch = max(1, min(batch, min(most, TABLE_TRAJECTORIES) // max(len(fitted), len(held_out))))
+        trajectories = max(len(fitted) * batch, min(trajectories, most))
     scales = asked.scales
-    config = student_config(
-        model,
-        asked.sampler_name,
-        asked.steps,
-        published=asked.preset == PAPER,
-        features=features,
-        guidance=asked.cfg,
-        **asked.overrides,
-    )
+    if multistep:
+        config = multistep_config_of(model, asked)
+    else:
+        features = "none" if table else chosen_features(asked, model, guider, latent)
+        config = student_config(
+            model,
+            asked.student,
+            asked.steps,
+            published=asked.preset == PAPER,
+            features=features,
+            guidance=asked.cfg,
+            **asked.overrides,
+        )
     start = None
-    if end_to_end:
+    if end_to_end and not multistep:
         widths = {name: asked.overrides[name] for name in ("scale_dir", "scale_time") if name in asked.overrides}
         start = replace(table_config(config, **widths), guidances=scales if len(scales) > 1 else ())
         config = start if table else centred_config(start, features)
     shared = {
-        "teacher_calls": asked.teacher_calls,
+        "teacher_calls": asked.teacher_calls or (MULTISTEP_FIT if multistep else FitConfig()).teacher_calls,
         "held_out": max(asked.held_out, len(held_out) * batch if end_to_end else 0),
         "batch_size": batch,
     }
@@ -502,6 +532,8 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         gradient="reverse" if asked.gradient == "reverse" else FINITE,
         learning_rate=asked.learning_rate,
         seed=asked.seed,
+        iterations=MULTISTEP_FIT.iterations if multistep else FitConfig.iterations,
+        budget=MULTISTEP_FIT.budget * len(scales) * -(-trajectories // MULTISTEP_FIT.trajectories) if multistep else 0,
         **shared,
     )
     training = TrainConfig(
@@ -516,7 +548,7 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         **shared,
     )
     objective = fitting if end_to_end else training
-    starts = end_to_end and not table
+    starts = end_to_end and not table and not multistep
     few = replace(
         fitting, trajectories=max(min(trajectories, TABLE_TRAJECTORIES), len(fitted) * batch), gradient=FINITE
     )
@@ -534,6 +566,20 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         fitted_prompts=fitted,
         held_out_prompts=held_out,
         state=state,
+    )
+
+
+def multistep_config_of(model: Any, asked: Asked) -> PredictorConfig:
+    """The settings of a multistep predictor for this MODEL."""
+    sampling, scales = model.get_model_object("model_sampling"), asked.scales
+    return multistep_student(
+        asked.steps,
+        float(sampling.sigma_min),
+        float(sampling.sigma_max),
+        flow=isinstance(sampling, comfy.model_sampling.CONST),
+        guidance=asked.cfg,
+        guidances=scales if len(scales) > 1 else (),
+        model=fingerprint(model),
     )
 
 

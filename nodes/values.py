@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
 from ..amed_core import PredictorConfig
+from ..amed_core.recipes import MULTISTEP_STUDENT
 from ..amed_core.table import AnyPredictor
 
 CATEGORY = "sampling/amed"
@@ -35,12 +36,15 @@ SAMPLERS = {
     "amed_ipndm": ("ipndm", None),
     "amed_dpmpp_2m": ("dpmpp", 2),
     "amed_dpmpp_3m": ("dpmpp", 3),
+    MULTISTEP_STUDENT: ("multistep", None),
 }
 
 
 def sampler_name(network: AnyPredictor) -> str:
     """The entry of the sampler list that this predictor was made for."""
     config = network.config
+    if config.kind == "multistep":
+        return MULTISTEP_STUDENT
     if config.solver == "dpmpp":
         return "amed_dpmpp_3m" if config.max_order == 3 else "amed_dpmpp_2m"
     return next(name for name, (solver, _) in SAMPLERS.items() if solver == config.solver)

@@ -34,6 +34,7 @@ class Mixture:
     [
         ["--trajectories", "48", "--batch-size", "8", "--held-out", "8"],
         ["--table", "--trajectories", "12", "--cfg", "1.0", "1.5"],
+        ["--solver", "amed_multistep", "--trajectories", "24", "--batch-size", "8", "--held-out", "8"],
     ],
 )
 def test_two_processes_fit_what_one_fits(tmp_path: Path, what: list[str]) -> None:

@@ -204,7 +204,7 @@ def test_on_a_flow_model_dpm_solver_pp_takes_the_same_steps_as_on_its_noise_pred
 
 
 @dataclass(frozen=True)
-class Moved:
+class Moved(Planner):
     """A planner whose midpoints lie at the same signal-to-noise ratio for a flow model."""
 
     planner: Planner

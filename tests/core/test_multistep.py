@@ -1,0 +1,257 @@
+"""Learned multistep methods: what solvers are when they are written out, searched grids, weights in closed form."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, noise
+from torch import Tensor
+
+from amed_core import (
+    Dpm2,
+    DpmSolverPP,
+    FixedMidpoint,
+    Ipndm,
+    NoMidpoint,
+    PredictorConfig,
+    load_predictor,
+    polynomial,
+    sample,
+    save_predictor,
+)
+from amed_core.calls import call_sigmas, read
+from amed_core.goals import Goal
+from amed_core.grids import RULES, searched
+from amed_core.least_squares import least_squares
+from amed_core.multistep import MultistepTable, coefficients, together
+from amed_core.paths import Path as TeacherPath
+from amed_core.paths import gram, levels, path
+from amed_core.recipes import multistep_student
+from amed_core.solvers import Multistep
+from amed_core.starts import starts
+
+GRID = (80.0, 12.0, 3.0, 0.7, 0.2, 0.0)
+FLOW_GRID = (1.0, 0.9, 0.6, 0.3, 0.1, 0.0)
+X = SIGMA_MAX * noise(6, 1, 4, 4)
+HALVES = FixedMidpoint(0.5, plain=frozenset({2}))
+CONFIG = multistep_student(5, SIGMA_MIN, SIGMA_MAX)
+
+
+def run(table: MultistepTable, denoiser: Any = mixture, x: Tensor = X, guidance: float | None = None) -> Tensor:
+    grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
+    return sample(denoiser, x, grid, table.solver(guidance=guidance), table.planner(guidance=guidance))
+
+
+def table_on(grid: tuple[float, ...], **changes: Any) -> MultistepTable:
+    return MultistepTable(replace(CONFIG, sigmas=grid, **changes))
+
+
+@pytest.mark.parametrize(
+    ("solver", "grid", "planner"),
+    [
+        *((Ipndm(order), GRID, NoMidpoint()) for order in (1, 2, 3, 4)),
+        *((DpmSolverPP(order, prediction), GRID, NoMidpoint()) for order in (2, 3) for prediction in ("data", "noise")),
+        (Dpm2(), (80.0, 3.0, 0.2, 0.0), HALVES),
+    ],
+)
+def test_a_solver_written_out_samples_as_itself(solver: Any, grid: Any, planner: Any) -> None:
+    own = sample(mixture, X, torch.tensor(grid, dtype=torch.float64), solver, planner)
+    visited, weights = coefficients(solver, grid, planner)
+    rows = tuple(tuple(row[: k + 1]) for k, row in enumerate(weights))
+    assert all(not any(row[k + 1 :]) for k, row in enumerate(weights)), "no slope is used before it is known"
+    written = sample(mixture, X, torch.tensor(visited, dtype=torch.float64), Multistep(rows), NoMidpoint())
+    torch.testing.assert_close(written, own, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_so_does_a_flow_solver(order: int) -> None:
+    solver, x = DpmSolverPP(order, flow=True), noise(6, 4)
+    own = sample(FlowGaussian(0.3, 0.5), x, torch.tensor(FLOW_GRID, dtype=torch.float64), solver, NoMidpoint())
+    rows = tuple(tuple(row[: k + 1]) for k, row in enumerate(coefficients(solver, FLOW_GRID)[1]))
+    grid = torch.tensor(FLOW_GRID, dtype=torch.float64)
+    torch.testing.assert_close(sample(FlowGaussian(0.3, 0.5), x, grid, Multistep(rows), NoMidpoint()), own)
+
+
+def test_heuns_method_is_no_multistep_method() -> None:
+    with pytest.raises(ValueError, match="twice at the noise level 3"):
+        coefficients(Dpm2(), (80.0, 3.0, 0.2, 0.0), FixedMidpoint(1.0, plain=frozenset({2})))
+
+
+def test_a_solver_that_scales_its_sample_is_no_multistep_method() -> None:
+    class Scaling(Ipndm):
+        def to_next(self, history: Any, sigma: Any, plan: Any, stage: Any) -> Tensor:
+            return 1.1 * super().to_next(history, sigma, plan, stage)
+
+    with pytest.raises(ValueError, match="no linear multistep method"):
+        coefficients(Scaling(1), GRID)
+
+
+def test_an_unfitted_table_is_ipndm_on_its_grid_and_on_every_other() -> None:
+    table = table_on(GRID)
+    for grid in (GRID, (80.0, 5.0, 0.5, 0.0)):
+        levels_ = torch.tensor(grid, dtype=torch.float64)
+        plain = sample(mixture, X, levels_, Ipndm(3), NoMidpoint())
+        learned = sample(mixture, X, levels_, table.solver(grid), table.planner(grid))
+        torch.testing.assert_close(learned, plain, rtol=1e-5, atol=1e-5)
+    assert isinstance(table.solver(GRID[:3]), Multistep), "the beginning of its grid is its own"
+    assert isinstance(table.solver(GRID[1:]), Ipndm), "its weights are of slopes from the very first"
+
+
+def test_the_model_is_told_the_learned_levels_and_none_outside_its_own() -> None:
+    table, model = table_on(GRID), Gaussian()
+    table.scale_time.copy_(torch.tensor([1.5, 0.9, 1.0, 1.2, 1e-9]))
+    run(table, model)
+    expected = [80.0, 0.9 * 12.0, 3.0, 1.2 * 0.7, SIGMA_MIN]
+    assert [float(sigma) for sigma in model.asked] == pytest.approx(expected)
+
+
+def test_between_guidance_scales_it_interpolates() -> None:
+    alone = [table_on(GRID) for _ in range(2)]
+    alone[1].weights.mul_(1.5)
+    alone[1].scale_time.mul_(0.8)
+    both = together(replace(alone[0].config, guidances=(1.0, 3.0)), alone)
+    middle = both.solver(guidance=2.0)
+    assert isinstance(middle, Multistep)
+    torch.testing.assert_close(torch.tensor(middle.weights[1]), 1.25 * alone[0].weights[1, :2])
+    for scale, own, again in zip((1.0, 3.0), alone, both.alone(), strict=True):
+        torch.testing.assert_close(run(both, guidance=scale), run(own))
+        torch.testing.assert_close(again.weights, own.weights)
+
+
+def test_it_survives_its_file(tmp_path: Path) -> None:
+    table = table_on(GRID, guidances=(1.0, 2.0))
+    table.weights.add_(noise(*table.weights.shape).float().tril())
+    save_predictor(table, tmp_path / "table.safetensors")
+    loaded = load_predictor(tmp_path / "table.safetensors")
+    assert isinstance(loaded, MultistepTable)
+    assert loaded.config == table.config
+    assert (run(loaded, guidance=1.3) == run(table, guidance=1.3)).all()
+
+
+def test_a_list_of_levels_is_its_own_only_from_the_beginning() -> None:
+    config = table_on(GRID).config
+    assert config.calls == 5
+    assert call_sigmas(config, 5) == GRID
+    assert read(GRID, config).own_grid
+    assert read(GRID[:4], config).own_grid
+    for other in (GRID[2:], (80.0, 5.0, 0.5, 0.0)):
+        found = read(other, config)
+        assert not found.own_grid
+        assert found.calls == len(other) - 1
+    with pytest.raises(ValueError, match="Set steps to 5"):
+        read(call_sigmas(config, 8), config)
+
+
+def test_settings_that_no_multistep_table_has_are_refused() -> None:
+    for changes in ({"sigmas": GRID[:-1]}, {"analytic_first_step": True}, {"plain_last": True}):
+        with pytest.raises(ValueError, match="once per interval"):
+            replace(CONFIG, **changes)
+    with pytest.raises(ValueError, match="at least 2"):
+        multistep_student(1, SIGMA_MIN, SIGMA_MAX)
+
+
+# Searched grids
+
+
+def passed(denoiser: Any = mixture, x: Tensor = X, calls: int = 9, sigma_max: float = SIGMA_MAX) -> TeacherPath:
+    return path(denoiser, x, levels(SIGMA_MIN, sigma_max, calls))
+
+
+def cost_of(found: TeacherPath, grid: tuple[int, ...], rule: str) -> float:
+    """What the points `grid` of a path cost, from the samples and slopes themselves."""
+    variance, total = found.end.square().mean(), 0.0
+    for n, (i, j) in enumerate(itertools.pairwise(grid)):
+        moved, step = found.x[j] - found.x[i], found.levels[j] - found.levels[i]
+        last = j == len(found.levels) - 1
+        if rule == "midpoint" and not last:
+            errors = []
+            for m in range(i, j):
+                slope = found.slopes[m]
+                errors.append((moved - (moved * slope).sum() / slope.square().sum() * slope).square().sum())
+            error = torch.stack(errors).min()
+        elif rule == "euler" or n == 0 or (rule in ("ipndm", "midpoint") and last):
+            error = (moved - step * found.slopes[i]).square().sum()
+        elif rule == "ipndm":
+            error = (moved - step * (1.5 * found.slopes[i] - 0.5 * found.slopes[grid[n - 1]])).square().sum()
+        else:
+            slopes = torch.stack([found.slopes[i], found.slopes[grid[n - 1]]]).flatten(1)
+            error = (moved.flatten() - torch.linalg.lstsq(slopes.T, moved.flatten()).solution @ slopes).square().sum()
+        total += float(error * variance / (variance + found.levels[j] ** 2))
+    return total
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("intervals", [2, 3, 4])
+def test_the_searched_grid_is_the_cheapest_of_all(rule: Any, intervals: int) -> None:
+    found = passed()
+    last = len(found.levels) - 1
+    every = [(0, *inner, last) for inner in itertools.combinations(range(1, last), intervals - 1)]
+    cheapest = min(every, key=lambda grid: cost_of(found, grid, rule))
+    grid = searched(gram(found, finer=1), intervals, rule)
+    assert grid == tuple(found.levels[n] for n in cheapest)
+
+
+def test_between_its_levels_a_path_is_where_the_ode_goes() -> None:
+    model, grid = Gaussian(), levels(SIGMA_MIN, SIGMA_MAX, 24)
+    x = torch.stack([model.exact(X, SIGMA_MAX, sigma) for sigma in grid])
+    slopes = torch.stack([(x[n] - model(x[n], torch.tensor(sigma))[0]) / sigma for n, sigma in enumerate(grid[:-1])])
+    found = TeacherPath(grid, x, slopes)
+    for sigma in (50.0, 3.3, 0.21):
+        x, slope = found.at(sigma)
+        torch.testing.assert_close(x, model.exact(X, SIGMA_MAX, sigma), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(slope, (x - model(x, torch.tensor(sigma))[0]) / sigma, rtol=1e-2, atol=1e-2)
+    assert (found.at(0.0)[0] == found.end).all()
+
+
+def test_more_intervals_than_levels_and_unknown_rules_are_refused() -> None:
+    products = gram(passed(), finer=1)
+    with pytest.raises(ValueError, match="Raise teacher_calls"):
+        searched(products, 10, "euler")
+    with pytest.raises(ValueError, match="midpoint"):
+        searched(products, 2, "heun")  # type: ignore[arg-type]
+
+
+# Weights in closed form
+
+
+def test_on_a_gaussian_the_closed_form_is_exact() -> None:
+    """All slopes and samples lie in the plane of x and the mean: two weights reach every level."""
+    model = Gaussian(mean=0.3)
+    teacher = passed(model, calls=60)
+    goal = Goal(0, 0, X, model, teacher.end)
+    made, (end,) = least_squares(table_on(GRID), [(goal, teacher)], ridge=0.0)
+    first = (teacher.at(GRID[1])[0] - X - (GRID[1] - GRID[0]) * teacher.slopes[0]).square().mean().sqrt()
+    assert float(first) > 5e-3, "one slope does not reach the first level"
+    assert float((end - teacher.end).square().mean().sqrt()) < 1e-4
+    torch.testing.assert_close(run(made, model), end, rtol=1e-4, atol=1e-4)
+
+
+def test_a_strong_ridge_keeps_the_weights_it_starts_from() -> None:
+    teacher = passed()
+    start = table_on(GRID)
+    goal = Goal(0, 0, X, mixture, teacher.end)
+    held, free = (least_squares(start, [(goal, teacher)], ridge=ridge)[0].weights for ridge in (1e9, 1e-6))
+    torch.testing.assert_close(held, start.weights, rtol=1e-4, atol=1e-4)
+    assert float((free - start.weights).abs().max()) > 0.05
+
+
+def test_every_start_ends_at_zero_and_has_a_call_per_level() -> None:
+    for calls in (2, 3, 4, 7):
+        found = starts(calls, SIGMA_MIN, SIGMA_MAX)
+        assert len({start.name for start in found}) == len(found)
+        for start in found:
+            assert len(start.levels) == calls + 1
+            assert start.levels[-1] == 0
+            assert len(start.weights) == calls
+    assert any("dpm_2" in start.name for start in starts(5, SIGMA_MIN, SIGMA_MAX))
+
+
+def test_a_models_own_timesteps_are_a_grid_to_start_from() -> None:
+    table = torch.linspace(0.001, 1.0, 1000, dtype=torch.float64)
+    names = [start.name for start in starts(4, 0.003, 1.0, flow=True, table=table)]
+    assert "dpmpp-2 discrete zero" in names
+    assert polynomial(4, 0.003, 1.0)[0] == pytest.approx(1.0)
+    assert PredictorConfig is type(CONFIG)

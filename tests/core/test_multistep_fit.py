@@ -1,0 +1,171 @@
+"""Fits of multistep tables: what they reach, what they cost, and that they can be stopped, split and resumed."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
+from torch import Tensor
+
+from amed_core import multistep_fit
+from amed_core.end_to_end import FitConfig
+from amed_core.files import load_state, save_state
+from amed_core.multistep import MultistepTable
+from amed_core.multistep_fit import MultistepFit
+from amed_core.predictor import PredictorConfig
+from amed_core.recipes import multistep_student
+from amed_core.sources import gaussian
+from amed_core.starts import starts
+from amed_core.types import Denoiser
+
+SHAPE = (1, 4, 4)
+SMALL = FitConfig(trajectories=16, held_out=8, batch_size=4, teacher_calls=20, iterations=4)
+CONFIG = multistep_student(4, SIGMA_MIN, SIGMA_MAX)
+STARTS = starts(4, SIGMA_MIN, SIGMA_MAX)
+SCALES = (1.0, 2.0)
+
+
+def fit(
+    config: FitConfig = SMALL, denoiser: Denoiser = mixture, settings: PredictorConfig = CONFIG, **more: Any
+) -> MultistepFit:
+    sources = more.pop("sources", gaussian(denoiser, SHAPE, SIGMA_MAX))
+    return MultistepFit(MultistepTable(settings), sources, config, more.pop("begin", STARTS), **more)
+
+
+def guided(scale: float) -> Denoiser:
+    """A model whose answer depends on a guidance scale."""
+    return lambda x, sigma: mixture(x, sigma)[0] * (1 + 0.05 * scale / (1 + sigma))
+
+
+def numbers(table: MultistepTable) -> Tensor:
+    return torch.cat([torch.tensor(table.config.sigmas), table.weights.flatten(), table.scale_time.flatten()])
+
+
+def test_it_comes_nearer_than_every_unlearned_solver() -> None:
+    fitting = fit()
+    events = list(fitting.events())
+    assert all(after.error <= before.error for before, after in pairwise(events))
+    summary = fitting.summary()
+    assert summary["error"] < 0.5 * summary["base_solver_error"]
+    assert summary["error"] == min(event.held_out for event in events)
+    assert summary["base_solver_error"] == events[0].held_out
+
+
+def test_on_a_gaussian_it_is_exact() -> None:
+    fitting = fit(replace(SMALL, teacher_calls=100), Gaussian())
+    events = list(fitting.events())
+    assert events[-1].held_out < 1e-3 * max(1.0, events[0].held_out)
+
+
+def test_where_nothing_is_gained_on_what_is_held_out_it_stays_with_its_start() -> None:
+    """The trajectories that are held out are those of another model."""
+
+    def another(x: Tensor, sigma: Tensor) -> Tensor:
+        return mixture(x, 3 * sigma)[0]
+
+    def source(rows: range) -> Any:
+        return gaussian(another if rows.start >= 2**40 else mixture, SHAPE, SIGMA_MAX)(rows)
+
+    fitting = fit(sources=source)
+    events = list(fitting.events())
+    assert min(event.held_out for event in events) == events[0].held_out, "or the test shows nothing"
+    assert fitting.summary()["gain"] == 0
+    (start,) = [s for s in STARTS if s.name == fitting.start] or [None]
+    if start is not None:
+        assert fitting.predictor.config.sigmas == start.levels
+    assert (fitting.predictor.scale_time == 1).all()
+
+
+def test_no_model_call_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted calls are those on paper, but for attempts that failed."""
+    monkeypatch.setattr(multistep_fit, "SPENT", 250)
+    made = 0
+
+    def counting(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal made
+        made += len(x)
+        return mixture(x, sigma)
+
+    # 4 calls: levels 3 + 2 + 1, weights 3 + 2 * 2 + 3 * 1, told levels 4 + 3 + 2 + 1, for one batch of 4.
+    fitting = fit(denoiser=counting)
+    counts = [event.model_calls for event in fitting.events()]
+    assert counts[-1] == made
+    derivatives, trial, judged = 26 * 4 * 2, 4 * SMALL.trajectories, 4 * SMALL.held_out
+    for before, after in pairwise(counts[1:]):
+        assert (after - before - derivatives - judged) in [trial * attempts for attempts in range(1, 6)]
+    on_paper = fitting.calls_of(len(counts) - 1)
+    assert fitting.calls_of(2) - fitting.calls_of(1) == derivatives + trial + judged
+    grids = 3 - (on_paper - (len(counts) - 2) * (derivatives + trial + judged) < counts[1])
+    assert 0 <= fitting.calls_of(1) - counts[1] <= trial * grids, "of three grids some may be the same"
+
+
+def test_it_stops_before_its_budget_is_exceeded() -> None:
+    unlimited = [event.model_calls for event in fit().events()]
+    budget = unlimited[1] + 1
+    limited = fit(replace(SMALL, budget=budget))
+    list(limited.events())
+    assert limited.model_calls <= budget
+    assert limited.iteration < len(unlimited) - 1
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_fit_that_was_stopped_goes_on_as_if_it_was_not(tmp_path: Path, stop: int) -> None:
+    whole = fit()
+    list(whole.events())
+    part = fit()
+    for count, _ in enumerate(part.events(), 1):
+        if count == stop:
+            break
+    save_state(tmp_path / "state.safetensors", part.state_dict())
+    rest = fit()
+    rest.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    list(rest.events())
+    assert (numbers(rest.predictor) == numbers(whole.predictor)).all()
+    assert rest.history == whole.history
+    assert rest.summary()["error"] == whole.summary()["error"]
+
+
+def test_a_state_of_another_fit_is_refused() -> None:
+    state = fit().state_dict()
+    with pytest.raises(ValueError, match="trajectories"):
+        fit(replace(SMALL, trajectories=8)).load_state_dict(state)
+    with pytest.raises(ValueError, match="other starts"):
+        fit(begin=STARTS[:3]).load_state_dict(state)
+
+
+def test_guidance_scales_share_the_grid_and_no_weights() -> None:
+    settings = replace(CONFIG, guidance=SCALES[0], guidances=SCALES)
+    sources = [gaussian(guided(scale), SHAPE, SIGMA_MAX) for scale in SCALES]
+    fitting = fit(settings=settings, sources=sources)
+    list(fitting.events())
+    assert fitting.summary()["error"] < 0.7 * fitting.summary()["base_solver_error"]
+    one, other = fitting.predictor.alone()
+    assert one.config.sigmas == other.config.sigmas
+    assert float((one.weights - other.weights).abs().max()) > 1e-3
+
+
+def test_the_same_seed_gives_the_same_table() -> None:
+    tables = []
+    for _ in range(2):
+        fitting = fit(replace(SMALL, iterations=2))
+        list(fitting.events())
+        tables.append(numbers(fitting.predictor))
+    assert (tables[0] == tables[1]).all()
+
+
+def test_one_trajectory_is_enough_not_to_explode() -> None:
+    fitting = fit(replace(SMALL, trajectories=1, batch_size=1))
+    list(fitting.events())
+    assert fitting.summary()["error"] <= fitting.summary()["base_solver_error"]
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    with pytest.raises(ValueError, match="without autograd"):
+        fit(replace(SMALL, gradient="reverse"))
+    with pytest.raises(ValueError, match="2 sources"):
+        fit(sources=[gaussian(mixture, SHAPE, SIGMA_MAX)] * 2)
+    with pytest.raises(FloatingPointError, match="pictures are not finite"):
+        list(fit(denoiser=lambda x, sigma: x * float("nan")).events())
