@@ -19,7 +19,7 @@ from amed_core.types import Features, Sample, Sigma
 
 SHAPE = (3, 16, 16)
 SHAPES = ("disc", "ring", "square", "triangle", "cross")
-SIGMA_MIN, SIGMA_MAX = 0.003, 1.0
+SIGMA_MIN, SIGMA_MAX = 0.001, 1.0
 DATA_STD = 0.45  # about that of the pixels, which lie in [-1, 1]
 WEIGHTS = Path(__file__).with_name("colours.safetensors")
 

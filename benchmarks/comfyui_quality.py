@@ -1,0 +1,359 @@
+"""Ours against every stock deterministic sampler and scheduler, at equal true model calls, in a real ComfyUI.
+
+    python benchmarks/comfyui_quality.py --output benchmarks/comfyui_quality.json   # hours; goes on where it was stopped
+    python benchmarks/comfyui_quality.py --table benchmarks/comfyui_quality.json    # the README's tables from it
+
+Three models: the bundled digits (EDM), coloured shapes (rectified flow) and a closed-form mixture (5-D latent, discrete
+eps), each at cfg 1 and 3. All samplers start from the same noise; errors are RMSEs to where the model's ODE takes it,
+by 200 calls of Heun's method, with 95 % intervals (bootstrap over samples). A stock sampler is deterministic if two
+seeds give the same picture from the same noise, and its calls are counted. All stock pairs are screened on few samples,
+the best of them measured on all. Ours are made by the training node with its default settings and used by KSampler.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path += [str(Path(__file__).parents[1] / "tests" / "nodes"), str(Path(__file__).parents[1])]
+from comfyui import load_pack
+
+PACK = load_pack()
+
+import comfy.sample
+import comfy.samplers
+from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
+from comfy_extras.nodes_gits import GITSScheduler
+from comfy_extras.nodes_optimalsteps import OptimalStepsScheduler
+
+from amed_core import measures
+from benchmarks.comfyui_models import Subject, subject
+
+MODELS, SCALES, CALLS = ("digits", "colours", "mixture"), (1.0, 3.0), (3, 4, 5, 6, 7, 8, 10)
+NOISE_SEED, BATCH = 2**33, 100  # a fit draws its noise in another way
+SCREENED, KEPT = 50, 5
+TEACHER_CALLS = 200
+PUBLISHED_CALLS = (5,)
+TRAJECTORIES_PUBLISHED = 10_000
+
+
+@dataclass
+class Row:
+    """One sampler at one number of calls."""
+
+    model: str
+    cfg: float
+    calls: int
+    sampler: str
+    scheduler: str
+    error: float
+    low: float
+    high: float
+    median: float
+    p90: float
+    frechet: float
+    samples: int
+    seconds: float
+    seed: int | None = None  # of the fit
+    fit_calls: int | None = None
+    fit_seconds: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Counter:
+    """Counts model calls, however many conditionings are in one."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return executor(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Samplers that come to grief print warnings; the rows say so."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        yield
+
+
+@dataclass
+class Setting:
+    """A model at a guidance scale, with its noise and its teacher."""
+
+    name: str
+    cfg: float
+    samples: int
+    about: Subject = field(init=False)
+    noise: Tensor = field(init=False)
+    teacher: Tensor = field(init=False)
+    real: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.about = subject(PACK, self.name)
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        self.noise = torch.randn(self.samples, *self.about.latent.shape[1:], generator=generator)
+        self.real = self.about.data(self.samples)
+        self.teacher = self.converged(TEACHER_CALLS)
+
+    def batches(self, count: int) -> Iterator[slice]:
+        size = BATCH - BATCH % self.about.classes
+        return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))
+
+    def converged(self, calls: int) -> Tensor:
+        """Heun's method, with timesteps that are not rounded."""
+        model = PACK.nodes.timesteps.with_interpolated_timesteps(self.about.model)
+        sampling = model.get_model_object("model_sampling")
+        low, high = float(sampling.sigma_min), float(sampling.sigma_max)
+
+        def run(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
+            denoiser = PACK.nodes.bridge.ComfyDenoiser(model, extra_args, [high, low, 0.0], bottleneck=False)
+            return measures.converged(denoiser, x, low, high, calls)
+
+        return self.sampled(comfy.samplers.KSAMPLER(run), torch.tensor([high, 0.0]), self.samples, model)
+
+    def sampled(self, sampler: Any, sigmas: Tensor, count: int, model: Any = None, seed: int = 0) -> Tensor:
+        """What a SAMPLER makes of the first noises."""
+        drawn = []
+        for rows in self.batches(count):
+            noise = self.noise[: count][rows]
+            drawn.append(
+                comfy.sample.sample_custom(
+                    model or self.about.model, noise, self.cfg, sampler, sigmas, self.about.positive,
+                    self.about.negative, torch.zeros_like(noise), disable_pbar=True, seed=seed,
+                )
+            )  # fmt: skip
+        return torch.cat(drawn)
+
+    def row(self, drawn: Tensor, calls: int, sampler: str, scheduler: str, seconds: float, **more: Any) -> Row:
+        """Measured against the teacher and, by the Frechet distance, against the data."""
+        count = len(drawn)
+        if not drawn.isfinite().all():
+            e, distance = measures.Error(*[math.inf] * 5), math.inf
+        else:
+            e, distance = measures.error(drawn, self.teacher[:count]), measures.frechet(drawn, self.real[:count])
+        errors = (e.rmse, e.low, e.high, e.median, e.p90)
+        return Row(self.name, self.cfg, calls, sampler, scheduler, *errors, distance, count, seconds, **more)
+
+
+def deterministic(setting: Setting) -> list[str]:
+    """The stock samplers whose picture does not depend on the seed, the starting noise being the same."""
+    sigmas = comfy.samplers.calculate_sigmas(setting.about.model.get_model_object("model_sampling"), "normal", 4)
+    found = []
+    for name in comfy.samplers.SAMPLER_NAMES:
+        if name in PACK.nodes.values.SAMPLERS or name == "dpm_adaptive":  # which takes as many calls as it likes
+            continue
+        sampler = comfy.samplers.sampler_object(name)
+        try:
+            with quiet():
+                one, other = (setting.sampled(sampler, sigmas, 1, seed=seed) for seed in (1, 2))
+        except Exception as error:  # noqa: BLE001 - some need packages that are not there
+            print(f"{name} does not run: {error}", file=sys.stderr)
+            continue
+        if bool((one == other).all()):
+            found.append(name)
+    return found
+
+
+def grids(setting: Setting, sampler: str) -> Iterator[tuple[str, Callable[[int], Tensor]]]:
+    """Every scheduler, as a function from steps to sigmas, as KSampler or the scheduler's node gives them."""
+    model = setting.about.model
+
+    def listed(scheduler: str) -> Callable[[int], Tensor]:
+        return lambda steps: comfy.samplers.KSampler(
+            model, steps, torch.device("cpu"), sampler, scheduler, 1.0, model.model_options
+        ).sigmas
+
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        if scheduler != PACK.nodes.sampling.SCHEDULER:
+            yield scheduler, listed(scheduler)
+    # The others are lists of noise levels for models of their own kind.
+    if setting.name == "mixture":
+        for coefficient in (0.8, 1.0, 1.2, 1.5):
+            yield f"GITS {coefficient}", lambda steps, c=coefficient: GITSScheduler.execute(c, steps, 1.0).args[0]
+        for kind in ("SD1", "SDXL"):
+            yield f"AlignYourSteps {kind}", lambda steps, k=kind: AlignYourStepsScheduler.execute(k, steps, 1.0).args[0]
+    if setting.name == "colours":
+        for kind in ("FLUX", "Wan", "Chroma"):
+            yield f"OptimalSteps {kind}", lambda steps, k=kind: OptimalStepsScheduler.execute(k, steps, 1.0).args[0]
+
+
+def stock(setting: Setting, wanted: tuple[int, ...]) -> Iterator[Row]:
+    """The best stock pairs at every number of calls: screened on a few samples, then measured on all."""
+    counter = Counter()
+    counted = setting.about.model.clone()
+    counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
+    screened: dict[int, list[tuple[float, str, str, Tensor]]] = {calls: [] for calls in wanted}
+    for name in deterministic(setting):
+        sampler = comfy.samplers.sampler_object(name)
+        for scheduler, levels in grids(setting, name):
+            seen = set()
+            for steps in range(1, max(wanted) + 2):
+                try:
+                    with quiet():
+                        sigmas = levels(steps)
+                        counter.calls = 0
+                        setting.sampled(sampler, sigmas, 1, counted)
+                        calls = counter.calls
+                        if calls not in wanted or calls in seen:
+                            continue
+                        seen.add(calls)
+                        drawn = setting.sampled(sampler, sigmas, SCREENED)
+                except Exception as error:  # noqa: BLE001 - not every sampler takes every list of levels
+                    print(f"{setting.name}: {name} {scheduler} with {steps} steps: {error}", file=sys.stderr)
+                    continue
+                found = measures.error(drawn, setting.teacher[:SCREENED]).rmse
+                screened[calls].append((found if math.isfinite(found) else math.inf, name, scheduler, sigmas))
+    for calls, rows in screened.items():
+        rows.sort(key=lambda row: row[0])
+        for _, name, scheduler, sigmas in rows[:KEPT]:
+            begin = time.perf_counter()
+            with quiet():
+                drawn = setting.sampled(comfy.samplers.sampler_object(name), sigmas, setting.samples)
+            seconds = time.perf_counter() - begin
+            yield setting.row(drawn, calls, name, scheduler, seconds, notes={"screened": len(rows)})
+
+
+def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
+    """A predictor from the training node, used as KSampler uses it."""
+    asked: dict[str, Any] = {"seed": seed, "cfg": setting.cfg, "steps": calls, "model": setting.about.model}
+    asked |= {"negative": setting.about.negative, "latent_image": {"samples": setting.about.latent}, **settings}
+    defaults = {i.id: i.default for i in PACK.nodes.AMEDTrainPredictor.GET_SCHEMA().inputs if hasattr(i, "default")}
+    listed = {name: [value] for name, value in (defaults | asked).items() if value is not None}
+    begin = time.perf_counter()
+    with quiet(), torch.inference_mode():
+        made = PACK.nodes.AMEDTrainPredictor.execute(positive=[setting.about.positive], **listed).args[0]
+    fit_seconds = time.perf_counter() - begin
+    (model,) = PACK.nodes.AMEDApplyPredictor.execute(setting.about.model, made).args
+    name = PACK.nodes.values.sampler_name(made.network)
+    ks = comfy.samplers.KSampler(model, calls, torch.device("cpu"), name, "amed", 1.0, model.model_options)
+    counter = Counter()
+    counted = model.clone()
+    counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
+    with quiet():
+        setting.sampled(comfy.samplers.sampler_object(name), ks.sigmas, 1, counted)
+        begin = time.perf_counter()
+        drawn = setting.sampled(comfy.samplers.sampler_object(name), ks.sigmas, setting.samples, model)
+    seconds = time.perf_counter() - begin
+    if counter.calls != calls:
+        raise RuntimeError(f"{name} took {counter.calls} calls instead of {calls}")
+    training = made.notes.get("training", {})
+    label = f"{name}{' published' if settings.get('preset') == 'paper' else ''}"
+    if settings.get("predictor_type") == "table":
+        label += " table"
+    notes = {key: training.get(key) for key in ("start", "error", "base_solver_error")}
+    return setting.row(
+        drawn, calls, label, "amed", seconds, seed=seed, fit_calls=training.get("model_calls"),
+        fit_seconds=fit_seconds, notes=notes,
+    )  # fmt: skip
+
+
+def rows_of(arguments: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
+    """All rows, in pieces that are not measured again when the command is."""
+    for name, cfg in itertools.product(arguments.models, arguments.cfg):
+        pieces: list[tuple[tuple[Any, ...], Callable[[Setting], list[Row]]]] = []
+        wanted = tuple(arguments.calls)
+        pieces.append(((name, cfg, "stock", *wanted), lambda s, w=wanted: [*teacher_rows(s), *stock(s, w)]))
+        for calls, seed in itertools.product(wanted, range(arguments.seeds)):
+            pieces.append(
+                ((name, cfg, "amed_multistep", calls, seed), lambda s, c=calls, n=seed: [trained(s, c, n)])
+            )
+        for calls in set(wanted) & set(PUBLISHED_CALLS):
+            table = {"sampler_name": "amed_ipndm", "predictor_type": "table", "trajectories": 32}
+            pieces.append(((name, cfg, "amed_ipndm table", calls), lambda s, c=calls, t=table: [trained(s, c, 0, **t)]))
+            paper = {"preset": "paper", "trajectories": arguments.published}
+            if arguments.published:
+                pieces.append(((name, cfg, "published", calls), lambda s, c=calls, p=paper: [trained(s, c, 0, **p)]))
+        pieces = [(key, work) for key, work in pieces if key not in done]
+        if not pieces:
+            continue
+        setting = Setting(name, cfg, arguments.samples)
+        for key, work in pieces:
+            yield key, work(setting)
+
+
+def teacher_rows(setting: Setting) -> list[Row]:
+    """The teacher's own Frechet distance, and how far half as many calls are from it."""
+    own = setting.row(setting.teacher, measures.converged_calls(TEACHER_CALLS), "teacher", "", 0.0)
+    half = setting.row(
+        setting.converged(TEACHER_CALLS // 2), measures.converged_calls(TEACHER_CALLS // 2), "teacher, half", "", 0.0
+    )
+    return [own, half]
+
+
+def tables(rows: list[Row]) -> str:
+    """The goals' table, and for every model the best pairs, in Markdown."""
+    lines = ["| Model | cfg | Calls | Best stock pair | Error (95 %) | amed_multistep, 3 fits | Ratio | Frechet: teacher, "
+             "stock, ours | Fit |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, cfg, calls in dict.fromkeys((r.model, r.cfg, r.calls) for r in rows if r.seed is None and r.scheduler):
+        some = [r for r in rows if (r.model, r.cfg, r.calls) == (name, cfg, calls)]
+        best = min((r for r in some if r.seed is None), key=lambda r: r.error)
+        ours = [r for r in some if r.sampler == "amed_multistep"]
+        (teacher,) = [r for r in rows if (r.model, r.cfg, r.sampler) == (name, cfg, "teacher")]
+        if not ours:
+            continue
+        mean = sum(r.error for r in ours) / len(ours)
+        shown = ", ".join(f"{r.error:.4f}" for r in ours)
+        low, high = min(r.low for r in ours), max(r.high for r in ours)
+        distance = sum(r.frechet for r in ours) / len(ours)
+        fit = f"{max(r.fit_calls or 0 for r in ours):,} calls, {max(r.fit_seconds or 0 for r in ours):.0f} s"
+        lines.append(
+            f"| {name} | {cfg:g} | {calls} | {best.sampler}, {best.scheduler} | {best.error:.4f} ({best.low:.4f} to "
+            f"{best.high:.4f}) | {shown} ({low:.4f} to {high:.4f}) | {mean / best.error:.2f} | {teacher.frechet:.3f}, "
+            f"{best.frechet:.3f}, {distance:.3f} | {fit} |"
+        )
+    others = [r for r in rows if r.seed is not None and r.sampler != "amed_multistep"]
+    if others:
+        lines += ["", "| Model | cfg | Calls | Student | Error (95 %) | Fit |", "|---|---|---|---|---|---|"]
+        for r in others:
+            fit = f"{r.fit_calls or 0:,} calls, {r.fit_seconds or 0:.0f} s"
+            row = f"| {r.model} | {r.cfg:g} | {r.calls} | {r.sampler} | {r.error:.4f} ({r.low:.4f} to {r.high:.4f}) "
+            lines.append(f"{row}| {fit} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--cfg", type=float, nargs="+", default=SCALES)
+    parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3, help="fits of amed_multistep for every cell")
+    parser.add_argument(
+        "--published", type=int, default=TRAJECTORIES_PUBLISHED, help="trajectories of AMED's own recipe; 0 leaves it out"
+    )
+    parser.add_argument("--output", type=Path, help="the JSON file, which is also where to go on")
+    parser.add_argument("--table", type=Path, nargs="+", help="only print the tables of these files")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.table:
+        print(tables([Row(**row) for file in arguments.table for row in json.loads(file.read_text())["rows"]]))
+        return
+    output = arguments.output
+    kept = json.loads(output.read_text()) if output and output.exists() else {"done": [], "rows": []}
+    for key, rows in rows_of(arguments, {tuple(key) for key in kept["done"]}):
+        kept["done"].append(list(key))
+        kept["rows"] += [asdict(row) for row in rows]
+        for row in rows:
+            print(row, flush=True)
+        if output:
+            part = output.with_suffix(".part")
+            part.write_text(json.dumps(kept, indent=1))
+            part.replace(output)
+    print(tables([Row(**row) for row in kept["rows"]]))
+
+
+if __name__ == "__main__":
+    main()
