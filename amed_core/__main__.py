@@ -271,12 +271,15 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
     if isinstance(predictor, MultistepTable):
-        print("weights of all slopes so far, the oldest first, and the noise level that the model is told:")
+        print("the noise level that the model is told, weights of all slopes so far, the oldest first, and of the")
+        print("first denoised sample:")
         for table in predictor.alone():
             print(f"  cfg {table.config.guidance:g}")
             for k, (start, end) in enumerate(pairwise(config.sigmas)):
+                first = float(table.first[k])
                 row = " ".join(f"{weight:8.4f}" for weight in table.weights[k, : k + 1].tolist())
-                print(f"  {start:.4g} to {end:.4g}: told {float(table.scale_time[k]) * start:.4g}, weights {row}")
+                told = float(table.scale_time[k]) * start
+                print(f"  {start:.4g} to {end:.4g}: told {told:.4g}, weights {row}; {first:.4f}")
     else:
         _print_plans(predictor)
     print("notes:", json.dumps(read_notes(arguments.file), indent=1))

@@ -248,7 +248,12 @@ class Bench:
         self.teacher = self.draw(
             TEACHER,
             lambda denoiser, x: measures.converged(
-                denoiser, x, model.sigma_min, model.sigma_max, settings.teacher_calls
+                denoiser,
+                x,
+                model.sigma_min,
+                model.sigma_max,
+                settings.teacher_calls,
+                flow=getattr(model, "flow", False),
             ),
             settings.teacher_calls,
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,11 +28,19 @@ class Goal:
     target: Sample
 
 
+class Converged(Protocol):
+    """A slow sampler from x at sigma_max to 0."""
+
+    def __call__(
+        self, denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int, *, flow: bool = False
+    ) -> Sample: ...
+
+
 @dataclass(frozen=True)
 class Teacher:
-    """Where goals come from: `run(denoiser, x, sigma_min, sigma_max, calls)`, and what that really calls."""
+    """Where goals come from, and how many model calls that really takes."""
 
-    run: Callable[[Denoiser, Sample, float, float, int], Sample]
+    run: Converged
     calls: Callable[[int], int]
 
 
@@ -72,7 +80,7 @@ class Goals:
             target = self.targets.get(str(number))
             if target is None:
                 low, high = self.config.sigma_min, self.config.sigmas[0]
-                target = self.teacher.run(denoiser, x, low, high, self.teacher_calls).cpu()
+                target = self.teacher.run(denoiser, x, low, high, self.teacher_calls, flow=self.config.flow).cpu()
                 self.targets[str(number)] = target
             yield Goal(number, group, x, denoiser, target.to(x))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .driver import FixedMidpoint, sample
-from .schedules import polynomial
+from .schedules import fine
 from .solvers import Dpm2
 from .types import Denoiser, Sample
 
@@ -80,11 +80,13 @@ def converged_calls(calls: int) -> int:
     return 2 * max(calls // 2, 1) + 1
 
 
-def converged(denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int = 200) -> Sample:
+def converged(
+    denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int = 200, *, flow: bool = False
+) -> Sample:
     """The teacher that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
 
-    `x` is the noisy sample at sigma_max; the grid is polynomial with rho 7 (EDM, algorithm 1).
+    `x` is the noisy sample at sigma_max; the grid is `schedules.fine`.
     """
     intervals = max(calls // 2, 1)
-    sigmas = torch.cat([polynomial(intervals + 1, sigma_min, sigma_max), torch.zeros(1, dtype=torch.float64)])
+    sigmas = torch.cat([fine(intervals + 1, sigma_min, sigma_max, flow), torch.zeros(1, dtype=torch.float64)])
     return sample(denoiser, x, sigmas, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals})))

@@ -19,6 +19,7 @@ from .predictor import Look, PredictorConfig, at_guidance
 from .solvers import Multistep
 from .types import Evaluation, Planner, Sample, Sigma, Solver
 
+LEARNED = ("weights", "first", "scale_time")
 TOLERANCE = 1e-4  # relative; grids arrive rounded to float32
 
 
@@ -42,10 +43,10 @@ class Told(Planner):
 
 
 class MultistepTable(nn.Module):
-    """`weights` ([guidances,] intervals, intervals), lower triangular, and `scale_time` ([guidances,] intervals).
+    """Lower triangular `weights` ([guidances,] intervals, intervals); `first`, `scale_time` ([guidances,] intervals).
 
-    Row k of the weights is of interval k (see `solvers.Multistep`); before any fit they are iPNDM's. They hold for
-    the grid they were fitted on, from its beginning. On other grids it is plain iPNDM.
+    Row k of the weights and entry k of `first` are of interval k (see `solvers.Multistep`); before any fit they are
+    iPNDM's. They hold for the grid they were fitted on, from its beginning. On other grids it is plain iPNDM.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
@@ -54,6 +55,7 @@ class MultistepTable(nn.Module):
         weights = torch.tensor(coefficients(config.build_solver(), config.sigmas)[1])
         several = (len(config.guidances),) if config.guidances else ()
         self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
+        self.first = nn.Parameter(torch.zeros(*several, config.intervals), requires_grad=False)
         self.scale_time = nn.Parameter(torch.ones(*several, config.intervals), requires_grad=False)
 
     def is_own(self, sigmas: Sequence[float]) -> bool:
@@ -68,7 +70,8 @@ class MultistepTable(nn.Module):
         if not self.is_own(sigmas):
             return self.config.build_solver()
         rows = at_guidance(self.config, self.weights, guidance).tolist()
-        return Multistep(tuple(tuple(row[: k + 1]) for k, row in enumerate(rows)))
+        first = at_guidance(self.config, self.first, guidance).tolist()
+        return Multistep(tuple(tuple(row[: k + 1]) for k, row in enumerate(rows)), tuple(first))
 
     def planner(
         self,
@@ -89,16 +92,16 @@ class MultistepTable(nn.Module):
         if not self.config.guidances:
             return [self]
         tables = [MultistepTable(replace(self.config, guidance=g, guidances=())) for g in self.config.guidances]
-        for table, weights, scale_time in zip(tables, self.weights, self.scale_time, strict=True):
-            table.weights.copy_(weights)
-            table.scale_time.copy_(scale_time)
+        for number, table in enumerate(tables):
+            for name in LEARNED:
+                getattr(table, name).copy_(getattr(self, name)[number])
         return tables
 
 
 def together(config: PredictorConfig, tables: "Sequence[MultistepTable]") -> MultistepTable:
     """One table of several guidance scales; the inverse of `alone`."""
     made = MultistepTable(config)
-    for name in ("weights", "scale_time"):
+    for name in LEARNED:
         joined = torch.stack([getattr(table, name) for table in tables])
         getattr(made, name).copy_(joined if config.guidances else joined[0])
     return made

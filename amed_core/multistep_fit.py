@@ -2,16 +2,16 @@
 
 It starts from the unlearned solver that does best on this very model, among the usual grids and those searched on the
 teacher's paths, so that it can only get better. The first iteration takes the weights in closed form, interval by
-interval. Those after it move levels, weights and told levels together, by Levenberg's and Marquardt's method. A
-number's derivative is the difference of two sampling runs that part where it acts. Expansions of the error
-age slowly, so that in an iteration only some of the trajectories are expanded anew.
+interval. Those after it move weights and told levels together, by Levenberg's and Marquardt's method. The grid's own
+levels stay where the search put them: what the model answers depends on the told ones alone, and all else that a level
+does, weights can do. A number's derivative is the difference of two sampling runs that part where it acts.
+Expansions of the error age slowly, so that in an iteration only some of the trajectories are expanded anew.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, 
 from .goals import IPNDM, Goal, Goals, ends
 from .grids import ONE_CALL, Rule, searched
 from .least_squares import least_squares
-from .multistep import MultistepTable, multistep_config, together
+from .multistep import LEARNED, MultistepTable, multistep_config, together
 from .parallel import ALONE, Workers
 from .paths import ORDER, Path, gram, levels, path, sum_of
 from .predictor import Look, PredictorConfig
@@ -31,16 +31,19 @@ from .starts import Start, solvers, start
 from .states import refuse_other_settings
 from .types import Sample, Source, Step
 
-DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a level, for the derivatives
+DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
 TRIED, FINALISTS = 4, 3  # trajectories that all starts are tried on, and how many are tried on all of them
 SPENT = 2000  # sample calls for derivatives in an iteration, but at least one batch's
+
+
+Kind = Literal["weight", "first", "scale_time"]
 
 
 @dataclass(frozen=True)
 class Number:
     """One number of a table: what it is, and which interval it acts in."""
 
-    kind: str  # "level", "weight" or "scale_time"
+    kind: Kind
     interval: int
     slope: int = 0  # of a weight
 
@@ -188,7 +191,7 @@ class MultistepFit:
             kept += 2 * (calls + 1) * x.numel() * x.element_size()
             if kept > self.config.keep_bytes and any(self.fitted.batches()[n][0] == group for n in passed):
                 continue
-            passed[number] = path(denoiser, x, levels(low, high, calls)).to("cpu")
+            passed[number] = path(denoiser, x, levels(low, high, calls, self.settings.flow)).to("cpu")
             self.fitted.targets[str(number)] = passed[number].end
         return passed
 
@@ -295,10 +298,10 @@ class MultistepFit:
                 self.expansions[goal.number] = self._expanded(goal)
         here, before = numbers_of(self.current), self._compared(self.error)
         for _ in range(ATTEMPTS):
-            trial = table_of(self.settings, self._minimum(here))
+            trial = table_of(self.current.config, self._minimum(here))
             runs: dict[int, list[Step]] = {}
-            error = torch.full_like(self.error, math.inf) if trial is None else self._errors(trial, runs)
-            if trial is not None and self._compared(error) < before:
+            error = self._errors(trial, runs)
+            if self._compared(error) < before:
                 self.current, self.error, self._runs = trial, error, runs
                 self.damping *= EASIER
                 return self._compared(error) < (1 - self.config.tolerance) ** 2 * before
@@ -307,41 +310,36 @@ class MultistepFit:
 
     def _minimum(self, here: Tensor) -> Tensor:
         """Where the expanded error is smallest, not straying far from `here` where the damping is large."""
-        count, groups = len(self.layout), len(self.metered)
-        shared = sum(number.kind == "level" for number in self.layout)
-        total = shared + groups * (count - shared)
-        normal, gradient = torch.zeros(total, total, dtype=torch.float64), torch.zeros(total, dtype=torch.float64)
+        groups, count = here.shape
+        normal, gradient = torch.zeros(groups, count, count).double(), torch.zeros(groups, count).double()
         for expansion in self.expansions.values():
-            own = places_of(self.layout, expansion.group)
-            weight = float(1 / self.scale[expansion.group] ** 2)
-            moved = here[own] - expansion.numbers
-            normal[own[:, None], own] += weight * expansion.normal
-            gradient[own] += weight * (expansion.gradient + expansion.normal @ moved)
+            group = expansion.group
+            normal[group] += expansion.normal
+            gradient[group] += expansion.gradient + expansion.normal @ (here[group] - expansion.numbers)
         normal, gradient = self.workers.sum(normal), self.workers.sum(gradient)
-        floor = 1e-9 * normal.diagonal().max() + torch.finfo(torch.float64).tiny
-        damped = normal + (self.damping * normal.diagonal() + floor).diag()
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        floor = 1e-9 * diagonal.amax(1, keepdim=True) + torch.finfo(torch.float64).tiny
+        damped = normal + (self.damping * diagonal + floor).diag_embed()
         change: Tensor = torch.linalg.solve(damped, gradient)
         return here - change
 
     def _expanded(self, goal: Goal) -> Expansion:
         """Run once, and once more for every number from where it acts on."""
         steps = moved_to(self._runs.get(goal.number, []), goal.x.device) or self._run(goal, self.current)
-        end, own = steps[-1].x, places_of(self.layout, goal.group)
-        here = numbers_of(self.current)
+        end, here = steps[-1].x, numbers_of(self.current)
         columns = []
-        for place, number in zip(own.tolist(), self.layout, strict=True):
+        for place, number in enumerate(self.layout):
             step = -DIFFERENCE if number == Number("scale_time", 0) else DIFFERENCE  # the model knows nothing above
             changed = here.clone()
-            changed[place] += step
-            varied = table_of(self.settings, changed)
-            assert varied is not None
+            changed[goal.group, place] += step
+            varied = table_of(self.current.config, changed)
             moved = self._run(goal, varied, self._resume(goal, varied, steps, number))[-1].x
             columns.append(((moved - end) / step).flatten(1))
         jacobian = torch.stack(columns, 1)
         residual = (end - goal.target).flatten(1)
         normal = (jacobian @ jacobian.mT).double().sum(0).cpu()
         gradient = (jacobian @ residual[..., None]).squeeze(-1).double().sum(0).cpu()
-        return Expansion(goal.group, here[own], normal, gradient)
+        return Expansion(goal.group, here[goal.group], normal, gradient)
 
     def _resume(self, goal: Goal, varied: MultistepTable, steps: Sequence[Step], number: Number) -> Resume | None:
         """Where the run with another number leaves the one that is known."""
@@ -383,7 +381,7 @@ class MultistepFit:
             "starts": [start.name for start in self.starts],
             "start": self.start,
             "tables": [
-                [list(table.config.sigmas), table.weights.clone(), table.scale_time.clone()]
+                [list(table.config.sigmas), *(getattr(table, name).clone() for name in LEARNED)]
                 for table in (self.predictor, self.current)
             ],
             "iteration": self.iteration,
@@ -403,10 +401,10 @@ class MultistepFit:
         if state["starts"] != [start.name for start in self.starts]:
             raise ValueError("This training state was made with other starts.")
         tables = []
-        for sigmas, weights, scale_time in state["tables"]:
+        for sigmas, *learned in state["tables"]:
             tables.append(MultistepTable(multistep_config(self.settings, sigmas)))
-            tables[-1].weights.copy_(weights)
-            tables[-1].scale_time.copy_(scale_time)
+            for name, values in zip(LEARNED, learned, strict=True):
+                getattr(tables[-1], name).copy_(values)
         self.predictor, self.current = tables
         self.start, self.iteration, self.damping = state["start"], state["iteration"], state["damping"]
         for name, value in state["errors"].items():
@@ -439,41 +437,27 @@ class MultistepFit:
 
 
 def layout(intervals: int) -> list[Number]:
-    """The numbers of a table at one guidance scale: levels, which all scales share, weights, told levels."""
-    levels = [Number("level", k) for k in range(intervals - 1)]  # the end of interval k
+    """The numbers of a table at one guidance scale."""
     weights = [Number("weight", k, slope) for k in range(intervals) for slope in range(k + 1)]
-    return levels + weights + [Number("scale_time", k) for k in range(intervals)]
-
-
-def places_of(numbers: Sequence[Number], group: int) -> Tensor:
-    """Where the numbers of a guidance scale lie among those of all scales."""
-    shared = sum(number.kind == "level" for number in numbers)
-    own = len(numbers) - shared
-    return torch.cat([torch.arange(shared), shared + group * own + torch.arange(own)])
+    kinds: tuple[Kind, ...] = ("first", "scale_time")
+    return weights + [Number(kind, k) for kind in kinds for k in range(intervals)]
 
 
 def numbers_of(table: MultistepTable) -> Tensor:
-    """ln(level) of all but the ends, and per guidance scale the weights and ln(scale_time), in float64."""
+    """The numbers (guidances, count) in the layout's order, of scale_time the logarithm, in float64."""
     n = table.config.intervals
-    levels = torch.tensor(table.config.sigmas[1:-1], dtype=torch.float64).log()
     weights = table.weights.double().cpu().reshape(-1, n, n)
     rows, columns = torch.tril_indices(n, n)
-    own = torch.cat([weights[:, rows, columns], table.scale_time.double().cpu().reshape(-1, n).log()], 1)
-    return torch.cat([levels, own.flatten()])
+    first, scale_time = (values.double().cpu().reshape(-1, n) for values in (table.first, table.scale_time))
+    return torch.cat([weights[:, rows, columns], first, scale_time.log()], 1)
 
 
-def table_of(config: PredictorConfig, numbers: Tensor) -> MultistepTable | None:
-    """The inverse: a table for the model of these settings. None if levels do not fall, or lie below the model's."""
+def table_of(config: PredictorConfig, numbers: Tensor) -> MultistepTable:
+    """The inverse: a table of these settings."""
     n = config.intervals
-    levels = [config.sigmas[0], *numbers[: n - 1].exp().tolist(), 0.0]
-    if not all(math.isfinite(level) for level in levels) or any(a <= b for a, b in pairwise(levels)):
-        return None
-    if levels[-2] < config.sigma_min:
-        return None
-    table = MultistepTable(multistep_config(config, levels))
-    own = numbers[n - 1 :].reshape(-1, len(numbers[n - 1 :]) // max(len(config.guidances), 1))
+    table = MultistepTable(config)
     rows, columns = torch.tril_indices(n, n)
-    weights = table.weights.view(-1, n, n)
-    weights[:, rows, columns] = own[:, : len(rows)].to(weights)
-    table.scale_time.copy_(own[:, len(rows) :].exp().reshape(table.scale_time.shape))
+    table.weights.view(-1, n, n)[:, rows, columns] = numbers[:, : len(rows)].to(table.weights)
+    table.first.copy_(numbers[:, len(rows) : -n].reshape(table.first.shape))
+    table.scale_time.copy_(numbers[:, -n:].exp().reshape(table.scale_time.shape))
     return table

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from .driver import NoMidpoint, trajectory
-from .schedules import polynomial
+from .schedules import fine
 from .solvers import Ipndm
 from .types import Denoiser, Sample
 
-ORDER = 3  # of the teacher, iPNDM on EDM's grid: in 24 calls it is nearer to convergence than Heun's method in 40
+ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Path:
         return x, slope
 
 
-def levels(sigma_min: float, sigma_max: float, calls: int) -> tuple[float, ...]:
-    """The levels of a teacher of so many calls: EDM's grid, its last level 0."""
-    return (*polynomial(calls, sigma_min, sigma_max).tolist(), 0.0)
+def levels(sigma_min: float, sigma_max: float, calls: int, flow: bool) -> tuple[float, ...]:
+    """The levels of a teacher of so many calls: `schedules.fine`, and 0."""
+    return (*fine(calls, sigma_min, sigma_max, flow).tolist(), 0.0)
 
 
 @torch.no_grad()
@@ -61,9 +61,12 @@ def path(denoiser: Denoiser, x: Sample, grid: Sequence[float]) -> Path:
 
 
 @torch.no_grad()
-def converged(denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int) -> Sample:
+def converged(
+    denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int, *, flow: bool = False
+) -> Sample:
     """The teacher's samples alone, with the memory of sampling."""
-    for step in trajectory(denoiser, x, torch.tensor(levels(sigma_min, sigma_max, calls)), Ipndm(ORDER), NoMidpoint()):
+    grid = torch.tensor(levels(sigma_min, sigma_max, calls, flow), dtype=torch.float64)
+    for step in trajectory(denoiser, x, grid, Ipndm(ORDER), NoMidpoint()):
         x = step.x
     return x
 

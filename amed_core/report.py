@@ -27,12 +27,14 @@ class Learned:
     base_errors: Sequence[float]  # of the base solver, its midpoints at r = 0.5
     plans: Sequence[dict[str, Tensor]]  # r, scale_dir and scale_time (samples,), for planned intervals
     weights: Sequence[Sequence[float]] = ()  # of a multistep table, the oldest slope's first
+    first: Sequence[float] = ()  # weight of its first denoised sample
     told: Sequence[float] = ()  # the noise level its model is told, relative to the true one
 
     def text(self) -> str:
         """A table to read."""
-        columns = f"{'told':>8}   weights of the slopes, oldest first" if self.weights else ""
-        columns = columns or f"{'r':>8}{'scale_dir':>11}{'scale_time':>12}"
+        columns = f"{'r':>8}{'scale_dir':>11}{'scale_time':>12}"
+        if self.weights:
+            columns = f"{'told':>8}   weights of the slopes, oldest first; of the first denoised sample"
         lines = [f"{'interval':18}{'error':>9}{'base':>9}{columns}"]
         for k, (start, end) in enumerate(pairwise(self.levels)):
             line = f"{f'{start:.4g} to {end:.4g}':18}{self.errors[k]:9.4f}{self.base_errors[k]:9.4f}"
@@ -41,6 +43,7 @@ class Learned:
                 line += f"{r:8.3f}{scale_dir:11.3f}{scale_time:12.3f}"
             elif self.weights:
                 line += f"{self.told[k]:8.3f}   " + " ".join(f"{w:.3f}" for w in self.weights[k])
+                line += f"; {self.first[k]:.3f}"
             else:
                 line += "   one plain call"
             lines.append(line)
@@ -87,6 +90,6 @@ def learned(
                 values = {column: torch.as_tensor(getattr(step.plan, column)).flatten() for column in COLUMNS}
                 plans.append({column: v.float().cpu().expand(len(x)) for column, v in values.items()})
         errors.append(distances)
-    rows = fitted[0].weights if isinstance(fitted[0], Multistep) else ()
+    rows, data = (fitted[0].weights, fitted[0].first) if isinstance(fitted[0], Multistep) else ((), ())
     told = fitted[1].scales if isinstance(fitted[1], Told) else ()
-    return Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, rows, told)
+    return Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, rows, data, told)

@@ -57,6 +57,27 @@ def discrete(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0, 
     return torch.lerp(log_table[low], log_table[low + 1], t - low).exp()
 
 
+def arctan(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """Equal steps in arctan(sigma), best for Gaussian data (Sabour et al. 2024); ComfyUI's `kl_optimal`.
+
+    There is no rho: it is ignored.
+    """
+    _check(points, sigma_min, sigma_max, rho)
+    return _ramp(points, math.atan(sigma_max), math.atan(sigma_min)).tan()
+
+
+def fine(points: int, sigma_min: float, sigma_max: float, flow: bool) -> Tensor:
+    """The grid of slow samplers that others are compared to: EDM's, or half a cosine wave for flow models.
+
+    EDM's is dense at small levels alone. A flow model's curve bends at both ends: there, with 24 calls of iPNDM, it
+    errs by 15 to 30 times as much as the cosine.
+    """
+    if not flow:
+        return polynomial(points, sigma_min, sigma_max)
+    _check(points, sigma_min, sigma_max, 1.0)
+    return sigma_min + (sigma_max - sigma_min) * (1 + _ramp(points, 0.0, math.pi).cos()) / 2
+
+
 def stable_diffusion_sigmas() -> Tensor:
     """Stable Diffusion's 1,000 noise levels (scaled-linear betas from 0.00085 to 0.012), smallest first."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

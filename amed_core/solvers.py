@@ -193,11 +193,14 @@ class DpmSolverPP:
 class Multistep:
     """A linear multistep method with weights of its own for every interval (Shaul et al. 2024: non-stationary solvers).
 
-    In interval k: x_next = x + (sigma_next - sigma) * (w_k0 slope_0 + ... + w_kk slope_k). iPNDM, DEIS, DPM-Solver++
-    and all the solvers with midpoints are of this form, each with weights that follow from its grid.
+    In interval k: x_next = x + (sigma_next - sigma) * (w_k0 slope_0 + ... + w_kk slope_k + v_k denoised_0). iPNDM,
+    DEIS, DPM-Solver++ and all the solvers with midpoints are of this form, each with weights that follow from its
+    grid and v = 0. With the first denoised sample, which is the starting noise less its slope times its level,
+    it is any linear combination of the starting noise and of what the model has answered.
     """
 
     weights: tuple[tuple[float, ...], ...]  # of interval k: k + 1, the oldest slope's first
+    first: tuple[float, ...] = ()  # v of every interval; none are zeros
     multistep: bool = True
 
     @property
@@ -213,6 +216,8 @@ class Multistep:
         start = history[-1]
         weights = self.weights[stage.index - 1]
         weighted = [w * e.slope for w, e in zip(weights, history, strict=True) if w]
+        if self.first and self.first[stage.index - 1]:
+            weighted.append(self.first[stage.index - 1] * history[0].denoised)
         return start.x + (sigma - start.sigma) * sum(weighted[1:], weighted[0])
 
 

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from .driver import FixedMidpoint, NoMidpoint
 from .multistep import coefficients
-from .schedules import SCHEDULES, USUAL_RHO, discrete
+from .schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
 from .solvers import Dpm2, DpmSolverPP, Ipndm
 from .types import Solver
+
+SPACINGS: dict[str, tuple[Schedule, float]] = {name: (made, USUAL_RHO[name]) for name, made in SCHEDULES.items()}
+SPACINGS |= {"arctan": (arctan, 1.0), "uniform": (polynomial, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,15 @@ def grids(
 
     `table` is a discrete model's sigmas, without which a model may be outside of the discrete schedule's range.
     """
-    for spacing, schedule in SCHEDULES.items():
+    for spacing, (schedule, rho) in SPACINGS.items():
         for points, ending in ((calls + 1, "zero"), (calls, "then zero")):
             if points < 2:
                 continue
             try:
                 if spacing == "discrete":
-                    levels = discrete(points, sigma_min, sigma_max, USUAL_RHO[spacing], table).tolist()
+                    levels = discrete(points, sigma_min, sigma_max, rho, table).tolist()
                 else:
-                    levels = schedule(points, sigma_min, sigma_max, USUAL_RHO[spacing]).tolist()
+                    levels = schedule(points, sigma_min, sigma_max, rho).tolist()
             except ValueError:  # the discrete schedule covers other levels
                 continue
             yield f"{spacing} {ending}", (*levels[:calls], 0.0)

@@ -89,6 +89,15 @@ def test_a_solver_that_scales_its_sample_is_no_multistep_method() -> None:
         coefficients(Scaling(1), GRID)
 
 
+def test_with_the_first_denoised_sample_it_is_any_combination_of_the_noise_and_the_answers() -> None:
+    ours, of_noise, of_answer = 5.0, 0.3, 0.6
+    weight = (of_noise - 1) * SIGMA_MAX / (ours - SIGMA_MAX)
+    solver = Multistep(((weight,),), ((of_answer + of_noise - 1) / (ours - SIGMA_MAX),))
+    reached = sample(mixture, X, torch.tensor([SIGMA_MAX, ours], dtype=torch.float64), solver, NoMidpoint())
+    answer = mixture(X, torch.tensor(SIGMA_MAX, dtype=torch.float64))[0]
+    torch.testing.assert_close(reached, of_noise * X + of_answer * answer)
+
+
 def test_an_unfitted_table_is_ipndm_on_its_grid_and_on_every_other() -> None:
     table = table_on(GRID)
     for grid in (GRID, (80.0, 5.0, 0.5, 0.0)):
@@ -157,7 +166,7 @@ def test_settings_that_no_multistep_table_has_are_refused() -> None:
 
 
 def passed(denoiser: Any = mixture, x: Tensor = X, calls: int = 9, sigma_max: float = SIGMA_MAX) -> TeacherPath:
-    return path(denoiser, x, levels(SIGMA_MIN, sigma_max, calls))
+    return path(denoiser, x, levels(SIGMA_MIN, sigma_max, calls, flow=False))
 
 
 def cost_of(found: TeacherPath, grid: tuple[int, ...], rule: str) -> float:
@@ -195,7 +204,7 @@ def test_the_searched_grid_is_the_cheapest_of_all(rule: Any, intervals: int) -> 
 
 
 def test_between_its_levels_a_path_is_where_the_ode_goes() -> None:
-    model, grid = Gaussian(), levels(SIGMA_MIN, SIGMA_MAX, 24)
+    model, grid = Gaussian(), levels(SIGMA_MIN, SIGMA_MAX, 24, flow=False)
     x = torch.stack([model.exact(X, SIGMA_MAX, sigma) for sigma in grid])
     slopes = torch.stack([(x[n] - model(x[n], torch.tensor(sigma))[0]) / sigma for n, sigma in enumerate(grid[:-1])])
     found = TeacherPath(grid, x, slopes)

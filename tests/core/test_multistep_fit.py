@@ -41,7 +41,8 @@ def guided(scale: float) -> Denoiser:
 
 
 def numbers(table: MultistepTable) -> Tensor:
-    return torch.cat([torch.tensor(table.config.sigmas), table.weights.flatten(), table.scale_time.flatten()])
+    values = (torch.tensor(table.config.sigmas), table.weights, table.first, table.scale_time)
+    return torch.cat([value.flatten() for value in values])
 
 
 def test_it_comes_nearer_than_every_unlearned_solver() -> None:
@@ -89,7 +90,7 @@ def test_no_model_call_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         made += len(x)
         return mixture(x, sigma)
 
-    # 4 calls: levels 3 + 2 + 1, weights 3 + 2 * 2 + 3 * 1, told levels 4 + 3 + 2 + 1, for one batch of 4.
+    # 4 calls: weights 3 + 2 * 2 + 3 * 1, first 3 + 2 + 1, told levels 4 + 3 + 2 + 1, for one batch of 4.
     fitting = fit(denoiser=counting)
     counts = [event.model_calls for event in fitting.events()]
     assert counts[-1] == made
