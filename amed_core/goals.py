@@ -84,15 +84,18 @@ class Goals:
                 self.targets[str(number)] = target
             yield Goal(number, group, x, denoiser, target.to(x))
 
+    def distances(self, draw: Callable[[Goal], Sample]) -> Tensor:
+        """The RMSE (groups, rows) of each sample that `draw` makes, of all workers; infinite where not finite."""
+        squares = torch.zeros(len(self.sources), len(self.rows), dtype=torch.float64)
+        for goal, (_, rows) in zip(self, self.batches(), strict=True):
+            begin = rows.start - self.rows.start
+            each = (draw(goal) - goal.target).double().square().flatten(1).mean(1).cpu()
+            squares[goal.group, begin : begin + len(rows)] = each.nan_to_num(nan=torch.inf)
+        return self.workers.sum(squares).sqrt()
+
     def errors(self, draw: Callable[[Goal], Sample]) -> Tensor:
         """The RMSE (groups,) of what `draw` makes of every goal; infinite where a sample is not finite."""
-        sums = torch.zeros(2, len(self.sources), dtype=torch.float64)
-        for goal in self:
-            squared = (draw(goal) - goal.target).double().square().sum().cpu()
-            sums[:, goal.group] += torch.stack([squared, torch.tensor(float(goal.target.numel())).double()])
-        squares, elements = self.workers.sum(sums)
-        rmse: Tensor = (squares / elements).sqrt().nan_to_num(nan=torch.inf)
-        return rmse
+        return rmse(self.distances(draw))
 
     @property
     def floor(self) -> int:
@@ -122,6 +125,11 @@ class Goals:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the teacher's samples from a state."""
         self.targets = dict(state)
+
+
+def rmse(distances: Tensor) -> Tensor:
+    """The RMSE (groups,) over all samples from theirs (groups, rows)."""
+    return distances.square().mean(1).sqrt()
 
 
 def ends(

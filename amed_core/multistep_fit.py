@@ -6,6 +6,9 @@ interval. Those after it move weights and told levels together, by Levenberg's a
 levels stay where the search put them: what the model answers depends on the told ones alone, and all else that a level
 does, weights can do. A number's derivative is the difference of two sampling runs that part where it acts.
 Expansions of the error age slowly, so that in an iteration only some of the trajectories are expanded anew.
+
+Samples near a fork of the ODE end far from the teacher whatever the solver, and a few of them would outweigh all
+others: what is minimised grows only linearly beyond some times the usual distance (Huber's loss).
 """
 
 import math
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from .driver import Resume, evaluate
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
-from .goals import IPNDM, Goal, Goals, ends
+from .goals import IPNDM, Goal, Goals, ends, rmse
 from .grids import ONE_CALL, Rule, searched
 from .least_squares import least_squares
 from .multistep import LEARNED, MultistepTable, multistep_config, together
@@ -33,6 +36,7 @@ from .types import Sample, Source, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
 TRIED, FINALISTS = 4, 3  # trajectories that all starts are tried on, and how many are tried on all of them
+FAR = 3.0  # times the geometric mean of all distances: beyond it they count linearly
 SPENT = 2000  # sample calls for derivatives in an iteration, but at least one batch's
 
 
@@ -50,7 +54,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Expansion:
-    """A batch's summed squared error near `numbers`: |e|^2 + 2 gradient delta + delta normal delta, in float64."""
+    """A batch's summed loss near `numbers`, but for constants: 2 gradient delta + delta normal delta, in float64."""
 
     group: int
     numbers: Tensor  # (count,), of its own guidance scale
@@ -95,10 +99,10 @@ class MultistepFit:
         self.start = ""
         self.iteration = 0
         self.damping = DAMPING
-        self.error: Tensor = torch.empty(0)
+        # Every sample's distance to its goal, (groups, rows): the table's under way; held out, the best's and base's.
+        self.distances: Tensor = torch.empty(0)
         self.best: Tensor = torch.empty(0)
         self.base: Tensor = torch.empty(0)
-        self.scale: Tensor = torch.empty(0)  # what errors are compared to, per guidance scale
         self.done = False
         self.history: list[list[float]] = []
         self.spent = 0  # model calls of all workers, when last judged
@@ -215,40 +219,37 @@ class MultistepFit:
         starts = list(self.starts)
         for rule, grid in grids.items():
             starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(self.settings.flow).items()]
-        distances = self._distances([self._started(start) for start in starts])
-        finalists = [starts[n] for n in distances.argsort(stable=True)[:FINALISTS].tolist()]
-        tables = [self._started(start) for start in finalists]
-        runs: list[dict[int, list[Step]]] = [{} for _ in tables]
-        errors = torch.stack([self._errors(table, kept) for table, kept in zip(tables, runs, strict=True)])
-        # Errors at a large guidance scale are larger; every scale counts the same.
-        chosen = int((errors / errors.amin(0)).square().sum(1).nan_to_num(torch.inf).argmin())
-        self.start, self.predictor, self.current = finalists[chosen].name, tables[chosen], tables[chosen]
-        self.error, self._runs = errors[chosen], runs[chosen]
-        self.scale = self.error.clamp(min=torch.finfo(torch.float64).tiny)
-        return list(dict.fromkeys([tables[chosen].config.sigmas, grids["weights"], grids["ipndm"]]))
+        first = self._first_distances([self._started(start) for start in starts])
+        finalists = [starts[n] for n in first.argsort(stable=True)[:FINALISTS].tolist()]
+        for finalist in finalists:
+            table, runs = self._started(finalist), dict[int, list[Step]]()
+            distances = self._distances(table, runs)
+            if finalist is finalists[0] or compared(distances, self.distances) < 1:
+                self.start, self.predictor, self.current = finalist.name, table, table
+                self.distances, self._runs = distances, runs
+        return list(dict.fromkeys([self.current.config.sigmas, grids["weights"], grids["ipndm"]]))
 
     def _solve(self, grids: Sequence[tuple[float, ...]], paths: Mapping[int, Path]) -> None:
         """Take the weights that lead nearest to the teacher at every level, on the grid where they do best."""
         goals = [goal for goal in self.fitted if goal.number in paths]
-        best, error = self.current, torch.full_like(self.error, math.inf)
+        best, least = self.current, math.inf
         for grid in grids:
             table = self._started(start("", Ipndm(ORDER), grid))
-            solved, squares = [], torch.zeros(2, len(self.metered), dtype=torch.float64)
+            solved, logs = [], torch.zeros(2, dtype=torch.float64)
             for group, alone in enumerate(table.alone()):
                 batches = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
                 made, finished = least_squares(alone, batches, self.workers)
                 solved.append(made)
                 for (goal, _), end in zip(batches, finished, strict=True):
-                    distance = (end - goal.target).double().square()
-                    squares[:, group] += torch.tensor([float(distance.sum()), distance.numel()]).double()
-            summed, elements = self.workers.sum(squares)
-            reached = (summed / elements).sqrt().nan_to_num(torch.inf)
-            if self._compared(reached) < self._compared(error):
-                best, error = together(table.config, solved), reached
+                    apart = (end - goal.target).double().square().flatten(1).mean(1)
+                    logs += torch.stack([apart.nan_to_num(torch.inf).log().sum().cpu(), torch.tensor(len(apart))])
+            total, count = self.workers.sum(logs)
+            if float(total / count) < least:
+                best, least = together(table.config, solved), float(total / count)
         runs: dict[int, list[Step]] = {}
-        error = self._errors(best, runs)
-        if self._compared(error) < self._compared(self.error):
-            self.current, self.error, self._runs = best, error, runs
+        distances = self._distances(best, runs)
+        if compared(distances, self.distances) < 1:
+            self.current, self.distances, self._runs = best, distances, runs
 
     def _started(self, start: Start) -> MultistepTable:
         """A start as a table, the same at every guidance scale."""
@@ -256,7 +257,7 @@ class MultistepFit:
         table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
         return table
 
-    def _distances(self, tables: Sequence[MultistepTable]) -> Tensor:
+    def _first_distances(self, tables: Sequence[MultistepTable]) -> Tensor:
         """The squared error (tables,) on the very first trajectories, which the first worker runs for all."""
         distances = torch.zeros(len(tables), dtype=torch.float64)
         if self.workers.rank == 0:
@@ -276,19 +277,15 @@ class MultistepFit:
             last[:] = [(end, goal.target)]
             return end
 
-        judged = self.judged.errors(draw)
+        judged = self.judged.distances(draw)
         self.spent = int(self.workers.sum(torch.tensor(self.model_calls)))
         if not self.history:
             self.best = self.base = judged
-        elif self._compared(judged) < self._compared(self.best):
+        elif compared(judged, self.best) < 1 and bool((rmse(judged) <= rmse(self.base)).all()):
             self.best, self.predictor = judged, self.current
-        error, held_out = (float(values.square().mean().sqrt()) for values in (self.error, judged))
+        error, held_out = (float(values.square().mean().sqrt()) for values in (self.distances, judged))
         self.history.append([error, held_out])
         return FitEvent(self.iteration, error, held_out, (), self.model_calls, *last[0])
-
-    def _compared(self, errors: Tensor) -> float:
-        """The errors (groups,) in one number: every guidance scale counts by how far it has come from the start."""
-        return float((errors / self.scale).square().mean())
 
     def _improve(self) -> bool:
         """One iteration of Levenberg and Marquardt; whether it gained anything."""
@@ -296,15 +293,15 @@ class MultistepFit:
         for goal in self.fitted:
             if goal.number in mine:
                 self.expansions[goal.number] = self._expanded(goal)
-        here, before = numbers_of(self.current), self._compared(self.error)
+        here = numbers_of(self.current)
         for _ in range(ATTEMPTS):
             trial = table_of(self.current.config, self._minimum(here))
             runs: dict[int, list[Step]] = {}
-            error = self._errors(trial, runs)
-            if self._compared(error) < before:
-                self.current, self.error, self._runs = trial, error, runs
+            distances = self._distances(trial, runs)
+            if (left := compared(distances, self.distances)) < 1:
+                self.current, self.distances, self._runs = trial, distances, runs
                 self.damping *= EASIER
-                return self._compared(error) < (1 - self.config.tolerance) ** 2 * before
+                return left < (1 - self.config.tolerance) ** 2
             self.damping *= HARDER
         return False
 
@@ -337,8 +334,9 @@ class MultistepFit:
             columns.append(((moved - end) / step).flatten(1))
         jacobian = torch.stack(columns, 1)
         residual = (end - goal.target).flatten(1)
-        normal = (jacobian @ jacobian.mT).double().sum(0).cpu()
-        gradient = (jacobian @ residual[..., None]).squeeze(-1).double().sum(0).cpu()
+        counts = (float(far(self.distances)[goal.group]) / residual.square().mean(1).sqrt()).clamp(max=1)
+        normal = (counts[:, None, None] * (jacobian @ jacobian.mT)).double().sum(0).cpu()
+        gradient = (counts[:, None] * (jacobian @ residual[..., None]).squeeze(-1)).double().sum(0).cpu()
         return Expansion(goal.group, here[goal.group], normal, gradient)
 
     def _resume(self, goal: Goal, varied: MultistepTable, steps: Sequence[Step], number: Number) -> Resume | None:
@@ -359,8 +357,8 @@ class MultistepFit:
         guidance = self._guidance(goal)
         return ends(goal, grid, table.solver(guidance=guidance), table.planner(guidance=guidance), None, resume)
 
-    def _errors(self, table: MultistepTable, runs: dict[int, list[Step]]) -> Tensor:
-        """The errors on what is fitted; `runs` keeps the runs that showed them, as many as memory allows."""
+    def _distances(self, table: MultistepTable, runs: dict[int, list[Step]]) -> Tensor:
+        """How far every sample ends from its goal; `runs` keeps the runs that showed it, as many as memory allows."""
         kept = 0
 
         def draw(goal: Goal) -> Sample:
@@ -371,7 +369,7 @@ class MultistepFit:
                 runs[goal.number] = moved_to(steps, "cpu")
             return steps[-1].x
 
-        return self.fitted.errors(draw)
+        return self.fitted.distances(draw)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly; `files.save_state` writes it. An iteration begun is begun again."""
@@ -386,7 +384,7 @@ class MultistepFit:
             ],
             "iteration": self.iteration,
             "damping": self.damping,
-            "errors": {"error": self.error, "best": self.best, "base": self.base, "scale": self.scale},
+            "distances": {"distances": self.distances, "best": self.best, "base": self.base},
             "done": self.done,
             "history": [list(errors) for errors in self.history],
             "expansions": {str(n): [e.group, e.numbers, e.normal, e.gradient] for n, e in self.expansions.items()},
@@ -407,7 +405,7 @@ class MultistepFit:
                 getattr(tables[-1], name).copy_(values)
         self.predictor, self.current = tables
         self.start, self.iteration, self.damping = state["start"], state["iteration"], state["damping"]
-        for name, value in state["errors"].items():
+        for name, value in state["distances"].items():
             setattr(self, name, value)
         self.done = state["done"]
         self.history = [list(errors) for errors in state["history"]]
@@ -434,6 +432,18 @@ class MultistepFit:
             "base_solver_error": base,
             "gain": 1 - best / base,
         }
+
+
+def far(distances: Tensor) -> Tensor:
+    """From which distance on samples count linearly (groups,), in a set of distances (groups, rows)."""
+    return FAR * distances.clamp(min=torch.finfo(torch.float64).tiny).log().mean(1).exp()
+
+
+def compared(distances: Tensor, others: Tensor) -> float:
+    """Huber's loss of distances (groups, rows) over that of others, the mean of all groups; below 1 they are better."""
+    limit = torch.minimum(far(distances), far(others))[:, None]
+    one, other = (torch.where(d <= limit, d**2, limit * (2 * d - limit)).mean(1) for d in (distances, others))
+    return float((one / other).nan_to_num(nan=math.inf).mean())
 
 
 def layout(intervals: int) -> list[Number]:

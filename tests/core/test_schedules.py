@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import SIGMA_MAX, SIGMA_MIN
 
-from amed_core.schedules import SCHEDULES, discrete, logsnr, polynomial, schedule, stable_diffusion_sigmas
+from amed_core.schedules import SCHEDULES, arctan, discrete, fine, logsnr, polynomial, schedule, stable_diffusion_sigmas
 
 SD_MIN, SD_MAX = (float(s) for s in stable_diffusion_sigmas()[[0, -1]])
 
@@ -85,3 +85,17 @@ def test_unknown_names_and_levels_outside_a_table_are_refused() -> None:
         schedule("karras")
     with pytest.raises(ValueError, match="Choose another schedule"):
         discrete(4, SIGMA_MIN, SIGMA_MAX)
+
+
+def test_arctan_has_equal_steps_in_it() -> None:
+    grid = arctan(7, SIGMA_MIN, SIGMA_MAX)
+    torch.testing.assert_close(grid.atan().diff(), grid.atan().diff().mean().expand(6))
+    assert (float(grid[0]), float(grid[-1])) == (pytest.approx(SIGMA_MAX), pytest.approx(SIGMA_MIN))
+
+
+def test_the_slow_grid_of_a_flow_model_is_dense_at_both_ends() -> None:
+    steps = -fine(25, 0.001, 1.0, flow=True).diff()
+    assert float(steps.argmax()) == pytest.approx(11.5, abs=0.5)
+    torch.testing.assert_close(steps, steps.flip(0))
+    assert float(steps[0]) < 0.1 * float(steps.max())
+    assert (fine(9, SIGMA_MIN, SIGMA_MAX, flow=False) == polynomial(9, SIGMA_MIN, SIGMA_MAX)).all()
