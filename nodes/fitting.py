@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,7 @@ class TrainSampler(comfy.samplers.Sampler):
         saved_at = time.monotonic()
         if isinstance(fit, Trainer):
             last = fit.predictor.config.planned - 1
+            self.losses = [sum(batch) for batch in zip_longest(*fit.losses, fillvalue=0.0)]  # before it was stopped
             for event in fit.events():
                 if event.interval == 0:
                     self.losses.append(0.0)
