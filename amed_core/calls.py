@@ -48,9 +48,7 @@ def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
     if calls < 1:
         raise ValueError(f"Sampling needs at least 1 model call, but {calls} were asked for. Raise steps.")
     if config.kind == "multistep":
-        positions = np.arange(calls) * config.intervals / calls
-        levels = np.exp(np.interp(positions, np.arange(config.intervals), np.log(config.sigmas[:-1]))).tolist()
-        return (config.sigmas[0], *levels[1:], 0.0) if calls != config.intervals else config.sigmas
+        return config.sigmas if calls == config.intervals else _one_call_each(config, calls)
     grid = [math.log(max(sigma, config.sigma_min)) for sigma in config.sigmas]
     intervals = -(-(calls + config.plain_last) // 2)
     halves = [half for half in range(2 * intervals + 1) if not (config.plain_last and half == 2 * intervals - 1)]
@@ -61,6 +59,16 @@ def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
     # Grid points themselves are exact, and the list ends where the grid ends.
     exact = [config.sigmas[int(p)] if p == int(p) else level for p, level in zip(points.tolist(), levels, strict=True)]
     return tuple(exact)
+
+
+def _one_call_each(config: PredictorConfig, calls: int) -> tuple[float, ...]:
+    """Levels that interpolate a multistep table's in ln(sigma), down to sigma_min, and 0."""
+    levels = np.log([*config.sigmas[:-1], config.sigma_min])
+    reached = int(np.argmax(levels <= levels[-1] + TOLERANCE))  # its own last level may be sigma_min already
+    positions = np.arange(calls) * (config.intervals / calls)
+    if reached < config.intervals:
+        positions = np.linspace(0, reached, calls)
+    return (config.sigmas[0], *np.exp(np.interp(positions, np.arange(len(levels)), levels)).tolist()[1:], 0.0)
 
 
 def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:

@@ -69,8 +69,8 @@ def multistep_student(
     if calls < 2:
         raise ValueError(f"{calls} model calls cannot be planned here: at least 2 are needed.")
     grid = (*schedule("polynomial")(calls, sigma_min, sigma_max, 7.0).tolist(), 0.0)
-    given = PredictorConfig("ipndm", grid, sigma_min, sigma_max, flow=flow, **settings)
-    return multistep_config(given, grid)
+    plain = multistep_config(PredictorConfig("ipndm", grid, sigma_min, sigma_max, flow=flow), grid)
+    return replace(plain, **settings)
 
 
 def predictor_config(

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,21 @@ def test_a_list_of_levels_is_its_own_only_from_the_beginning() -> None:
         assert found.calls == len(other) - 1
     with pytest.raises(ValueError, match="Set steps to 5"):
         read(call_sigmas(config, 8), config)
+
+
+@pytest.mark.parametrize("last", [0.5, SIGMA_MIN])
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 7, 10, 25])
+def test_any_number_of_calls_spans_its_grid(last: float, calls: int) -> None:
+    levels = call_sigmas(table_on((*GRID[:-2], last, 0.0)).config, calls)
+    assert len(levels) == calls + 1
+    assert all(a > b for a, b in pairwise(levels))
+    assert (levels[0], levels[-1]) == (GRID[0], 0.0)
+    assert min(levels[:-1]) >= SIGMA_MIN * (1 - 1e-9)
+
+
+def test_settings_for_several_guidance_scales() -> None:
+    config = multistep_student(5, SIGMA_MIN, SIGMA_MAX, guidance=2.0, guidances=(2.0, 4.0))
+    assert (config.guidances, config.kind, config.intervals) == ((2.0, 4.0), "multistep", 5)
 
 
 def test_settings_that_no_multistep_table_has_are_refused() -> None:

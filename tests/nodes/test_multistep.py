@@ -1,0 +1,178 @@
+"""The learned multistep student through the nodes: trained in one click, used everywhere, never silently misused."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import Family, make
+from test_training import cancelling, user
+from toys import apply, k_sample, train
+
+STUDENT, CFG, STEPS = "amed_multistep", 3.0, 4
+SHORT = {"sampler_name": "auto", "steps": STEPS, "teacher_calls": 8, "trajectories": 1, "held_out": 1}
+
+__all__ = ["user"]  # the fixture
+
+
+@pytest.fixture(scope="module")
+def flux(pack: Any) -> Family:
+    del pack
+    return make("flux")
+
+
+@pytest.fixture(scope="module")
+def made(pack: Any, flux: Family) -> Any:
+    return train(pack, flux, **SHORT)[0]
+
+
+@pytest.fixture(scope="module")
+def applied(pack: Any, flux: Family, made: Any) -> Any:
+    return apply(pack, flux, made)
+
+
+def levels(pack: Any, made: Any, denoise: float = 1.0) -> torch.Tensor:
+    """What AMEDScheduler gives."""
+    (sigmas,) = pack.nodes.AMEDScheduler.execute(made, denoise).args
+    return sigmas
+
+
+def custom(family: Family, model: Any, sampler: Any, sigmas: torch.Tensor) -> torch.Tensor:
+    """What SamplerCustom gives for seed 3."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: PLC0415
+
+    with torch.inference_mode():
+        drawn = SamplerCustom().sample(
+            model, True, 3, CFG, family.positive, family.negative, sampler, sigmas, family.latent
+        )
+    samples: torch.Tensor = drawn[0]["samples"]
+    return samples
+
+
+@pytest.mark.parametrize("name", ["sd15", "wan21"])
+def test_it_is_what_one_click_trains_and_no_worse_than_the_best_unlearned_solver(pack: Any, name: str) -> None:
+    family = make(name)
+    made, losses, report, _ = train(pack, family, **SHORT)
+    config, training = made.network.config, made.notes["training"]
+    assert config.kind == "multistep"
+    assert len(config.sigmas) == STEPS + 1
+    assert training["error"] <= training["base_solver_error"]
+    assert len(losses["loss"]) == training["iterations"] + 1
+    assert f"choose sampler {STUDENT}, scheduler amed, steps {STEPS}, cfg 3" in report
+    drawn = k_sample(family, apply(pack, family, made), STEPS, CFG, STUDENT)
+    assert drawn.isfinite().all()
+    assert drawn.shape == family.latent["samples"].shape
+
+
+def test_the_paper_is_one_click_away(pack: Any, flux: Family) -> None:
+    made = train(pack, flux, sampler_name="auto", preset="paper")[0]
+    assert (made.network.config.kind, made.network.config.solver) == ("network", "amed")
+    assert made.network.config.analytic_first_step, "as published for 5 calls"
+    assert not made.network.config.plain_last
+
+
+def test_k_sampler_custom_sampling_and_a_file_give_the_same_picture(
+    pack: Any, flux: Family, made: Any, applied: Any, tmp_path: Path
+) -> None:
+    asked: list[float] = []
+
+    def wrapper(apply_model: Any, parameters: Any) -> torch.Tensor:
+        asked.append(float(parameters["timestep"].max()))
+        answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
+        return answer
+
+    counted = applied.clone()
+    counted.set_model_unet_function_wrapper(wrapper)
+    drawn = k_sample(flux, counted, STEPS, CFG, STUDENT)
+    assert len(asked) == STEPS
+    assert asked == sorted(asked, reverse=True)
+    (sampler,) = pack.nodes.AMEDSampler.execute(made).args
+    assert (custom(flux, flux.model, sampler, levels(pack, made)) == drawn).all()
+    files = pack.amed_core.files
+    files.save_predictor(made.network, tmp_path / "p.safetensors", dict(made.notes))
+    loaded = pack.nodes.values.Predictor(files.load_predictor(tmp_path / "p.safetensors"))
+    assert (k_sample(flux, apply(pack, flux, loaded), STEPS, CFG, STUDENT) == drawn).all()
+
+
+def test_on_other_levels_it_is_comfyuis_ipndm_and_says_so(
+    pack: Any, flux: Family, made: Any, applied: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import comfy.samplers  # noqa: PLC0415
+
+    (ours,), theirs = pack.nodes.AMEDSampler.execute(made).args, comfy.samplers.sampler_object("ipndm")
+    own = levels(pack, made)
+    karras = k_sample(flux, applied, STEPS, CFG, STUDENT, "karras")
+    assert "plans none of them" in caplog.text
+    torch.testing.assert_close(karras, k_sample(flux, applied, STEPS, CFG, "ipndm", "karras"), rtol=1e-3, atol=1e-4)
+    for sigmas in (levels(pack, made, 0.5), own[2:]):
+        caplog.clear()
+        drawn = custom(flux, applied, ours, sigmas)
+        assert "these noise levels are not the ones" in caplog.text
+        torch.testing.assert_close(drawn, custom(flux, applied, theirs, sigmas), rtol=1e-3, atol=1e-4)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        k_sample(flux, applied, STEPS, CFG, STUDENT)
+    assert "not the ones" not in caplog.text, "on its own grid there is nothing to say"
+
+
+def test_its_first_steps_are_its_own_when_the_run_is_cut(pack: Any, flux: Family, made: Any) -> None:
+    """As KSamplerAdvanced and SplitSigmas cut it: the state after two steps is the one that the whole run passes."""
+    import comfy.samplers  # noqa: PLC0415
+
+    own, passed = levels(pack, made), []
+    (sampler,) = pack.nodes.AMEDSampler.execute(made).args
+    guider = comfy.samplers.CFGGuider(flux.model)
+    guider.set_conds(flux.positive, flux.negative)
+    guider.set_cfg(CFG)
+    noise, empty = torch.randn(flux.latent["samples"].shape), torch.zeros(flux.latent["samples"].shape)
+    with torch.inference_mode():
+        half = guider.sample(noise, empty, sampler, own[:3], disable_pbar=True, seed=3)
+        guider.sample(
+            noise, empty, sampler, own, callback=lambda i, d, x, n: passed.append(x), disable_pbar=True, seed=3
+        )
+    sigma = float(own[2])
+    state = guider.model_patcher.model.process_latent_in(half) * (1 - sigma)  # ComfyUI scales what it hands out
+    torch.testing.assert_close(state, passed[2], rtol=1e-3, atol=1e-4)
+
+
+def test_a_range_of_cfg_shares_the_grid(pack: Any, flux: Family) -> None:
+    made = train(pack, flux, **SHORT, cfg=2.0, cfg_max=6.0)[0]
+    network = made.network
+    assert network.config.guidances == (2.0, 4.0, 6.0)
+    assert network.weights.shape[0] == 3
+    applied = apply(pack, flux, made)
+    drawn = {scale: k_sample(flux, applied, STEPS, scale, STUDENT) for scale in (2.0, 3.0)}
+    assert all(picture.isfinite().all() for picture in drawn.values())
+    assert not torch.equal(drawn[2.0], drawn[3.0])
+
+
+@pytest.mark.parametrize("call", [150, 450])
+def test_cancelled_it_goes_on_where_it_was(pack: Any, flux: Family, user: Path, call: int) -> None:
+    import comfy.model_management as mm  # noqa: PLC0415
+
+    whole, losses, *_ = train(pack, flux, **SHORT)
+    model, asked = cancelling(flux, call)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(pack, flux, model, **SHORT)
+    assert len(asked) == call
+    assert len(list(user.glob("*.safetensors"))) == 1
+    resumed, again, report, _ = train(pack, flux, model, **SHORT)
+    assert "before it was stopped" in report
+    ours, theirs = whole.network.state_dict(), resumed.network.state_dict()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert again["loss"] == losses["loss"]
+    assert not list(user.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "paper"}, "amed_multistep is not of the paper"),
+        ({"objective": "per interval"}, "fitted end to end and without autograd"),
+        ({"gradient": "reverse"}, "fitted end to end and without autograd"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_in_words(pack: Any, flux: Family, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(pack, flux, sampler_name=STUDENT, steps=STEPS, **changes)
