@@ -34,13 +34,14 @@ from .derivatives import GRADIENTS
 from .digits import DigitsDenoiser
 from .end_to_end import EndToEnd, FitConfig
 from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
+from .grids import TRAJECTORIES, search
 from .measures import chunks, conditioned
 from .multistep import MultistepTable
 from .multistep_fit import MultistepFit
 from .parallel import Workers, torchrun
 from .predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
 from .recipes import MULTISTEP_FIT, MULTISTEP_STUDENT
-from .schedules import SCHEDULES
+from .schedules import SCHEDULES, SEARCHED
 from .sources import gaussian
 from .states import verdict
 from .table import AnyPredictor, TablePredictor, build
@@ -149,6 +150,9 @@ def _train(
         config = replace(config, guidances=tuple(several))
     device = getattr(model, "device", "cpu")
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
+    if arguments.schedule == SEARCHED:
+        x, denoiser = sources[0](range(TRAJECTORIES))
+        config = search(denoiser, x, config)
     fit = _fit(arguments, config, model, sources, workers)
     total = fit.total if isinstance(fit, Trainer) else fit.config.iterations + 1
     unit = "trajectory" if isinstance(fit, Trainer) else "iteration"
@@ -190,6 +194,8 @@ def _config(arguments: argparse.Namespace, model: Model, scale: float | None) ->
     if arguments.table and arguments.published:
         raise ValueError("A table is not the paper's: leave out --table or --published.")
     name = arguments.solver + PUBLISHED_SUFFIX * arguments.published + TABLE_SUFFIX * arguments.table
+    if chosen.get("schedule") == SEARCHED:  # which takes a model: later
+        chosen.pop("schedule")
     chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
     return student_config(name, arguments.calls, model, **told, **chosen)
 
@@ -379,7 +385,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
     train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
-    train.add_argument("--schedule", choices=list(SCHEDULES), help="of the grid; the recipe's if left out")
+    train.add_argument("--schedule", choices=[*SCHEDULES, SEARCHED], help="of the grid; the recipe's if left out")
     train.add_argument("--rho", type=float, help="of the schedule; its usual one if left out")
     train.add_argument("--scale-dir", type=float, help="half-width around 1; the recipe's if left out")
     train.add_argument("--scale-time", type=float, help="half-width around 1; the recipe's if left out")

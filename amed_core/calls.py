@@ -106,14 +106,14 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     if config.kind == "multistep":  # its weights are for slopes from the very beginning
         begins = _same(levels, own[: calls + 1]) if calls <= config.calls else False
         return _group(levels, list(range(calls + 1)), analytic=False, own_grid=begins)
-    own_boundaries = _boundaries(config.calls, config.plain_last)
+    own_boundaries = boundaries_of(config.calls, config.plain_last)
     for offset in range(len(own) - calls):
         if _same(levels, own[offset : offset + calls + 1]):
             boundaries = [b - offset for b in own_boundaries]
             return _group(levels, boundaries, config.analytic_first_step and offset == 0, own_grid=True)
     if config.build_solver().multistep:
         return _group(levels, list(range(calls + 1)), analytic=False, own_grid=False)
-    boundaries = _boundaries(calls, config.plain_last and levels[-1] == 0)
+    boundaries = boundaries_of(calls, config.plain_last and levels[-1] == 0)
     starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
     analytic = config.analytic_first_step and starts_like_own and boundaries[1] == 1 and calls > 1
     for begin, end in pairwise(tuple(boundaries)):
@@ -128,7 +128,7 @@ def _learned(sigma: float, sigma_next: float, config: PredictorConfig) -> bool:
     return length <= (1 + SLACK) * longest(config, sigma, sigma_next)
 
 
-def _boundaries(calls: int, plain_last: bool) -> list[int]:
+def boundaries_of(calls: int, plain_last: bool) -> list[int]:
     """Where intervals begin and end in a list for `calls` calls: pairs from the end, what is left over first."""
     return sorted({0, calls, *range(calls - plain_last, -1, -2)})
 

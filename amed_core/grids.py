@@ -6,18 +6,27 @@ it from the teacher's sample at its start, times what of such an error is left a
 from inner products of the teacher's samples and slopes: there is no model call and no gradient.
 """
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .paths import Gram
+from .calls import boundaries_of
+from .paths import Gram, gram, levels, path
+from .predictor import PredictorConfig
+from .schedules import SEARCHED
+from .types import Denoiser, Sample
 
 # What crosses an interval: the slope at its start (Euler, DDIM), Adams' and Bashforth's two slopes (iPNDM), the best
-# two slopes (DPM-Solver++ and learned weights), or the best slope inside of it, scaled (AMED's midpoint).
+# two slopes (DPM-Solver++ and learned weights), or the best slope inside of it (AMED's midpoint).
 Rule = Literal["euler", "ipndm", "weights", "midpoint"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 ONE_CALL: tuple[Rule, ...] = ("euler", "ipndm", "weights")  # per interval
+# Of a student, by its solver: what measured best (benchmarks/grids.py).
+RULE_OF: dict[str, Rule] = {"amed": "midpoint", "dpm_2": "midpoint", "euler": "midpoint"}
+RULE_OF |= {"ipndm": "ipndm", "dpmpp": "euler"}
+TEACHER_CALLS, TRAJECTORIES = 24, 16  # of a search for a student's grid
 
 
 def searched(gram: Gram, intervals: int, rule: Rule, *, flow: bool = False) -> tuple[float, ...]:
@@ -51,6 +60,32 @@ def searched(gram: Gram, intervals: int, rule: Rule, *, flow: bool = False) -> t
         i, j = int(before[i, j]), i
         points.append(i)
     return tuple(gram.levels[p] for p in reversed(points))
+
+
+def on_searched_grid(config: PredictorConfig, passed: Gram) -> PredictorConfig:
+    """The settings of a student with two calls per interval on the grid that is cheapest for it.
+
+    Single-step students are searched interval by interval, the others call by call: of those levels, every second
+    one is a grid point. Raises ValueError if its grid does not end at 0.
+    """
+    if config.sigmas[-1] != 0:
+        raise ValueError(
+            f"A searched grid ends at 0, but this student's ends at {config.sigmas[-1]:.4g}, as published."
+        )
+    rule = RULE_OF[config.solver]
+    if rule == "midpoint":
+        grid = searched(passed, config.intervals, rule, flow=config.flow)
+    else:
+        calls = 2 * config.intervals - config.plain_last  # an analytic first interval is no shorter than the others
+        every = searched(passed, calls, rule, flow=config.flow)
+        grid = tuple(every[n] for n in boundaries_of(calls, config.plain_last))
+    return replace(config, sigmas=grid, schedule=SEARCHED, rho=1.0)
+
+
+def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorConfig:
+    """The same, from noisy samples `x` at the grid's first level: one run of TEACHER_CALLS model calls."""
+    fine = levels(config.sigma_min, config.sigmas[0], TEACHER_CALLS, config.flow)
+    return on_searched_grid(config, gram(path(denoiser, x, fine)))
 
 
 def left_at_end(gram: Gram, flow: bool) -> Tensor:
@@ -106,12 +141,18 @@ def _two_slopes(gram: Gram, rule: Rule) -> Tensor:
 
 
 def _midpoints(gram: Gram) -> Tensor:
-    """The error in every interval (i, j) along the best scaled slope at a level in it."""
-    moved, along, slopes, _ = _errors(gram)
+    """The error in every interval (i, j) along the best slope at a level in it, which Euler's method has to reach.
+
+    What Euler's method errs by on its way to the level m changes the slope there by no more than its 1 / sigma_m.
+    """
+    moved, along, slopes, step = _errors(gram)
     order = torch.arange(len(moved))
     inside = (order >= order[:, None, None]) & (order < order[:, None])
-    gained = torch.where(inside, along**2 / slopes.diagonal(), 0.0)  # by the slope at level m (i, j, m)
-    return _only_downward(moved - gained.amax(-1))
+    by_slope = moved[..., None] - 2 * step[..., None] * along + step[..., None] ** 2 * slopes.diagonal()
+    reached = torch.nan_to_num(_one_slope(gram), posinf=0.0)[:, None, :]  # at m = i there is nothing to err in
+    sigma = torch.tensor(gram.levels, dtype=torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
+    by_slope = by_slope + reached * (step[..., None] / sigma) ** 2
+    return _only_downward(torch.where(inside, by_slope, torch.inf).amin(-1))
 
 
 def _after_any(cost: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class MultistepFit:
             kept += 2 * (calls + 1) * x.numel() * x.element_size()
             if kept > self.config.keep_bytes and any(self.fitted.batches()[n][0] == group for n in passed):
                 continue
-            passed[number] = path(denoiser, x, levels(low, high, calls, self.settings.flow)).to("cpu")
+            passed[number] = path(denoiser, x, levels(low, high, calls, self.settings.flow))
             self.fitted.targets[str(number)] = passed[number].end
         return passed
 

@@ -51,13 +51,16 @@ def levels(sigma_min: float, sigma_max: float, calls: int, flow: bool) -> tuple[
 
 @torch.no_grad()
 def path(denoiser: Denoiser, x: Sample, grid: Sequence[float]) -> Path:
-    """Run the teacher on a grid from the noisy sample `x` at its first level, and keep all that it passes."""
-    steps = list(trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()))
-    return Path(
-        tuple(grid),
-        torch.stack([*(step.start.x for step in steps), steps[-1].x]),
-        torch.stack([step.start.slope for step in steps]),
-    )
+    """Run the teacher on a grid from the noisy sample `x` at its first level, and keep all that it passes, on the CPU.
+
+    The device holds no more than it does in sampling.
+    """
+    samples, slopes = [x.cpu()], []
+    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()):
+        samples.append(step.x.cpu())
+        slopes.append(step.start.slope.cpu())
+        del step
+    return Path(tuple(grid), torch.stack(samples), torch.stack(slopes))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from . import solvers
 from .driver import First, analytic_first, analytic_first_flow
-from .schedules import schedule
+from .schedules import refuse_unknown
 from .types import Evaluation, Features, Planner, Sample, Sigma, Solver, StepPlan
 
 POOLED = 8  # what the predictor looks at is pooled to 8x8 at any resolution
@@ -56,7 +56,7 @@ class PredictorConfig:
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
 
     def __post_init__(self) -> None:
-        schedule(self.schedule)
+        refuse_unknown(self.schedule)
         self.build_solver()
         grid = self.sigmas
         if len(grid) < 2:

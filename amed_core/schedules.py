@@ -91,6 +91,7 @@ SCHEDULES: dict[str, Schedule] = {
     "time_uniform": time_uniform,
     "discrete": discrete,
 }
+SEARCHED = "searched"  # a grid that `grids.py` found on the model: no function of the settings
 USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
 
 
@@ -124,3 +125,9 @@ def _check(points: int, sigma_min: float, sigma_max: float, rho: float) -> None:
         raise ValueError(f"A grid needs 0 < sigma_min < sigma_max, but found {sigma_min} and {sigma_max}.")
     if not 0 < rho < math.inf:
         raise ValueError(f"rho must be positive, but found {rho}.")
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise ValueError if no grid could have come from a schedule of this name."""
+    if name != SEARCHED:
+        schedule(name)

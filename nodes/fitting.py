@@ -51,11 +51,19 @@ class Job:
     fitted_prompts: tuple[int, ...]
     held_out_prompts: tuple[int, ...]
     state: Path  # where an unfinished fit is kept
+    spent: int  # model calls so far, for its grid
 
     @property
     def reverse(self) -> bool:
         """Whether autograd runs through the model."""
         return self.objective.gradient == "reverse"
+
+
+def noisy(model_wrap: Any, rows: range, like: Tensor, sigma: float, seed: int) -> Sample:
+    """The noise of trajectories number `rows` at a noise level, each of the shape of those in `like`."""
+    drawn = noise(rows, tuple(like.shape[1:]), seed).to(like)
+    level = torch.tensor(sigma).to(like)
+    return model_wrap.inner_model.model_sampling.noise_scaling(level, drawn, torch.zeros_like(drawn), True)  # type: ignore[no-any-return]
 
 
 class Question:
@@ -131,8 +139,8 @@ class TrainSampler(comfy.samplers.Sampler):
         self.fit: Fit | None = None
         self.predictor: AnyPredictor | None = None
         self.report: Learned | None = None
-        self.model_calls = 0
-        self.floor = 0  # the fewest that this takes on paper
+        self.model_calls = job.spent
+        self.floor = job.spent  # the fewest that this takes on paper
         self.resumed = False
 
     def sample(
@@ -251,8 +259,7 @@ class TrainSampler(comfy.samplers.Sampler):
         self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], like: Tensor, on_call: OnCall
     ) -> list[Source]:
         """One per guidance scale. A batch of trajectories has one prompt, and its number says which."""
-        job, sampling = self.job, guider.inner_model.model_sampling
-        asked = []
+        job, asked = self.job, []
         for conds in self._processed(guider, like):
             guider.conds = conds
             sees = job.config.features == "bottleneck"
@@ -264,8 +271,7 @@ class TrainSampler(comfy.samplers.Sampler):
             def draw(rows: range) -> tuple[Sample, Denoiser]:
                 prompts = job.held_out_prompts if rows.start >= HELD_OUT else job.fitted_prompts
                 conds, denoiser = asked[prompts[rows.start % HELD_OUT // job.batch_size % len(prompts)]]
-                drawn = noise(rows, tuple(like.shape[1:]), job.seed).to(like)
-                x = sampling.noise_scaling(sigmas[0], drawn, torch.zeros_like(drawn), True)
+                x = noisy(guider, rows, like, float(sigmas[0]), job.seed)
                 return x, Question(guider, conds, scale, denoiser)
 
             return draw

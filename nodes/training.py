@@ -21,14 +21,15 @@ from ..amed_core import PredictorConfig, TrainConfig
 from ..amed_core.derivatives import GRADIENTS
 from ..amed_core.end_to_end import FitConfig
 from ..amed_core.files import provenance
+from ..amed_core.grids import TEACHER_CALLS, TRAJECTORIES, search
 from ..amed_core.predictor import LOOKS
 from ..amed_core.recipes import MULTISTEP_FIT, MULTISTEP_STUDENT, multistep_student, predictor_config
-from ..amed_core.schedules import SCHEDULES
+from ..amed_core.schedules import SCHEDULES, SEARCHED
 from ..amed_core.states import verdict
 from ..amed_core.table import centred_config, table_config
 from ..amed_core.training import TEACHERS
 from .bridge import ComfyDenoiser
-from .fitting import Job, TrainSampler, duration, prompt_names
+from .fitting import Job, TrainSampler, duration, noisy, prompt_names
 from .gradients import without_inference_tensors
 from .pairing import fingerprint
 from .previews import plot
@@ -77,25 +78,44 @@ def student_config(model: Any, name: str, calls: int, *, published: bool = False
     )
 
 
-def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, seed: int) -> bool:
-    """Whether the model shows its bottleneck, found out by one model call."""
-    sampling = guider.model_patcher.get_model_object("model_sampling")
-    ends = torch.tensor([float(sampling.sigma_max), float(sampling.sigma_min)])
+def inside(guider: comfy.samplers.CFGGuider, latent: Any, seed: int, sigmas: Sequence[float], work: Any) -> Any:
+    """The result of `work(model_wrap, like, extra_args)`, run where ComfyUI runs a sampler, on zeros like `latent`."""
+    found = []
 
-    class Probe(comfy.samplers.Sampler):
-        found = False
-
+    class Work(comfy.samplers.Sampler):
         def sample(
             self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any
         ) -> Tensor:
-            x = model_wrap.inner_model.model_sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
-            denoiser = ComfyDenoiser(model_wrap, extra_args, sigmas.tolist(), bottleneck=True)
-            self.found = denoiser(x, sigmas[0])[1] is not None
-            return x
+            found.append(work(model_wrap, noise, extra_args))
+            return noise
 
-    probe = Probe()
-    guider.sample(empty(latent, 1), empty(latent, 1), probe, ends, disable_pbar=True, seed=seed)
-    return probe.found
+    guider.sample(latent, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=seed)
+    return found[0]
+
+
+def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, seed: int) -> bool:
+    """Whether the model shows its bottleneck, found out by one model call."""
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    ends = [float(sampling.sigma_max), float(sampling.sigma_min)]
+
+    def work(model_wrap: Any, like: Tensor, extra_args: Any) -> bool:
+        denoiser = ComfyDenoiser(model_wrap, extra_args, ends, bottleneck=True)
+        return denoiser(like, torch.tensor(ends[0]).to(like))[1] is not None
+
+    return bool(inside(guider, empty(latent, 1), seed, ends, work))
+
+
+def on_searched_grid(
+    guider: comfy.samplers.CFGGuider, latent: Any, seed: int, config: PredictorConfig, count: int
+) -> PredictorConfig:
+    """The settings on the grid that is found by a slow run of so many noises."""
+
+    def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
+        x = noisy(model_wrap, range(count), like, config.sigmas[0], seed)
+        return search(ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False), x, config)
+
+    found: PredictorConfig = inside(guider, empty(latent, count), seed, config.sigmas, work)
+    return found
 
 
 @dataclass(frozen=True)
@@ -154,7 +174,7 @@ class Asked:
     def overrides(self) -> dict[str, Any]:
         """The settings that are not at auto."""
         chosen = {
-            "schedule": None if self.scheduler == AUTO else self.scheduler,
+            "schedule": None if self.scheduler in (AUTO, SEARCHED) else self.scheduler,
             "rho": self.rho or None,
             "scale_dir": self.scale_dir if self.scale_dir >= 0 else None,
             "scale_time": self.scale_time if self.scale_time >= 0 else None,
@@ -264,11 +284,12 @@ def inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "scheduler",
-            options=[AUTO, *SCHEDULES],
+            options=[AUTO, *SCHEDULES, SEARCHED],
             default=AUTO,
             tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s; '
             '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps '
-            "and the choice for flow models.",
+            'and the choice for flow models, "searched" is found on this model, by dynamic programming along a '
+            "slow run. amed_multistep always searches.",
         ),
         io.Float.Input(
             "rho",
@@ -517,6 +538,15 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
             guidance=asked.cfg,
             **asked.overrides,
         )
+    spent = 0
+    if asked.scheduler == SEARCHED and not multistep:
+        if asked.preset == PAPER:
+            raise ValueError(
+                'The paper\'s grids end at sigma_min, searched ones at 0. Set scheduler to "auto" or preset to '
+                '"recommended" in "AMED Train Predictor".'
+            )
+        config = on_searched_grid(guider, latent, asked.seed, config, min(batch, TRAJECTORIES))
+        spent = TEACHER_CALLS * min(batch, TRAJECTORIES)
     start = None
     if end_to_end and not multistep:
         widths = {name: asked.overrides[name] for name in ("scale_dir", "scale_time") if name in asked.overrides}
@@ -566,6 +596,7 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         fitted_prompts=fitted,
         held_out_prompts=held_out,
         state=state,
+        spent=spent,
     )
 
 

@@ -1,7 +1,8 @@
 """Learned multistep methods: what solvers are when they are written out, searched grids, weights in closed form."""
 
 import itertools
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from amed_core import (
 )
 from amed_core.calls import call_sigmas, read
 from amed_core.goals import Goal
-from amed_core.grids import RULES, searched
+from amed_core.grids import RULES, search, searched
 from amed_core.least_squares import least_squares
 from amed_core.multistep import MultistepTable, coefficients, together
 from amed_core.paths import Path as TeacherPath
 from amed_core.paths import gram, levels, path
-from amed_core.recipes import multistep_student
+from amed_core.recipes import multistep_student, predictor_config
 from amed_core.solvers import Multistep
 from amed_core.starts import starts
 
@@ -194,8 +195,9 @@ def cost_of(found: TeacherPath, grid: tuple[int, ...], rule: str) -> float:
         if rule == "midpoint" and not last:
             errors = []
             for m in range(i, j):
-                slope = found.slopes[m]
-                errors.append((moved - (moved * slope).sum() / slope.square().sum() * slope).square().sum())
+                reached = found.x[m] - found.x[i] - (found.levels[m] - found.levels[i]) * found.slopes[i]
+                missed = (step / found.levels[m]) ** 2 * reached.square().sum()
+                errors.append((moved - step * found.slopes[m]).square().sum() + missed)
             error = torch.stack(errors).min()
         elif rule == "euler" or n == 0 or (rule in ("ipndm", "midpoint") and last):
             error = (moved - step * found.slopes[i]).square().sum()
@@ -280,3 +282,21 @@ def test_a_models_own_timesteps_are_a_grid_to_start_from() -> None:
     assert "dpmpp-2 discrete zero" in names
     assert polynomial(4, 0.003, 1.0)[0] == pytest.approx(1.0)
     assert PredictorConfig is type(CONFIG)
+
+
+@pytest.mark.parametrize("name", ["amed", "amed_euler", "amed_dpm_2", "amed_ipndm", "amed_dpmpp_3m"])
+@pytest.mark.parametrize("calls", [3, 4, 5, 6, 7])
+def test_students_with_two_calls_per_interval_have_searched_grids_too(name: str, calls: int) -> None:
+    config = predictor_config(name, calls, SIGMA_MIN, SIGMA_MAX)
+    found = search(mixture, X, config)
+    assert found.schedule == "searched"
+    assert (found.calls, found.intervals, found.plain_last) == (calls, config.intervals, config.plain_last)
+    assert found.sigmas[0] == pytest.approx(SIGMA_MAX)
+    assert found.sigmas[-1] == 0.0
+    assert len(call_sigmas(found, calls)) == calls + 1
+    assert PredictorConfig.from_header(json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_published_grids_are_not_searched() -> None:
+    with pytest.raises(ValueError, match="ends at 0"):
+        search(mixture, X, predictor_config("amed", 5, SIGMA_MIN, SIGMA_MAX, published=True))

@@ -273,6 +273,7 @@ def test_a_range_of_cfg_is_interpolated_and_left_only_with_a_warning(
         ({"cfg_max": 5.0}, "cfg_max to 0"),
         ({"predictor_type": "table", "objective": "per interval"}, "A table is fitted end to end"),
         ({"prompts": "a cat"}, "connect clip"),
+        ({"scheduler": "searched", "preset": "paper"}, "paper's grids end at sigma_min"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_in_words(
@@ -280,6 +281,20 @@ def test_settings_that_do_not_go_together_are_refused_in_words(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         train(pack, flux, **changes)
+
+
+@pytest.mark.parametrize("student", ["amed", "amed_ipndm"])
+def test_the_grid_of_every_student_can_be_searched(pack: Any, flux: Family, student: str) -> None:
+    how = {"sampler_name": student, "predictor_type": "table", "trajectories": 4, "cfg": 1.0}
+    usual = train(pack, flux, **how)[0]
+    made = train(pack, flux, **how, scheduler="searched")[0]
+    assert made.network.config.schedule == "searched"
+    assert made.network.config.sigmas != usual.network.config.sigmas
+    assert made.network.config.calls == 5
+    (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
+    applied = apply(pack, flux, made)
+    assert k_sample(flux, applied, 5, 1.0, student).isfinite().all()
+    assert k_sample(flux, flux.model, 5, 1.0, "ipndm", "simple", sigmas=sigmas).isfinite().all(), "SIGMAS for anyone"
 
 
 # What is shown
