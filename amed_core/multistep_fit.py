@@ -107,6 +107,7 @@ class MultistepFit:
         self.history: list[list[float]] = []
         self.spent = 0  # model calls of all workers, when last judged
         self.expansions: dict[int, Expansion] = {}
+        self.tried: list[Start] = []  # all that it could have begun with, once it has begun in this process
         self._earlier_calls = 0
         self._runs: dict[int, list[Step]] = {}
 
@@ -219,10 +220,11 @@ class MultistepFit:
         starts = list(self.starts)
         for rule, grid in grids.items():
             starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(self.settings.flow).items()]
-        first = self._first_distances([self._started(start) for start in starts])
+        self.tried = starts
+        first = self._first_distances([self.written(start) for start in starts])
         finalists = [starts[n] for n in first.argsort(stable=True)[:FINALISTS].tolist()]
         for finalist in finalists:
-            table, runs = self._started(finalist), dict[int, list[Step]]()
+            table, runs = self.written(finalist), dict[int, list[Step]]()
             distances = self._distances(table, runs)
             if finalist is finalists[0] or compared(distances, self.distances) < 1:
                 self.start, self.predictor, self.current = finalist.name, table, table
@@ -234,7 +236,7 @@ class MultistepFit:
         goals = [goal for goal in self.fitted if goal.number in paths]
         best, least = self.current, math.inf
         for grid in grids:
-            table = self._started(start("", Ipndm(ORDER), grid))
+            table = self.written(start("", Ipndm(ORDER), grid))
             solved, logs = [], torch.zeros(2, dtype=torch.float64)
             for group, alone in enumerate(table.alone()):
                 batches = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
@@ -251,7 +253,7 @@ class MultistepFit:
         if compared(distances, self.distances) < 1:
             self.current, self.distances, self._runs = best, distances, runs
 
-    def _started(self, start: Start) -> MultistepTable:
+    def written(self, start: Start) -> MultistepTable:
         """A start as a table, the same at every guidance scale."""
         table = MultistepTable(multistep_config(self.settings, start.levels))
         table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
