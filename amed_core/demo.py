@@ -26,8 +26,8 @@ from .report import Learned, learned
 from .table import AnyPredictor
 
 CALLS = 5
-STUDENTS = {"amed": "AMED-Solver", "amed_ipndm": "AMED-Plugin on iPNDM"}
-BASES = {"amed": "DPM-Solver-2, r = 0.5", "amed_ipndm": "iPNDM, r = 0.5"}
+STUDENTS = {"amed": "AMED-Solver", "amed_multistep": "learned multistep"}
+BASES = {"amed": "DPM-Solver-2, r = 0.5", "amed_multistep": "iPNDM"}
 PICTURED = ("heun", "dpm_2", "euler", "dpmpp", "ipndm")  # base solvers in the picture, each at its best
 
 

@@ -15,6 +15,7 @@ from .report import Learned
 from .types import Sample
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIDE = 96  # pixels a sample is at least enlarged to
@@ -82,7 +83,7 @@ def save_comparison(labelled: Sequence[tuple[str, Sample]], path: Path, gain: fl
 
 
 def save_learned(learned: Sequence[Learned], path: Path) -> None:
-    """Error at the end of every interval against the base solver's, and the learned plans with their spread."""
+    """Error at the end of every interval against the base solver's, and what was learned, plans with their spread."""
     figure = new_figure(12, 3.4 * len(learned))
     axes = figure.subplots(len(learned), 3, squeeze=False)
     for (error_axis, r_axis, scale_axis), one in zip(axes, learned, strict=True):
@@ -94,24 +95,47 @@ def save_learned(learned: Sequence[Learned], path: Path) -> None:
         )
         error_axis.set(title=one.name, xlabel="interval, to sigma", ylabel="RMSE to the teacher", yscale="log")
         error_axis.legend()
-        for axis, names, title in (
-            (r_axis, ("r",), "learned midpoint r"),
-            (scale_axis, ("scale_dir", "scale_time"), "learned scales"),
-        ):
-            for name in names:
-                values = [plan[name].flatten() for plan in one.plans]
-                axis.errorbar(
-                    range(1, len(values) + 1),
-                    [float(v.mean()) for v in values],
-                    [float(v.std()) for v in values],
-                    fmt="o-",
-                    capsize=4,
-                    label=name,
-                )
-            axis.set(title=title, xlabel="interval (mean and standard deviation)")
-            axis.set_xticks(range(1, len(one.plans) + 1))
-            axis.legend()
-        r_axis.set_ylim(0, 1)
-        r_axis.axhline(0.5, color="tab:gray", linestyle="--", linewidth=1)
-        scale_axis.axhline(1.0, color="tab:gray", linestyle="--", linewidth=1)
+        if one.weights:
+            _weights(r_axis, scale_axis, one)
+        else:
+            _plans(r_axis, scale_axis, one)
     figure.savefig(path)
+
+
+def _plans(r_axis: "Axes", scale_axis: "Axes", one: Learned) -> None:
+    for axis, names, title in (
+        (r_axis, ("r",), "learned midpoint r"),
+        (scale_axis, ("scale_dir", "scale_time"), "learned scales"),
+    ):
+        for name in names:
+            values = [plan[name].flatten() for plan in one.plans]
+            axis.errorbar(
+                range(1, len(values) + 1),
+                [float(v.mean()) for v in values],
+                [float(v.std()) for v in values],
+                fmt="o-",
+                capsize=4,
+                label=name,
+            )
+        axis.set(title=title, xlabel="interval (mean and standard deviation)")
+        axis.set_xticks(range(1, len(one.plans) + 1))
+        axis.legend()
+    r_axis.set_ylim(0, 1)
+    r_axis.axhline(0.5, color="tab:gray", linestyle="--", linewidth=1)
+    scale_axis.axhline(1.0, color="tab:gray", linestyle="--", linewidth=1)
+
+
+def _weights(axis: "Axes", told_axis: "Axes", one: Learned) -> None:
+    """Of a multistep table: a line per interval over the slopes that it adds up, and what the model is told."""
+    for k, row in enumerate(one.weights):
+        axis.plot(range(1, len(row) + 1), row, "o-", label=f"interval {k + 1}")
+    axis.set(title="learned weights", xlabel="slope of interval")
+    axis.set_xticks(range(1, len(one.weights) + 1))
+    axis.axhline(0.0, color="tab:gray", linestyle="--", linewidth=1)
+    axis.legend()
+    told_axis.plot(range(1, len(one.told) + 1), one.told, "o-", label="told noise level / true one")
+    told_axis.plot(range(1, len(one.first) + 1), one.first, "s-", label="weight of the first denoised sample")
+    told_axis.axhline(1.0, color="tab:gray", linestyle="--", linewidth=1)
+    told_axis.set(title="learned levels", xlabel="interval")
+    told_axis.set_xticks(range(1, len(one.told) + 1))
+    told_axis.legend()

@@ -68,6 +68,7 @@ class Judge:
         self.x = self.model.sigma_max * torch.randn(samples, *self.model.shape, generator=generator)
         low, high, flow = self.model.sigma_min, self.model.sigma_max, getattr(self.model, "flow", False)
         self.teacher = converged(self.asked, self.x, low, high, 100, flow=flow)
+        self.known: dict[tuple[int, str], float] = {}  # errors of starts on the usual grids
 
     def error(self, table: MultistepTable) -> float:
         return error(method_of(table, "").run(self.asked, self.x), self.teacher).rmse
@@ -80,7 +81,11 @@ class Judge:
         fit = MultistepFit(MultistepTable(config), source, few, begin)
         for _ in fit.events():
             pass
-        unlearned = {start.name: self.error(fit.written(start)) for start in fit.tried}
+        usual = {start.name for start in begin}
+        unlearned = {
+            start.name: self.known.get((calls, start.name)) or self.error(fit.written(start)) for start in fit.tried
+        }
+        self.known |= {(calls, name): error for name, error in unlearned.items() if name in usual}
         best = min(unlearned, key=lambda name: unlearned[name])
         found = (self.error(fit.predictor), unlearned[best], best, fit.summary()["gain"] == 0)
         return Cell(self.name, trajectories, self.cfg, calls, *found)
