@@ -50,7 +50,7 @@ def custom(family: Family, model: Any, sampler: Any, sigmas: torch.Tensor) -> to
     return samples
 
 
-@pytest.mark.parametrize("name", ["sd15", "wan21"])
+@pytest.mark.parametrize("name", ["wan21", "stable_audio"])
 def test_it_is_what_one_click_trains_and_no_worse_than_the_best_unlearned_solver(pack: Any, name: str) -> None:
     family = make(name)
     made, losses, report, _ = train(pack, family, **SHORT)
@@ -147,7 +147,7 @@ def test_a_range_of_cfg_shares_the_grid(pack: Any, flux: Family) -> None:
     assert not torch.equal(drawn[2.0], drawn[3.0])
 
 
-@pytest.mark.parametrize("call", [150, 450])
+@pytest.mark.parametrize("call", [300])
 def test_cancelled_it_goes_on_where_it_was(pack: Any, flux: Family, user: Path, call: int) -> None:
     import comfy.model_management as mm  # noqa: PLC0415
 
