@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .driver import Resume, evaluate
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
-from .goals import IPNDM, Goal, Goals, ends, rmse
+from .goals import IPNDM, Goal, Goals, ends
 from .grids import ONE_CALL, Rule, searched
 from .least_squares import least_squares
 from .multistep import LEARNED, MultistepTable, multistep_config, together
@@ -35,9 +35,10 @@ from .states import refuse_other_settings
 from .types import Sample, Source, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
-TRIED, FINALISTS = 4, 3  # trajectories that all starts are tried on, and how many are tried on all of them
+TRIED = 4  # trajectories that all starts are tried on,
+RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
 FAR = 3.0  # times the geometric mean of all distances: beyond it they count linearly
-SPENT = 2000  # sample calls for derivatives in an iteration, but at least one batch's
+SPENT = 2000  # sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow
 
 
 Kind = Literal["weight", "first", "scale_time"]
@@ -66,7 +67,7 @@ class MultistepFit:
     """Fits a multistep table to where the converged teacher takes the same noise.
 
     `sources` are one per guidance scale of the predictor's config: they share the grid, all else is their own.
-    `starts` are what it may begin with. `predictor` is always the best so far, judged on what is held out.
+    `starts` are what it may begin with. `predictor` is always the best so far.
     """
 
     def __init__(
@@ -99,7 +100,8 @@ class MultistepFit:
         self.start = ""
         self.iteration = 0
         self.damping = DAMPING
-        # Every sample's distance to its goal, (groups, rows): the table's under way; held out, the best's and base's.
+        # Every sample's distance to its goal, (groups, rows): the table's under way; the best's and base's, and those
+        # that are held out after those that are fitted.
         self.distances: Tensor = torch.empty(0)
         self.best: Tensor = torch.empty(0)
         self.base: Tensor = torch.empty(0)
@@ -131,18 +133,25 @@ class MultistepFit:
         count, held_out = groups * config.trajectories, groups * config.held_out
         tried = len(self.starts) + len(ONE_CALL) * len(solvers(self.settings.flow))
         once = self.fitted.teacher.calls(config.teacher_calls) * (count + held_out)
-        once += calls * (tried * min(TRIED, config.batch_size, config.trajectories) + FINALISTS * count + held_out)
+        first = min(config.batch_size, config.trajectories)
+        once += calls * (tried * min(TRIED, first) + RUNNERS * first + FINALISTS * count + held_out)
         total = once + calls * (4 * count + held_out)  # with the first iteration
         for iteration in range(1, iterations):
             batches = [place % self._per_group for place in self._due(iteration)]
-            rows = [min(config.batch_size, config.trajectories - n * config.batch_size) for n in batches]
-            total += sum(rows) * self._derivatives + calls * (count + held_out)
+            rows = [min(self._each, config.trajectories - n * config.batch_size) for n in batches]
+            again = calls if self._each < config.batch_size else 0  # parts of batches are run once more
+            total += sum(rows) * (self._derivatives + again) + calls * (count + held_out)
         return total
 
     @property
     def _derivatives(self) -> int:
         """The model calls of a trajectory's expansion: for every number, those that come after it."""
         return sum(self.settings.calls - number.interval - (number.kind != "scale_time") for number in self.layout)
+
+    @property
+    def _each(self) -> int:
+        """How many of a batch's trajectories are expanded: with many calls, a part of it."""
+        return min(self.config.batch_size, max(1, SPENT // self._derivatives))
 
     @property
     def _per_group(self) -> int:
@@ -152,14 +161,19 @@ class MultistepFit:
     def _due(self, iteration: int) -> set[int]:
         """Which batches, of all guidance scales', are expanded anew in an iteration: some, in turn."""
         total = self._per_group * len(self.metered)
-        count = min(max(1, SPENT // (self._derivatives * self.config.batch_size)), total)
+        count = min(max(1, SPENT // (self._derivatives * self._each)), total)
         return {(count * (iteration - 1) + n) % total for n in range(count)}
 
-    def _mine(self, iteration: int) -> list[int]:
-        """Those of this worker's batches, or parts of batches, that are expanded anew in an iteration."""
+    def _mine(self, iteration: int) -> dict[int, range]:
+        """Those of this worker's batches that are expanded anew in an iteration, with the trajectories that are."""
         due, size = self._due(iteration), self.config.batch_size
-        places = [group * self._per_group + rows.start // size for group, rows in self.fitted.batches()]
-        return [number for number, place in enumerate(places) if place in due]
+        mine = {}
+        for number, (group, rows) in enumerate(self.fitted.batches()):
+            place, within = divmod(rows.start, size)
+            few = range(rows.start, min(rows.stop, rows.start - within + self._each))
+            if group * self._per_group + place in due and few:
+                mine[number] = few
+        return mine
 
     @torch.no_grad()
     def events(self) -> Iterator[FitEvent]:
@@ -185,6 +199,9 @@ class MultistepFit:
             self.done = not self._improve()
             self.iteration += 1
             yield self._judge()
+
+    def _held_out(self, distances: Tensor) -> Tensor:
+        return distances[:, self.config.trajectories :]
 
     def _passed(self) -> dict[int, Path]:
         """The teacher's paths toward the goals, as many as memory allows; the goals keep their ends."""
@@ -212,7 +229,7 @@ class MultistepFit:
         return {rule: searched(total, self.settings.calls, rule, flow=self.settings.flow) for rule in ONE_CALL}
 
     def _begin(self, paths: Mapping[int, Path]) -> list[tuple[float, ...]]:
-        """Take the start that does best, first on a few trajectories, then, of the best, on all that are fitted.
+        """Take the start that does best, first on a few trajectories, then, of the best, on more and on all.
 
         Returns the grids whose weights are worth solving for: the best start's, and those that are searched.
         """
@@ -221,8 +238,11 @@ class MultistepFit:
         for rule, grid in grids.items():
             starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(self.settings.flow).items()]
         self.tried = starts
-        first = self._first_distances([self.written(start) for start in starts])
-        finalists = [starts[n] for n in first.argsort(stable=True)[:FINALISTS].tolist()]
+        quick = self._first_distances(starts, TRIED).log().mean(1)
+        runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
+        nearer = self._first_distances(runners, self.config.batch_size)
+        ranked = torch.tensor([compared(each[None], nearer[:1]) for each in nearer]).argsort(stable=True)
+        finalists = [runners[n] for n in ranked[:FINALISTS].tolist()]
         for finalist in finalists:
             table, runs = self.written(finalist), dict[int, list[Step]]()
             distances = self._distances(table, runs)
@@ -259,19 +279,30 @@ class MultistepFit:
         table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
         return table
 
-    def _first_distances(self, tables: Sequence[MultistepTable]) -> Tensor:
-        """The squared error (tables,) on the very first trajectories, which the first worker runs for all."""
-        distances = torch.zeros(len(tables), dtype=torch.float64)
-        if self.workers.rank == 0:
-            goal, rows = next(iter(self.fitted)), self.fitted.batches()[0][1][:TRIED]
-            x, denoiser = self.metered[goal.group](rows)
-            few = replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
-            for n, table in enumerate(tables):
-                distances[n] = (self._run(few, table)[-1].x - few.target).double().square().mean()
-        return self.workers.sum(distances.nan_to_num(torch.inf))
+    def _first_distances(self, starts: Sequence[Start], count: int) -> Tensor:
+        """The distances (starts, rows) of the very first trajectories, of all workers."""
+        first = range(min(count, self.config.batch_size, self.config.trajectories))
+        squares = torch.zeros(len(starts), len(first), dtype=torch.float64)
+        goal, (group, rows) = next(iter(self.fitted)), self.fitted.batches()[0]
+        rows = range(rows.start, min(rows.stop, first.stop))
+        if group == 0 and rows:
+            few = self._few(goal, rows)
+            for n, start in enumerate(starts):
+                end = self._run(few, self.written(start))[-1].x
+                squares[n, rows.start : rows.stop] = (end - few.target).double().square().flatten(1).mean(1).cpu()
+        return self.workers.sum(squares.nan_to_num(torch.inf)).sqrt()
+
+    def _few(self, goal: Goal, rows: range) -> Goal:
+        """The first trajectories of a batch."""
+        x, denoiser = self.metered[goal.group](rows)
+        return replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
 
     def _judge(self) -> FitEvent:
-        """Measure the table under way on what is held out, and keep it if it is the best so far."""
+        """Measure the table under way, and keep it if it is the best so far on all trajectories there are.
+
+        There are many more of them than numbers, and the more, the less a few odd ones decide. But on what is held
+        out it must be better than the start.
+        """
         last: list[tuple[Sample, Sample]] = []
 
         def draw(goal: Goal) -> Sample:
@@ -281,10 +312,11 @@ class MultistepFit:
 
         judged = self.judged.distances(draw)
         self.spent = int(self.workers.sum(torch.tensor(self.model_calls)))
+        both = torch.cat([self.distances, judged], 1)
         if not self.history:
-            self.best = self.base = judged
-        elif compared(judged, self.best) < 1 and bool((rmse(judged) <= rmse(self.base)).all()):
-            self.best, self.predictor = judged, self.current
+            self.best = self.base = both
+        elif compared(both, self.best) < 1 and compared(judged, self._held_out(self.base)) < 1:
+            self.best, self.predictor = both, self.current
         error, held_out = (float(values.square().mean().sqrt()) for values in (self.distances, judged))
         self.history.append([error, held_out])
         return FitEvent(self.iteration, error, held_out, (), self.model_calls, *last[0])
@@ -294,9 +326,11 @@ class MultistepFit:
         mine = self._mine(self.iteration)
         for goal in self.fitted:
             if goal.number in mine:
-                self.expansions[goal.number] = self._expanded(goal)
+                self.expansions[goal.number] = self._expanded(goal, mine[goal.number])
         here = numbers_of(self.current)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt and not self._affords_another():
+                break
             trial = table_of(self.current.config, self._minimum(here))
             runs: dict[int, list[Step]] = {}
             distances = self._distances(trial, runs)
@@ -306,6 +340,13 @@ class MultistepFit:
                 return left < (1 - self.config.tolerance) ** 2
             self.damping *= HARDER
         return False
+
+    def _affords_another(self) -> bool:
+        """Whether the budget allows one more attempt, judged as every iteration is."""
+        config, groups = self.config, len(self.metered)
+        spent = int(self.workers.sum(torch.tensor(self.model_calls)))
+        attempt = self.settings.calls * groups * (config.trajectories + config.held_out)
+        return not config.budget or spent + attempt <= config.budget
 
     def _minimum(self, here: Tensor) -> Tensor:
         """Where the expanded error is smallest, not straying far from `here` where the damping is large."""
@@ -322,9 +363,12 @@ class MultistepFit:
         change: Tensor = torch.linalg.solve(damped, gradient)
         return here - change
 
-    def _expanded(self, goal: Goal) -> Expansion:
-        """Run once, and once more for every number from where it acts on."""
-        steps = moved_to(self._runs.get(goal.number, []), goal.x.device) or self._run(goal, self.current)
+    def _expanded(self, goal: Goal, rows: range) -> Expansion:
+        """Run these rows of a batch once, and once more for every number from where it acts on."""
+        steps = moved_to(self._runs.get(goal.number, []), goal.x.device)
+        if len(rows) < len(goal.x):
+            goal, steps = self._few(goal, rows), []
+        steps = steps or self._run(goal, self.current)
         end, here = steps[-1].x, numbers_of(self.current)
         columns = []
         for place, number in enumerate(self.layout):
@@ -421,7 +465,7 @@ class MultistepFit:
 
         The base solver is the start: the best unlearned solver and grid on the fitted trajectories.
         """
-        best, base = (float(v.square().mean().sqrt()) for v in (self.best, self.base))
+        best, base = (float(self._held_out(v).square().mean().sqrt()) for v in (self.best, self.base))
         return {
             **asdict(self.config),
             "objective": "end to end",
