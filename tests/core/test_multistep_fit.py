@@ -59,7 +59,7 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
     """One of the samples that are held out ends elsewhere, whatever one does, and the start is lucky with it."""
 
     def source(rows: range) -> tuple[Tensor, Denoiser]:
-        x, denoiser = gaussian(mixture, SHAPE, SIGMA_MAX)(rows)
+        x, _ = gaussian(mixture, SHAPE, SIGMA_MAX)(rows)
         odd = torch.tensor([row == HELD_OUT for row in rows])[:, None, None, None]
 
         def answer(x: Tensor, sigma: Tensor) -> tuple[Tensor, None]:
