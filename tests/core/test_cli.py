@@ -99,14 +99,21 @@ def test_the_same_seed_gives_the_same_rows(place: Path) -> None:
     assert timeless() == timeless()
 
 
-def test_train_inspect_sample_and_resume(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "student", [[], ["--solver", "amed_multistep"], ["--solver", "amed_euler", "--table", "--schedule", "searched"]]
+)
+def test_train_inspect_sample_and_resume(place: Path, student: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     denoiser = ["--denoiser", f"{place / 'mine.py'}:Mixture"]
     file, state, again = place / "p.safetensors", place / "state.safetensors", place / "again.safetensors"
     train = ["train", *denoiser, "--trajectories", "64", "--calls", "4", "--batch-size", "16", "--cfg", "2.0"]
+    train += student
     assert main([*train, "--output", str(file), "--state", str(state)]) == 0
     assert load_predictor(file).config.calls == 4
     assert load_predictor(file).config.guidance == 2.0
-    assert read_notes(file)["training"]["trajectories"] == 64
+    training = read_notes(file)["training"]
+    assert training["trajectories"] == 64
+    if student:  # fitted end to end, which measures
+        assert training["error"] < training["base_solver_error"]
     assert main([*train, "--output", str(again), "--resume", str(state)]) == 0
     old, new = load_predictor(file).state_dict(), load_predictor(again).state_dict()
     assert all((old[k] == new[k]).all() for k in old), "a finished training has nothing left to do"
