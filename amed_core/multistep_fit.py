@@ -200,8 +200,11 @@ class MultistepFit:
             self.iteration += 1
             yield self._judge()
 
-    def _held_out(self, distances: Tensor) -> Tensor:
-        return distances[:, self.config.trajectories :]
+    def _held_out_errors(self, distances: Tensor) -> tuple[float, float]:
+        """These distances' error on what is held out, and the start's; both by the limit of the start's."""
+        held_out, base = (d[:, self.config.trajectories :] for d in (distances, self.base))
+        error, base_error = (float(huber(d, far(base)).mean().sqrt()) for d in (held_out, base))
+        return error, base_error
 
     def _passed(self) -> dict[int, Path]:
         """The teacher's paths toward the goals, as many as memory allows; the goals keep their ends."""
@@ -315,8 +318,10 @@ class MultistepFit:
         both = torch.cat([self.distances, judged], 1)
         if not self.history:
             self.best = self.base = both
-        elif compared(both, self.best) < 1 and compared(judged, self._held_out(self.base)) < 1:
-            self.best, self.predictor = both, self.current
+        elif compared(both, self.best) < 1:
+            error, base = self._held_out_errors(both)
+            if error < base:
+                self.best, self.predictor = both, self.current
         error, held_out = (float(values.square().mean().sqrt()) for values in (self.distances, judged))
         self.history.append([error, held_out])
         return FitEvent(self.iteration, error, held_out, (), self.model_calls, *last[0])
@@ -463,9 +468,10 @@ class MultistepFit:
     def summary(self) -> dict[str, Any]:
         """How this predictor came about, for the header of its file; errors are of what is held out.
 
-        The base solver is the start: the best unlearned solver and grid on the fitted trajectories.
+        The base solver is the start: the best unlearned solver and grid on the fitted trajectories. Errors are RMSEs,
+        but that those far beyond the usual one count as in Huber's loss: a single odd sample of few says little.
         """
-        best, base = (float(self._held_out(v).square().mean().sqrt()) for v in (self.best, self.base))
+        error, base = self._held_out_errors(self.best)
         return {
             **asdict(self.config),
             "objective": "end to end",
@@ -474,9 +480,9 @@ class MultistepFit:
             "iterations": self.iteration,
             "model_calls": self.spent,
             "model_calls_on_paper": self.floor,
-            "error": best,
+            "error": error,
             "base_solver_error": base,
-            "gain": 1 - best / base,
+            "gain": 1 - error / base,
         }
 
 
@@ -485,11 +491,19 @@ def far(distances: Tensor) -> Tensor:
     return FAR * distances.clamp(min=torch.finfo(torch.float64).tiny).log().mean(1).exp()
 
 
+def huber(distances: Tensor, limit: Tensor) -> Tensor:
+    """Huber's loss (groups,) of distances (groups, rows): their mean square, but beyond the limit they count linearly.
+
+    Huber 1964, "Robust estimation of a location parameter", twice its equation.
+    """
+    limit = limit[:, None]
+    return torch.where(distances <= limit, distances**2, limit * (2 * distances - limit)).mean(1)
+
+
 def compared(distances: Tensor, others: Tensor) -> float:
     """Huber's loss of distances (groups, rows) over that of others, the mean of all groups; below 1 they are better."""
-    limit = torch.minimum(far(distances), far(others))[:, None]
-    one, other = (torch.where(d <= limit, d**2, limit * (2 * d - limit)).mean(1) for d in (distances, others))
-    return float((one / other).nan_to_num(nan=math.inf).mean())
+    limit = torch.minimum(far(distances), far(others))
+    return float((huber(distances, limit) / huber(others, limit)).nan_to_num(nan=math.inf).mean())
 
 
 def layout(intervals: int) -> list[Number]:
