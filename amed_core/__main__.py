@@ -25,6 +25,7 @@ from .bench import (
     best_of_each,
     fit_settings,
     method_of,
+    shows_guidance,
     starts_for,
     student_config,
     students,
@@ -40,7 +41,7 @@ from .multistep import MultistepTable
 from .multistep_fit import MultistepFit
 from .parallel import Workers, torchrun
 from .predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
-from .recipes import MULTISTEP_FIT, MULTISTEP_STUDENT
+from .recipes import MULTISTEP_STUDENT, multistep_fit
 from .schedules import SCHEDULES, SEARCHED
 from .sources import gaussian
 from .states import verdict
@@ -148,6 +149,8 @@ def _train(
         )
     if several:
         config = replace(config, guidances=tuple(several))
+    if config.kind == "multistep":
+        config = replace(config, guided=all(shows_guidance(m) for m in models))
     device = getattr(model, "device", "cpu")
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
     if arguments.schedule == SEARCHED:
@@ -221,7 +224,7 @@ def _fit(
         )
         return Trainer(predictor, sources[0], training, workers=workers)
     multistep = isinstance(predictor, MultistepTable)
-    fitting = replace(MULTISTEP_FIT if multistep else FitConfig(), seed=arguments.seed)
+    fitting = replace(multistep_fit(config.calls) if multistep else FitConfig(), seed=arguments.seed)
     if arguments.trajectories:
         held_out = fitting.held_out if multistep else arguments.trajectories
         fitting = replace(fitting, trajectories=arguments.trajectories, held_out=held_out)
@@ -376,7 +379,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         "--trajectories",
         type=int,
         default=0,
-        help="training noises; 0: 10000 of a network, 64 of amed_multistep, 32 of a table",
+        help="training noises; 0: 10000 of a network, 96 of amed_multistep up to 3 calls and 64 above, 32 of a table",
     )
     train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")
     train.add_argument("--held-out", type=int, default=0, help="noises on which a network's best weights are chosen")

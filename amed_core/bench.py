@@ -12,20 +12,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import measures
-from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, sample
+from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, in_full, sample
 from .end_to_end import EndToEnd, FitConfig
 from .measures import chunks, conditioned
 from .multistep import MultistepTable
 from .multistep_fit import MultistepFit
 from .predictor import AMEDPredictor, PredictorConfig
-from .recipes import DEFAULT, MULTISTEP_FIT, MULTISTEP_STUDENT, multistep_student, predictor_config
+from .recipes import DEFAULT, MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
 from .schedules import SCHEDULES, USUAL_RHO, discrete
 from .solvers import Dpm2, DpmSolverPP, Ipndm
 from .sources import gaussian
 from .starts import Start, starts
 from .table import AnyPredictor, TablePredictor, table_config
 from .training import TrainConfig, Trainer
-from .types import Denoiser, Planner, Sample, Solver
+from .types import Answer, Denoiser, Planner, Sample, Solver
 
 TEACHER = "teacher"
 PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"
@@ -164,6 +164,7 @@ def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> 
     """The settings of a learned method at a number of calls."""
     low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
     if name == MULTISTEP_STUDENT:
+        overrides.setdefault("guided", shows_guidance(denoiser))
         return multistep_student(calls, low, high, flow=getattr(denoiser, "flow", False), **overrides)
     published = name.endswith(PUBLISHED_SUFFIX)
     overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "latent")
@@ -176,8 +177,17 @@ def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> 
 @torch.no_grad()
 def shows_features(model: Model) -> bool:
     """Whether the model gives bottleneck features, found out by one call."""
-    answer = conditioned(model, range(1))(torch.zeros(1, *model.shape), torch.tensor(float(model.sigma_max)))
-    return isinstance(answer, tuple) and answer[1] is not None
+    return in_full(_asked_once(model))[1] is not None
+
+
+@torch.no_grad()
+def shows_guidance(model: Model) -> bool:
+    """Whether the model is guided and gives its two answers, found out by one call."""
+    return in_full(_asked_once(model))[2] is not None
+
+
+def _asked_once(model: Model) -> Answer:
+    return conditioned(model, range(1))(torch.zeros(1, *model.shape), torch.tensor(float(model.sigma_max)))
 
 
 def differentiable(model: Model) -> bool:
@@ -214,7 +224,7 @@ def fit(
     if config.kind != "network":
         fitting: EndToEnd | MultistepFit
         if config.kind == "multistep":
-            usual = replace(MULTISTEP_FIT, seed=training.seed)
+            usual = replace(multistep_fit(config.calls), seed=training.seed)
             fitting = MultistepFit(MultistepTable(config), source, usual, starts_for(model, config))
         else:
             fitting = EndToEnd(TablePredictor(config), source, FitConfig(seed=training.seed))

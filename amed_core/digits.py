@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .types import Features, Sample, Sigma
+from .types import Answer, Features, Sample, Sigma
 
 SHAPE = (1, 16, 16)
 CLASSES = 10
@@ -170,7 +170,7 @@ class DigitsDenoiser:
         """The same model, asked for the digits of samples number `rows`."""
         return DigitsDenoiser(self.cfg, [row % CLASSES for row in rows], self.network)
 
-    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features]:
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         labels = [NULL_CLASS] * len(x) if self.labels is None else list(self.labels)
         context = one_hot(labels).to(x)
         if self.cfg == 1 or self.labels is None:
@@ -179,7 +179,12 @@ class DigitsDenoiser:
         sigma = sigma.expand(len(x), 1, 1, 1)
         denoised, features = self._denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, null]))
         cond, uncond = denoised.chunk(2)
-        return uncond + self.cfg * (cond - uncond), features[: len(x)]  # of the positive rows, as in the paper
+        guidance = cond - uncond
+        return (
+            uncond + self.cfg * guidance,
+            features[: len(x)],
+            guidance,
+        )  # features of the positive rows, as in the paper
 
     def _denoise(self, x: Sample, sigma: Sigma, context: Tensor) -> tuple[Sample, Features]:
         middle: list[Tensor] = []

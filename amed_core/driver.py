@@ -8,7 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Stage, Step, StepPlan
+from .types import (
+    Answer,
+    Denoiser,
+    Evaluation,
+    Features,
+    History,
+    Planner,
+    Sample,
+    Sigma,
+    Solver,
+    Stage,
+    Step,
+    StepPlan,
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,15 @@ class Decided(Planner):
 def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None) -> Evaluation:
     """Call the model once; `ask_at` is the noise level the network is told, where that is not sigma."""
     answer = denoiser(x, sigma if ask_at is None else ask_at)
-    denoised, features = answer if isinstance(answer, tuple) else (answer, None)
-    return Evaluation(x, sigma, denoised, features)
+    denoised, features, guidance = in_full(answer)
+    return Evaluation(x, sigma, denoised, features, guidance=guidance)
+
+
+def in_full(answer: Answer) -> tuple[Sample, Features | None, Sample | None]:
+    """A model's answer with its features and its guidance, None where it gave none."""
+    if not isinstance(answer, tuple):
+        return answer, None, None
+    return answer if len(answer) == 3 else (*answer, None)
 
 
 def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
@@ -159,8 +179,9 @@ def trajectory(
         if resume is not None and interval == begin:
             start, known_mid = resume.start, resume.mid
         else:
-            ask = partial(evaluate, denoiser, ask_at=planner.told(interval, sigmas[interval]))
-            start = (first if first is not None and interval == 0 else ask)(x, sigmas[interval])
+            x, sigma = planner.carried(interval, x, sigmas[interval])
+            ask = partial(evaluate, denoiser, ask_at=planner.told(interval, sigma))
+            start = (first if first is not None and interval == 0 else ask)(x, sigma)
         step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage, known_mid)
         yield step
         x, history = step.x, step.history
@@ -181,7 +202,7 @@ def sample(
 
     Raises FloatingPointError that names the interval and the call if the model answered NaN or infinity.
     """
-    answers: list[Answer] = []
+    answers: list[Total] = []
     for step in trajectory(denoiser, x, sigmas, solver, planner, first=first):
         answers += answers_of(step)
         x = step.x
@@ -190,17 +211,17 @@ def sample(
     return x
 
 
-Answer = tuple[int, int, Tensor]  # interval, call within it (both from 0), the sum of the answer
+Total = tuple[int, int, Tensor]  # interval, call within it (both from 0), the sum of the answer
 
 
-def answers_of(step: Step) -> list[Answer]:
+def answers_of(step: Step) -> list[Total]:
     """What to remember of a step's model calls; nothing here waits for a GPU."""
     calls = [e for e in (step.start, step.mid) if e is not None and not e.analytic]
     # One bad element makes the sum bad; in float32, where a sum of half-precision numbers does not overflow.
     return [(step.index, call, e.denoised.sum(dtype=torch.float32)) for call, e in enumerate(calls)]
 
 
-def raise_if_not_finite(answers: Sequence[Answer]) -> None:
+def raise_if_not_finite(answers: Sequence[Total]) -> None:
     """Raise FloatingPointError for the first bad answer. Call it once, after the loop: it waits for the GPU."""
     for interval, call, total in answers:
         if not total.isfinite():

@@ -84,11 +84,21 @@ class Goals:
                 self.targets[str(number)] = target
             yield Goal(number, group, x, denoiser, target.to(x))
 
-    def distances(self, draw: Callable[[Goal], Sample]) -> Tensor:
-        """The RMSE (groups, rows) of each sample that `draw` makes, of all workers; infinite where not finite."""
-        squares = torch.zeros(len(self.sources), len(self.rows), dtype=torch.float64)
+    def beginning(self, count: int) -> int:
+        """How many trajectories the batches hold that begin before number `count`."""
+        return min(-(-count // self.batch_size) * self.batch_size, len(self.rows))
+
+    def distances(self, draw: Callable[[Goal], Sample], count: int | None = None) -> Tensor:
+        """The RMSE (groups, rows) of each sample that `draw` makes, of all workers; infinite where not finite.
+
+        With a `count`, of the batches of every group that begin before it.
+        """
+        columns = len(self.rows) if count is None else self.beginning(count)
+        squares = torch.zeros(len(self.sources), columns, dtype=torch.float64)
         for goal, (_, rows) in zip(self, self.batches(), strict=True):
             begin = rows.start - self.rows.start
+            if begin >= columns:
+                continue
             each = (draw(goal) - goal.target).double().square().flatten(1).mean(1).cpu()
             squares[goal.group, begin : begin + len(rows)] = each.nan_to_num(nan=torch.inf)
         return self.workers.sum(squares).sqrt()

@@ -6,6 +6,7 @@ it from the teacher's sample at its start, times what of such an error is left a
 from inner products of the teacher's samples and slopes: there is no model call and no gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -88,10 +89,22 @@ def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorC
     return on_searched_grid(config, gram(path(denoiser, x, fine)))
 
 
+def first_levels(gram: Gram, ratios: Sequence[float], *, flow: bool = False) -> list[float]:
+    """The levels of a gram below its first one where signal to noise, in amplitude, is nearest to these ratios."""
+    spread = float(_variance(gram).sqrt())
+    wanted = [spread / (spread + ratio) if flow else spread / ratio for ratio in ratios]
+    nearest = [min(gram.levels, key=lambda level, w=w: abs(level - w)) for w in wanted]  # type: ignore[misc]
+    return [level for level in dict.fromkeys(nearest) if gram.levels[-2] < level < gram.levels[0]]
+
+
+def _variance(gram: Gram) -> Tensor:
+    n = len(gram.levels)
+    return gram.products[n - 1, n - 1] / gram.elements
+
+
 def left_at_end(gram: Gram, flow: bool) -> Tensor:
     """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance."""
-    n, sigma = len(gram.levels), torch.tensor(gram.levels, dtype=torch.float64)
-    variance = gram.products[n - 1, n - 1] / gram.elements
+    sigma, variance = torch.tensor(gram.levels, dtype=torch.float64), _variance(gram)
     signal = 1 - sigma if flow else torch.ones_like(sigma)
     return variance / (signal**2 * variance + sigma**2)
 

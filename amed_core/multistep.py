@@ -17,19 +17,24 @@ from torch import Tensor, nn
 from .driver import First, NoMidpoint, trajectory
 from .predictor import Look, PredictorConfig, at_guidance
 from .solvers import Multistep
+from .spectrum import BANDS, carried
 from .types import Evaluation, Planner, Sample, Sigma, Solver
 
-LEARNED = ("weights", "first", "scale_time")
 TOLERANCE = 1e-4  # relative; grids arrive rounded to float32
 
 
 @dataclass(frozen=True)
 class Told(Planner):
-    """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level."""
+    """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
+
+    With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`.
+    """
 
     scales: tuple[float, ...]
     lowest: float  # the model knows no levels outside
     highest: float
+    first_sigma: float = 0.0
+    gains: Tensor | None = None
 
     def updates(self, interval: int) -> Literal[1, 2]:
         return 1
@@ -41,22 +46,48 @@ class Told(Planner):
         scale = self.scales[interval]
         return sigma if scale == 1 else (scale * sigma).clamp(self.lowest, self.highest)
 
+    def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
+        if interval or self.gains is None:
+            return x, sigma
+        return carried(x, self.gains), torch.full_like(sigma, self.first_sigma)
+
 
 class MultistepTable(nn.Module):
     """Lower triangular `weights` ([guidances,] intervals, intervals); `first`, `scale_time` ([guidances,] intervals).
 
     Row k of the weights and entry k of `first` are of interval k (see `solvers.Multistep`); before any fit they are
-    iPNDM's. They hold for the grid they were fitted on, from its beginning. On other grids it is plain iPNDM.
+    iPNDM's. A guided one has `guided`, as the weights, a spectral one `spectral` ([guidances,] intervals, vectors,
+    BANDS), what weights differ by in each band, the vectors being slopes, the first denoised sample and guidance
+    slopes; and one with a first step `gains` ([guidances,] channels, BANDS).
+    All hold for the grid they were fitted on, from its beginning. On other grids it is plain iPNDM.
     """
+
+    guided: nn.Parameter
+    spectral: nn.Parameter
+    gains: nn.Parameter
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        weights = torch.tensor(coefficients(config.build_solver(), config.sigmas)[1])
+        asked_at = (config.first_sigma or config.sigmas[0], *config.sigmas[1:])
+        weights = torch.tensor(coefficients(config.build_solver(), asked_at)[1])
         several = (len(config.guidances),) if config.guidances else ()
         self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
         self.first = nn.Parameter(torch.zeros(*several, config.intervals), requires_grad=False)
         self.scale_time = nn.Parameter(torch.ones(*several, config.intervals), requires_grad=False)
+        if config.guided:
+            self.guided = nn.Parameter(torch.zeros_like(self.weights), requires_grad=False)
+        if config.spectral:
+            vectors = config.intervals * (1 + config.guided) + 1
+            self.spectral = nn.Parameter(torch.zeros(*several, config.intervals, vectors, BANDS), requires_grad=False)
+        if config.first_sigma:
+            plain = torch.full((*several, config.channels, BANDS), config.first_sigma / config.sigmas[0])
+            self.gains = nn.Parameter(plain, requires_grad=False)
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """All its numbers, by name."""
+        return dict(self.named_parameters())
 
     def is_own(self, sigmas: Sequence[float]) -> bool:
         """Whether a grid is this table's own, or the beginning of it."""
@@ -69,9 +100,25 @@ class MultistepTable(nn.Module):
         """The learned update rule, on this table's own grid or the beginning of it; on others, iPNDM."""
         if not self.is_own(sigmas):
             return self.config.build_solver()
-        rows = at_guidance(self.config, self.weights, guidance).tolist()
         first = at_guidance(self.config, self.first, guidance).tolist()
-        return Multistep(tuple(tuple(row[: k + 1]) for k, row in enumerate(rows)), tuple(first))
+        guided = self._rows(self.guided, guidance) if self.config.guided else ()
+        return Multistep(self._rows(self.weights, guidance), tuple(first), guided, self._spectral(guidance))
+
+    def _spectral(self, guidance: float | None) -> tuple[Tensor, ...]:
+        """Of every interval, what the weights of the vectors that it knows differ by in each band."""
+        if not self.config.spectral:
+            return ()
+        values = at_guidance(self.config, self.spectral, guidance).detach()
+        return tuple(values[k, self.vectors(k)] for k in range(self.config.intervals))
+
+    def vectors(self, k: int) -> list[int]:
+        """Which of the vectors of `spectral` interval k knows, in the order of `solvers.multistep_vectors`."""
+        n = self.config.intervals
+        return [*range(k + 1), n, *(range(n + 1, n + 2 + k) if self.config.guided else ())]
+
+    def _rows(self, triangle: Tensor, guidance: float | None) -> tuple[tuple[float, ...], ...]:
+        rows = at_guidance(self.config, triangle, guidance).tolist()
+        return tuple(tuple(row[: k + 1]) for k, row in enumerate(rows))
 
     def planner(
         self,
@@ -84,8 +131,10 @@ class MultistepTable(nn.Module):
         del plain, look
         if not self.is_own(sigmas):
             return NoMidpoint()
-        scales = at_guidance(self.config, self.scale_time, guidance).tolist()
-        return Told(tuple(scales), self.config.sigma_min, max(self.config.sigma_max, self.config.sigmas[0]))
+        scales = tuple(at_guidance(self.config, self.scale_time, guidance).tolist())
+        highest = max(self.config.sigma_max, self.config.sigmas[0])
+        gains = at_guidance(self.config, self.gains, guidance).detach() if self.config.first_sigma else None
+        return Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
 
     def alone(self) -> "list[MultistepTable]":
         """One table for each guidance scale."""
@@ -93,21 +142,28 @@ class MultistepTable(nn.Module):
             return [self]
         tables = [MultistepTable(replace(self.config, guidance=g, guidances=())) for g in self.config.guidances]
         for number, table in enumerate(tables):
-            for name in LEARNED:
-                getattr(table, name).copy_(getattr(self, name)[number])
+            for name, values in self.learned.items():
+                table.learned[name].copy_(values[number])
         return tables
 
 
 def together(config: PredictorConfig, tables: "Sequence[MultistepTable]") -> MultistepTable:
     """One table of several guidance scales; the inverse of `alone`."""
     made = MultistepTable(config)
-    for name in LEARNED:
-        joined = torch.stack([getattr(table, name) for table in tables])
-        getattr(made, name).copy_(joined if config.guidances else joined[0])
+    for name, values in made.learned.items():
+        joined = torch.stack([table.learned[name] for table in tables])
+        values.copy_(joined if config.guidances else joined[0])
     return made
 
 
-def multistep_config(config: PredictorConfig, sigmas: Sequence[float]) -> PredictorConfig:
+def multistep_config(
+    config: PredictorConfig,
+    sigmas: Sequence[float],
+    *,
+    first_sigma: float = 0.0,
+    channels: int = 0,
+    spectral: bool = False,
+) -> PredictorConfig:
     """The settings of a multistep table on a grid that ends at 0, for the model of other settings."""
     return replace(
         config,
@@ -120,6 +176,9 @@ def multistep_config(config: PredictorConfig, sigmas: Sequence[float]) -> Predic
         centred=False,
         scale_dir=0.0,
         scale_time=0.0,
+        first_sigma=first_sigma,
+        channels=channels,
+        spectral=spectral,
     )
 
 

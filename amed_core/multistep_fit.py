@@ -12,7 +12,7 @@ others: what is minimised grows only linearly beyond some times the usual distan
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -22,26 +22,33 @@ from torch import Tensor
 from .driver import Resume, evaluate
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
 from .goals import IPNDM, Goal, Goals, ends
-from .grids import ONE_CALL, Rule, searched
+from .grids import ONE_CALL, Rule, first_levels, searched
 from .least_squares import least_squares
-from .multistep import LEARNED, MultistepTable, multistep_config, together
+from .multistep import MultistepTable, multistep_config, together
 from .parallel import ALONE, Workers
-from .paths import ORDER, Path, gram, levels, path, sum_of
+from .paths import ORDER, Gram, Path, below, gram, levels, path, sum_of
 from .predictor import Look, PredictorConfig
 from .solvers import Ipndm
 from .sources import HELD_OUT, Metered
+from .spectrum import BANDS, gains, moments, shows_frequencies
 from .starts import Start, solvers, start
 from .states import refuse_other_settings
 from .types import Sample, Source, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
 TRIED = 4  # trajectories that all starts are tried on,
-RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
+RUNNERS, FINALISTS = 5, 2  # and how many of them are tried on the first batch, and on all
+FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.12, 0.16)  # signal to noise where a first step without a call may lead
+SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
+QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
 FAR = 3.0  # times the geometric mean of all distances: beyond it they count linearly
-SPENT = 2000  # sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow
+# Sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow; in the first one,
+# which knows none of earlier iterations, twice as many.
+SPENT = 2000
+NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved end to end; in the last interval all, at no call
 
 
-Kind = Literal["weight", "first", "scale_time"]
+Kind = Literal["weight", "guided", "first", "scale_time"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Number:
 
     kind: Kind
     interval: int
-    slope: int = 0  # of a weight
+    slope: int = 0  # of a weight, also of one of guidance
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class MultistepFit:
         shared = (config.batch_size, settings, config.teacher_calls, workers, IPNDM)
         self.fitted = Goals(self.metered, range(config.trajectories), *shared)
         self.judged = Goals(self.metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
-        self.layout = layout(settings.intervals)
+        self.layout = layout(settings.intervals, guided=settings.guided)
         # What a state holds: the table under way, how it does, and the best so far.
         self.predictor = self.current = predictor
         self.start = ""
@@ -110,6 +117,11 @@ class MultistepFit:
         self.spent = 0  # model calls of all workers, when last judged
         self.expansions: dict[int, Expansion] = {}
         self.tried: list[Start] = []  # all that it could have begun with, once it has begun in this process
+        self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
+        shape = listed[0](range(1))[0].shape[1:]
+        self._channels = shape[0] if shows_frequencies(shape) else 0
+        # How many grids are solved for on the first batches; at first, the most that there may be.
+        self.solved_quickly = 1 + len(SOLVED_FOR) + len(FIRST_RATIOS) * bool(self._channels)
         self._earlier_calls = 0
         self._runs: dict[int, list[Step]] = {}
 
@@ -135,7 +147,8 @@ class MultistepFit:
         once = self.fitted.teacher.calls(config.teacher_calls) * (count + held_out)
         first = min(config.batch_size, config.trajectories)
         once += calls * (tried * min(TRIED, first) + RUNNERS * first + FINALISTS * count + held_out)
-        total = once + calls * (4 * count + held_out)  # with the first iteration
+        once += calls * self.solved_quickly * groups * sum(g.beginning(QUICK) for g in (self.fitted, self.judged))
+        total = once + calls * (SOLVED * (count + held_out) + count + held_out)  # with the first iteration
         for iteration in range(1, iterations):
             batches = [place % self._per_group for place in self._due(iteration)]
             rows = [min(self._each, config.trajectories - n * config.batch_size) for n in batches]
@@ -161,8 +174,15 @@ class MultistepFit:
     def _due(self, iteration: int) -> set[int]:
         """Which batches, of all guidance scales', are expanded anew in an iteration: some, in turn."""
         total = self._per_group * len(self.metered)
-        count = min(max(1, SPENT // (self._derivatives * self._each)), total)
-        return {(count * (iteration - 1) + n) % total for n in range(count)}
+        count = max(1, SPENT // (self._derivatives * self._each))
+        begin = count * iteration if iteration > 1 else 0
+        return {place % total for place in range(begin, count * (iteration + 1))}
+
+    def _covered(self, iteration: int) -> bool:
+        """Whether every batch was expanded in the iterations up to this one."""
+        return self._due(iteration) <= {place for n in range(1, iteration) for place in self._due(n)} or len(
+            {place for n in range(1, iteration + 1) for place in self._due(n)}
+        ) == self._per_group * len(self.metered)
 
     def _mine(self, iteration: int) -> dict[int, range]:
         """Those of this worker's batches that are expanded anew in an iteration, with the trajectories that are."""
@@ -196,7 +216,11 @@ class MultistepFit:
             if self.config.budget and self.spent + following > self.config.budget:
                 self.done = True
                 return
-            self.done = not self._improve()
+            improved = self._improve()
+            # A step that gains nothing may be the fault of the few batches that it was made of.
+            self.done = not improved and self._covered(self.iteration)
+            if not improved and not self.done:
+                self.damping = DAMPING
             self.iteration += 1
             yield self._judge()
 
@@ -220,26 +244,40 @@ class MultistepFit:
             self.fitted.targets[str(number)] = passed[number].end
         return passed
 
-    def _searched(self, paths: Mapping[int, Path]) -> dict[Rule, tuple[float, ...]]:
-        """The grids that are searched on the teacher's paths."""
+    def _products(self, paths: Mapping[int, Path]) -> Gram:
+        """What grids are searched on: all that the teacher's paths passed."""
         total = sum_of([gram(passed) for passed in paths.values()])
         if not bool(total.products.isfinite().all()):
             raise FloatingPointError(
                 "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
                 "weight dtype) and its LoRAs."
             )
-        total = replace(total, products=self.workers.sum(total.products), elements=total.elements * self.workers.count)
-        return {rule: searched(total, self.settings.calls, rule, flow=self.settings.flow) for rule in ONE_CALL}
+        elements = int(self.workers.sum(torch.tensor(total.elements)))
+        total = replace(total, products=self.workers.sum(total.products), elements=elements)
+        return total
 
-    def _begin(self, paths: Mapping[int, Path]) -> list[tuple[float, ...]]:
+    def _first_gains(self, paths: Mapping[int, Path], level: float) -> Tensor:
+        """The gains ([guidances,] channels, BANDS) of a first step without a call that leads to a level."""
+        batches, made = self.fitted.batches(), []
+        for group in range(len(self.metered)):
+            total = torch.zeros(2, self._channels, BANDS, dtype=torch.float64)
+            for number, passed in paths.items():
+                if batches[number][0] == group:
+                    total += moments(passed.x[0], passed.at(level)[0])
+            made.append(gains(self.workers.sum(total), level, self.settings.sigmas[0]))
+        return torch.stack(made) if self.settings.guidances else made[0]
+
+    def _begin(self, paths: Mapping[int, Path]) -> list[Start]:
         """Take the start that does best, first on a few trajectories, then, of the best, on more and on all.
 
-        Returns the grids whose weights are worth solving for: the best start's, and those that are searched.
+        Returns the grids whose weights are worth solving for, with iPNDM's: the best start's, and those that are
+        searched, from the first level on and from where a first step without a call may lead.
         """
-        grids = self._searched(paths)
+        total, flow, calls = self._products(paths), self.settings.flow, self.settings.calls
+        grids = {rule: searched(total, calls, rule, flow=flow) for rule in ONE_CALL}
         starts = list(self.starts)
         for rule, grid in grids.items():
-            starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(self.settings.flow).items()]
+            starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(flow).items()]
         self.tried = starts
         quick = self._first_distances(starts, TRIED).log().mean(1)
         runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
@@ -252,34 +290,69 @@ class MultistepFit:
             if finalist is finalists[0] or compared(distances, self.distances) < 1:
                 self.start, self.predictor, self.current = finalist.name, table, table
                 self.distances, self._runs = distances, runs
-        return list(dict.fromkeys([self.current.config.sigmas, grids["weights"], grids["ipndm"]]))
+        worth = [self.current.config.sigmas, *(grids[rule] for rule in SOLVED_FOR)]
+        listed = [start("", Ipndm(ORDER), grid) for grid in worth]
+        for level in self._first_levels(total):
+            self.gains[level] = self._first_gains(paths, level)
+            grid = searched(below(total, level), calls, "weights", flow=flow)
+            listed.append(start("", Ipndm(ORDER), (total.levels[0], *grid[1:]), level))
+        known = {(one.first_sigma, one.levels): one for one in listed}
+        self.solved_quickly = len(known)
+        return list(known.values())
 
-    def _solve(self, grids: Sequence[tuple[float, ...]], paths: Mapping[int, Path]) -> None:
+    def _first_levels(self, total: Gram) -> list[float]:
+        """Where a first step without a call may lead, if samples show the frequencies that it looks at."""
+        if not self._channels:
+            return []
+        found = first_levels(total, FIRST_RATIOS, flow=self.settings.flow)
+        return [level for level in found if len(below(total, level).levels) > self.settings.calls]
+
+    def _solve(self, listed: Sequence[Start], paths: Mapping[int, Path]) -> None:
         """Take the weights that lead nearest to the teacher at every level, on the grid where they do best."""
         goals = [goal for goal in self.fitted if goal.number in paths]
-        best, least = self.current, math.inf
-        for grid in grids:
-            table = self.written(start("", Ipndm(ORDER), grid))
-            solved, logs = [], torch.zeros(2, dtype=torch.float64)
-            for group, alone in enumerate(table.alone()):
-                batches = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
-                made, finished = least_squares(alone, batches, self.workers)
-                solved.append(made)
-                for (goal, _), end in zip(batches, finished, strict=True):
-                    apart = (end - goal.target).double().square().flatten(1).mean(1)
-                    logs += torch.stack([apart.nan_to_num(torch.inf).log().sum().cpu(), torch.tensor(len(apart))])
-            total, count = self.workers.sum(logs)
-            if float(total / count) < least:
-                best, least = together(table.config, solved), float(total / count)
+        batches = self.fitted.batches()
+        few = [goal for goal in goals if batches[goal.number][1].start < QUICK]
+        solved = [self._solved(one, few, paths)[0] for one in listed]
+        quick = torch.stack([self.judged.distances(self._ends_of(table), QUICK) for table in solved])
+        ranked = quick.log().mean((1, 2)).argsort(stable=True)  # of few, one odd sample would decide otherwise
+        best, least = self.current, torch.empty(0)
+        for number in ranked[:SOLVED].tolist():
+            table, distances = self._solved(listed[number], goals, paths)
+            distances = torch.cat([distances, self.judged.distances(self._ends_of(table))], 1)
+            if not least.numel() or compared(distances, least) < 1:
+                best, least = table, distances
         runs: dict[int, list[Step]] = {}
         distances = self._distances(best, runs)
         if compared(distances, self.distances) < 1:
             self.current, self.distances, self._runs = best, distances, runs
 
-    def written(self, start: Start) -> MultistepTable:
+    def _solved(self, begin: Start, goals: Sequence[Goal], paths: Mapping[int, Path]) -> tuple[MultistepTable, Tensor]:
+        """The weights of a grid in closed form, and the distances (groups, rows) of these goals that they end with."""
+        table, solved = self.written(begin, spectral=bool(self._channels)), []
+        batches = self.fitted.batches()
+        squares = torch.zeros(len(self.metered), self.config.trajectories, dtype=torch.float64)
+        for group, alone in enumerate(table.alone()):
+            own = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
+            made, finished = least_squares(alone, own, self.workers)
+            solved.append(made)
+            for (goal, _), end in zip(own, finished, strict=True):
+                rows = batches[goal.number][1]
+                apart = (end - goal.target).double().square().flatten(1).mean(1).cpu()
+                squares[group, rows.start : rows.stop] = apart.nan_to_num(torch.inf)
+        squares = self.workers.sum(squares)
+        return together(table.config, solved), squares[:, (squares > 0).any(0)].sqrt()
+
+    def _ends_of(self, table: MultistepTable) -> Callable[[Goal], Sample]:
+        return lambda goal: self._run(goal, table)[-1].x
+
+    def written(self, start: Start, *, spectral: bool = False) -> MultistepTable:
         """A start as a table, the same at every guidance scale."""
-        table = MultistepTable(multistep_config(self.settings, start.levels))
+        level, channels = start.first_sigma, self._channels if start.first_sigma else 0
+        config = multistep_config(self.settings, start.levels, first_sigma=level, channels=channels, spectral=spectral)
+        table = MultistepTable(config)
         table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
+        if start.first_sigma:
+            table.gains.copy_(self.gains[start.first_sigma])
         return table
 
     def _first_distances(self, starts: Sequence[Start], count: int) -> Tensor:
@@ -336,7 +409,7 @@ class MultistepFit:
         for attempt in range(ATTEMPTS):
             if attempt and not self._affords_another():
                 break
-            trial = table_of(self.current.config, self._minimum(here))
+            trial = table_of(self.current, self._minimum(here))
             runs: dict[int, list[Step]] = {}
             distances = self._distances(trial, runs)
             if (left := compared(distances, self.distances)) < 1:
@@ -380,7 +453,7 @@ class MultistepFit:
             step = -DIFFERENCE if number == Number("scale_time", 0) else DIFFERENCE  # the model knows nothing above
             changed = here.clone()
             changed[goal.group, place] += step
-            varied = table_of(self.current.config, changed)
+            varied = table_of(self.current, changed)
             moved = self._run(goal, varied, self._resume(goal, varied, steps, number))[-1].x
             columns.append(((moved - end) / step).flatten(1))
         jacobian = torch.stack(columns, 1)
@@ -429,10 +502,8 @@ class MultistepFit:
             "predictor_config": asdict(self.settings),
             "starts": [start.name for start in self.starts],
             "start": self.start,
-            "tables": [
-                [list(table.config.sigmas), *(getattr(table, name).clone() for name in LEARNED)]
-                for table in (self.predictor, self.current)
-            ],
+            "tables": [[asdict(t.config), t.state_dict()] for t in (self.predictor, self.current)],
+            "solved_quickly": self.solved_quickly,
             "iteration": self.iteration,
             "damping": self.damping,
             "distances": {"distances": self.distances, "best": self.best, "base": self.base},
@@ -450,10 +521,10 @@ class MultistepFit:
         if state["starts"] != [start.name for start in self.starts]:
             raise ValueError("This training state was made with other starts.")
         tables = []
-        for sigmas, *learned in state["tables"]:
-            tables.append(MultistepTable(multistep_config(self.settings, sigmas)))
-            for name, values in zip(LEARNED, learned, strict=True):
-                getattr(tables[-1], name).copy_(values)
+        for header, learned in state["tables"]:
+            tables.append(MultistepTable(PredictorConfig.from_header(header)))
+            tables[-1].load_state_dict(learned)
+        self.solved_quickly = state["solved_quickly"]
         self.predictor, self.current = tables
         self.start, self.iteration, self.damping = state["start"], state["iteration"], state["damping"]
         for name, value in state["distances"].items():
@@ -506,28 +577,50 @@ def compared(distances: Tensor, others: Tensor) -> float:
     return float((huber(distances, limit) / huber(others, limit)).nan_to_num(nan=math.inf).mean())
 
 
-def layout(intervals: int) -> list[Number]:
-    """The numbers of a table at one guidance scale."""
-    weights = [Number("weight", k, slope) for k in range(intervals) for slope in range(k + 1)]
-    kinds: tuple[Kind, ...] = ("first", "scale_time")
-    return weights + [Number(kind, k) for kind in kinds for k in range(intervals)]
+def layout(intervals: int, *, guided: bool) -> list[Number]:
+    """The numbers of a table at one guidance scale, but for its first step's gains, which stay as they are."""
+    triangles: tuple[Kind, ...] = ("weight", "guided") if guided else ("weight",)
+    vectors: tuple[Kind, ...] = ("first", "scale_time")
+    weights = [
+        Number(kind, k, slope)
+        for kind in triangles
+        for k in range(intervals)
+        for slope in range(0 if k == intervals - 1 else max(0, k + 1 - NEWEST[kind]), k + 1)
+    ]
+    return weights + [Number(kind, k) for kind in vectors for k in range(intervals)]
 
 
 def numbers_of(table: MultistepTable) -> Tensor:
     """The numbers (guidances, count) in the layout's order, of scale_time the logarithm, in float64."""
-    n = table.config.intervals
-    weights = table.weights.double().cpu().reshape(-1, n, n)
-    rows, columns = torch.tril_indices(n, n)
-    first, scale_time = (values.double().cpu().reshape(-1, n) for values in (table.first, table.scale_time))
-    return torch.cat([weights[:, rows, columns], first, scale_time.log()], 1)
+    places = _places(table)
+    return torch.cat([values.double().cpu()[:, where] for values, where in zip(_values(table), places, strict=True)], 1)
 
 
-def table_of(config: PredictorConfig, numbers: Tensor) -> MultistepTable:
-    """The inverse: a table of these settings."""
-    n = config.intervals
-    table = MultistepTable(config)
-    rows, columns = torch.tril_indices(n, n)
-    table.weights.view(-1, n, n)[:, rows, columns] = numbers[:, : len(rows)].to(table.weights)
-    table.first.copy_(numbers[:, len(rows) : -n].reshape(table.first.shape))
-    table.scale_time.copy_(numbers[:, -n:].exp().reshape(table.scale_time.shape))
+def table_of(like: MultistepTable, numbers: Tensor) -> MultistepTable:
+    """The inverse: a table of the same settings and first step, with these numbers."""
+    table = MultistepTable(like.config)
+    table.load_state_dict(like.state_dict())
+    begin = 0
+    for values, where in zip(_values(table), _places(table), strict=True):
+        values[:, where] = numbers[:, begin : begin + len(where)].to(values)
+        begin += len(where)
+    table.scale_time.copy_(values.exp().reshape(table.scale_time.shape))
     return table
+
+
+def _values(table: MultistepTable) -> list[Tensor]:
+    """What its numbers are kept in, a row for each guidance scale; the last is a copy, the logarithm of scale_time."""
+    n = table.config.intervals
+    kept = [table.weights, *([table.guided] if table.config.guided else [])]
+    rows = [values.view(-1, n * n) for values in kept]
+    return [*rows, table.first.view(-1, n), table.scale_time.log().reshape(-1, n)]
+
+
+def _places(table: MultistepTable) -> list[list[int]]:
+    """Where in those rows the layout's numbers are."""
+    n, numbers = table.config.intervals, layout(table.config.intervals, guided=table.config.guided)
+    kinds = dict.fromkeys(number.kind for number in numbers)
+    return [
+        [number.interval * (n if kind in NEWEST else 1) + number.slope for number in numbers if number.kind == kind]
+        for kind in kinds
+    ]

@@ -86,6 +86,13 @@ class Gram:
     elements: int  # of all samples that were summed
 
 
+def below(gram: Gram, level: float) -> Gram:
+    """The part of a gram from one of its levels on."""
+    n, begin = len(gram.levels), gram.levels.index(level)
+    kept = [*range(begin, n), *range(n + begin, len(gram.products))]
+    return Gram(gram.levels[begin:], gram.products[kept][:, kept], gram.elements)
+
+
 def sum_of(grams: Sequence[Gram]) -> Gram:
     """Of paths along the same levels."""
     products = torch.stack([g.products for g in grams]).sum(0)

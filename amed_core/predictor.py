@@ -50,6 +50,12 @@ class PredictorConfig:
     hidden: int = 128
     # The paper's network, constants for every interval, or the weights of a multistep method (multistep.py).
     kind: Literal["network", "table", "multistep"] = "network"
+    # Of a multistep table (spectrum.py): the level that a first step without a call leads to, for samples of so many
+    # channels, or 0 and 0; whether it weighs bands of frequency apart; whether it has weights for what guidance adds.
+    first_sigma: float = 0.0
+    channels: int = 0
+    spectral: bool = False
+    guided: bool = False
     centred: bool = False  # the network's answers are corrections of a table that it carries
     guidance: float = 1.0  # the cfg scale it was trained at
     guidances: tuple[float, ...] = ()  # of a table that was fitted at several, rising; between them it interpolates
@@ -77,10 +83,7 @@ class PredictorConfig:
                 raise ValueError(f"{name} is the half-width of a range around 1 in [0, 1), not {getattr(self, name)}.")
         if self.kind not in ("network", "table", "multistep"):
             raise ValueError(f'kind is "network", "table" or "multistep", but found {self.kind!r}.')
-        if self.kind == "multistep" and (grid[-1] != 0 or self.analytic_first_step or self.plain_last):
-            raise ValueError(
-                f"A multistep predictor calls the model once per interval and ends at 0, not {list(grid)}."
-            )
+        self._check_multistep()
         if self.features not in MAPS:
             raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
         if self.guidances and (len(self.guidances) < 2 or any(a >= b for a, b in pairwise(self.guidances))):
@@ -89,6 +92,23 @@ class PredictorConfig:
             raise ValueError("The paper's network knows one guidance scale. Fit a table for several.")
         if self.flow and grid[0] > 1 + 1e-6:
             raise ValueError(f"The noise levels of a flow model end at 1, but the grid begins at {grid[0]}.")
+
+    def _check_multistep(self) -> None:
+        """What only multistep tables have, and what they cannot have."""
+        grid = self.sigmas
+        if self.kind == "multistep" and (grid[-1] != 0 or self.analytic_first_step or self.plain_last):
+            raise ValueError(
+                f"A multistep predictor calls the model once per interval and ends at 0, not {list(grid)}."
+            )
+        if bool(self.first_sigma) != bool(self.channels) or not 0 <= self.first_sigma < grid[0]:
+            raise ValueError(
+                f"A first step without a call leads from {grid[0]} to a lower level, for samples of some channels, but "
+                f"found {self.first_sigma} and {self.channels}."
+            )
+        if (self.first_sigma or self.spectral or self.guided) and self.kind != "multistep":
+            raise ValueError("Only a multistep predictor has a learned first step, or weights for bands and guidance.")
+        if self.first_sigma and self.first_sigma <= grid[1]:
+            raise ValueError(f"The first step must not lead beyond the first interval, {grid[0]} to {grid[1]}.")
 
     @property
     def intervals(self) -> int:

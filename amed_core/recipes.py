@@ -59,6 +59,11 @@ MULTISTEP_STUDENT = "amed_multistep"
 MULTISTEP_FIT = FitConfig(trajectories=64, held_out=32, teacher_calls=24, iterations=6, budget=16_000)
 
 
+def multistep_fit(calls: int) -> FitConfig:
+    """How to fit a multistep table for so many model calls: few calls leave budget for more trajectories."""
+    return replace(MULTISTEP_FIT, trajectories=96) if calls <= 3 else MULTISTEP_FIT
+
+
 def multistep_student(
     calls: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **settings: Any
 ) -> PredictorConfig:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .spectrum import combined
 from .types import Evaluation, History, Sample, Sigma, Solver, Stage, StepPlan
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -196,11 +197,16 @@ class Multistep:
     In interval k: x_next = x + (sigma_next - sigma) * (w_k0 slope_0 + ... + w_kk slope_k + v_k denoised_0). iPNDM,
     DEIS, DPM-Solver++ and all the solvers with midpoints are of this form, each with weights that follow from its
     grid and v = 0. With the first denoised sample, which is the starting noise less its slope times its level,
-    it is any linear combination of the starting noise and of what the model has answered.
+    it is any linear combination of the starting noise and of what the model has answered. A guided model answers
+    twice; u_kj guidance_slope_j, added in the same way, makes it any combination of all answers: u_kk changes the
+    guidance scale of a step, the others how the guidance of earlier steps goes on.
     """
 
     weights: tuple[tuple[float, ...], ...]  # of interval k: k + 1, the oldest slope's first
     first: tuple[float, ...] = ()  # v of every interval; none are zeros
+    guided: tuple[tuple[float, ...], ...] = ()  # u, as the weights; none are zeros
+    # What all these weights differ by in each band of frequency (vectors, BANDS), of every interval; none are zeros.
+    spectral: tuple[Tensor, ...] = ()
     multistep: bool = True
 
     @property
@@ -213,12 +219,20 @@ class Multistep:
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         del plan
-        start = history[-1]
-        weights = self.weights[stage.index - 1]
-        weighted = [w * e.slope for w, e in zip(weights, history, strict=True) if w]
-        if self.first and self.first[stage.index - 1]:
-            weighted.append(self.first[stage.index - 1] * history[0].denoised)
-        return start.x + (sigma - start.sigma) * sum(weighted[1:], weighted[0])
+        start, k = history[-1], stage.index - 1
+        weights = (*self.weights[k], self.first[k] if self.first else 0.0, *(self.guided[k] if self.guided else ()))
+        vectors = multistep_vectors(history, guided=bool(self.guided))
+        weighted = [w * vector for w, vector in zip(weights, vectors, strict=True) if w]
+        slope = sum(weighted[1:], weighted[0])
+        if self.spectral:
+            slope = slope + combined(vectors, self.spectral[k])
+        return start.x + (sigma - start.sigma) * slope
+
+
+def multistep_vectors(history: History, *, guided: bool) -> list[Sample]:
+    """What a learned multistep method adds up: all slopes, the first denoised sample, and all guidance slopes."""
+    listed = [*(e.slope for e in history), history[0].denoised]
+    return listed + [e.guidance_slope for e in history] if guided else listed
 
 
 def dynamic_threshold(denoised: Sample, quantile: float = 0.995, floor: float = 1.0) -> Sample:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .derivatives import directional
-from .types import Denoiser, Features, Sample, Sigma, Source
+from .driver import in_full
+from .types import Answer, Denoiser, Sample, Sigma, Source
 
 HELD_OUT = 2**40  # trajectories from this number on are never fitted
 
@@ -65,19 +66,18 @@ class MeteredDenoiser:
         self.rows = rows
         self.denoiser = denoiser
 
-    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
-        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor, Tensor | None]:
-            answer = denoiser(x[part], _rows(sigma, part))
-            return answer if isinstance(answer, tuple) else (answer, None)
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor | None, ...]:
+            return in_full(denoiser(x[part], _rows(sigma, part)))
 
-        denoised, features = self._in_pieces(ask, len(x))
+        denoised, features, guidance = self._in_pieces(ask, len(x))
         assert denoised is not None
-        return denoised, features
+        return denoised, features, guidance
 
     def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
         """The denoised sample and its derivative along (dx, dsigma), by forward mode."""
 
-        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor, Tensor]:
+        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor | None, ...]:
             return directional(denoiser, x[part], _rows(sigma, part), dx[part], _rows(dsigma, part))
 
         denoised, derivative = self._in_pieces(ask, len(x))
@@ -86,8 +86,8 @@ class MeteredDenoiser:
         return denoised, derivative
 
     def _in_pieces(
-        self, ask: Callable[[Denoiser, slice], tuple[Tensor, Tensor | None]], count: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, ask: Callable[[Denoiser, slice], tuple[Tensor | None, ...]], count: int
+    ) -> tuple[Tensor | None, ...]:
         while True:
             size = min(self.meter.most or count, count)
             parts = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
@@ -98,8 +98,7 @@ class MeteredDenoiser:
                     raise
             else:
                 self.meter.calls += count
-                joined = [_join(values) for values in zip(*answers, strict=True)]
-                return joined[0], joined[1]
+                return tuple(_join(values) for values in zip(*answers, strict=True))
             # Outside of the handler, where the failed call's tensors are gone.
             self.meter.most = -(-size // 2)
             if torch.cuda.is_available():

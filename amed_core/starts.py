@@ -22,6 +22,7 @@ class Start:
     name: str
     levels: tuple[float, ...]  # one per model call, and 0
     weights: Sequence[Sequence[float]]
+    first_sigma: float = 0.0  # where a first step without a call leads to
 
 
 def solvers(flow: bool) -> dict[str, Solver]:
@@ -66,6 +67,7 @@ def starts(
     return made
 
 
-def start(name: str, solver: Solver, grid: Sequence[float]) -> Start:
-    """A solver on a grid, with one call per interval."""
-    return Start(name, *coefficients(solver, grid, NoMidpoint()))
+def start(name: str, solver: Solver, grid: Sequence[float], first_sigma: float = 0.0) -> Start:
+    """A solver on a grid, with one call per interval; it may begin after a first step without a call."""
+    _, weights = coefficients(solver, (first_sigma or grid[0], *grid[1:]), NoMidpoint())
+    return Start(name, tuple(grid), weights, first_sigma)

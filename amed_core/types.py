@@ -4,6 +4,7 @@ Sigma is ComfyUI's and EDM's noise level throughout: x = x0 + sigma * noise for 
 models, and the same slope dx/dsigma = (x - denoised) / sigma holds for flow models.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -29,25 +30,37 @@ class Evaluation:
     denoised: Sample
     features: Features | None = None
     analytic: bool = False
+    guidance: Sample | None = None  # of a guided model: its conditional denoised sample less the unconditional one
 
     @property
     def slope(self) -> Sample:
         """dx/dsigma of the probability-flow ODE at this point (EDM, eq. 3)."""
         return (self.x - self.denoised) / self.sigma
 
+    @property
+    def guidance_slope(self) -> Sample:
+        """By how much the slope changes with the guidance scale (classifier-free guidance; Ho and Salimans 2022).
+
+        Raises ValueError if the model did not show its two answers.
+        """
+        if self.guidance is None:
+            raise ValueError(
+                "This predictor steps along what guidance adds, but the model did not show its two answers."
+            )
+        return -self.guidance / self.sigma
+
+    def _moved(self, each: Callable[[Tensor], Tensor]) -> "Evaluation":
+        features, guidance = (None if v is None else each(v) for v in (self.features, self.guidance))
+        x, sigma, denoised = each(self.x), each(self.sigma), each(self.denoised)
+        return Evaluation(x, sigma, denoised, features, self.analytic, guidance)
+
     def detach(self) -> "Evaluation":
         """The same evaluation, cut off from autograd."""
-        features = None if self.features is None else self.features.detach()
-        return replace(
-            self, x=self.x.detach(), sigma=self.sigma.detach(), denoised=self.denoised.detach(), features=features
-        )
+        return self._moved(Tensor.detach)
 
     def to(self, device: torch.device | str) -> "Evaluation":
         """The same evaluation on another device."""
-        features = None if self.features is None else self.features.to(device)
-        return replace(
-            self, x=self.x.to(device), sigma=self.sigma.to(device), denoised=self.denoised.to(device), features=features
-        )
+        return self._moved(lambda values: values.to(device))
 
 
 History = tuple[Evaluation, ...]  # oldest first, newest last, never mutated
@@ -114,11 +127,15 @@ class Step:
         return (not self.start.analytic) + (self.mid is not None)
 
 
+# The denoised sample; with its features; or with both its features and its guidance (see Evaluation).
+Answer = Sample | tuple[Sample, Features | None] | tuple[Sample, Features | None, Sample | None]
+
+
 class Denoiser(Protocol):
     """A pretrained diffusion model. The only thing in the core that costs time."""
 
-    def __call__(self, x: Sample, sigma: Sigma) -> Sample | tuple[Sample, Features | None]:
-        """Return the denoised sample and, if the model exposes them, its bottleneck features."""
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        """Return the denoised sample and, if the model exposes them, its bottleneck features and its guidance."""
         ...
 
 
@@ -163,6 +180,11 @@ class Planner(Protocol):
         """The noise level that the model is told at the start of an interval; its own unless another was learned."""
         del interval
         return sigma
+
+    def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
+        """Where the model is asked at the start of an interval: there, unless a first step without a call leads on."""
+        del interval
+        return x, sigma
 
 
 class Source(Protocol):

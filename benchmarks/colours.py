@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.digits import NULL_CLASS, DigitsUNet, one_hot
-from amed_core.types import Features, Sample, Sigma
+from amed_core.types import Answer, Features, Sample, Sigma
 
 SHAPE = (3, 16, 16)
 SHAPES = ("disc", "ring", "square", "triangle", "cross")
@@ -103,7 +103,7 @@ class ColoursDenoiser:
         """The same model, asked for the shapes of samples number `rows`."""
         return ColoursDenoiser(self.cfg, [row % len(SHAPES) for row in rows], self.network)
 
-    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features]:
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         labels = [NULL_CLASS] * len(x) if self.labels is None else list(self.labels)
         context, sigma = one_hot(labels).to(x), sigma.to(x).expand(len(x), 1, 1, 1)
         if self.cfg == 1 or self.labels is None:
@@ -111,7 +111,7 @@ class ColoursDenoiser:
         null = one_hot([NULL_CLASS] * len(x)).to(x)
         denoised, features = self._denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, null]))
         cond, uncond = denoised.chunk(2)
-        return uncond + self.cfg * (cond - uncond), features[: len(x)]
+        return uncond + self.cfg * (cond - uncond), features[: len(x)], cond - uncond
 
     def _denoise(self, x: Sample, sigma: Sigma, context: Tensor) -> tuple[Sample, Features]:
         middle: list[Tensor] = []

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core.types import Sample, Sigma
+from amed_core.spectrum import cosines
+from amed_core.types import Answer, Sample, Sigma
 
 SHAPE = (4, 3, 4, 4)
 CLASSES, PER_CLASS = 4, 6
@@ -28,23 +29,15 @@ def timesteps() -> Tensor:
     return ((1 - kept) / kept).sqrt()
 
 
-def cosines(size: int) -> Tensor:
-    """The orthonormal cosine basis (size, size), one frequency per row (DCT-II)."""
-    places = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    basis = (torch.pi * torch.arange(size)[:, None] * places).cos() * (2 / size) ** 0.5
-    basis[0] /= 2**0.5
-    return basis
-
-
 def transformed(x: Tensor) -> Tensor:
     """The cosine coefficients (batch, elements) of samples (batch, *SHAPE)."""
-    c, t, h, w = (cosines(size).to(x) for size in SHAPE)
+    c, t, h, w = (cosines(size, x) for size in SHAPE)
     return torch.einsum("bcthw,Cc,Tt,Hh,Ww->bCTHW", x, c, t, h, w).flatten(1)
 
 
 def restored(coefficients: Tensor) -> Sample:
     """Samples (batch, *SHAPE) from their cosine coefficients (batch, elements)."""
-    c, t, h, w = (cosines(size).to(coefficients) for size in SHAPE)
+    c, t, h, w = (cosines(size, coefficients) for size in SHAPE)
     return torch.einsum("bCTHW,Cc,Tt,Hh,Ww->bcthw", coefficients.unflatten(1, SHAPE), c, t, h, w)
 
 
@@ -111,14 +104,14 @@ class MixtureDenoiser:
         """The same model, asked for the classes of samples number `rows`."""
         return MixtureDenoiser(self.cfg, [row % CLASSES for row in rows], self.mixture)
 
-    def __call__(self, x: Sample, sigma: Sigma) -> Sample:
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         everything = torch.full((len(x),), NULL_CLASS)
         classes = everything if self.labels is None else torch.tensor(self.labels)
         cond = self.mixture.denoised(x, sigma, classes)
         if self.cfg == 1 or self.labels is None:
             return cond
         uncond = self.mixture.denoised(x, sigma, everything)
-        return uncond + self.cfg * (cond - uncond)
+        return uncond + self.cfg * (cond - uncond), None, cond - uncond
 
     def data(self, n: int) -> Sample:
         """n samples of the data, for the Frechet distance."""

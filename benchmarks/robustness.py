@@ -29,7 +29,7 @@ from amed_core.digits import DigitsDenoiser
 from amed_core.measures import conditioned, converged
 from amed_core.multistep import MultistepTable
 from amed_core.multistep_fit import MultistepFit
-from amed_core.recipes import MULTISTEP_FIT
+from amed_core.recipes import multistep_fit
 from amed_core.sources import gaussian
 from benchmarks.colours import ColoursDenoiser
 from benchmarks.mixture import MixtureDenoiser
@@ -84,7 +84,7 @@ class Judge:
     def cell(self, trajectories: int, calls: int) -> Cell:
         config = student_config("amed_multistep", calls, self.model)
         begin = starts_for(self.model, config)
-        few = replace(MULTISTEP_FIT, trajectories=trajectories, batch_size=min(16, trajectories))
+        few = replace(multistep_fit(calls), trajectories=trajectories, batch_size=min(16, trajectories))
         source = gaussian(self.model, tuple(self.model.shape), self.model.sigma_max, 0)
         fit = MultistepFit(MultistepTable(config), source, few, begin)
         for _ in fit.events():

@@ -12,12 +12,13 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..amed_core.derivatives import directional
 from ..amed_core.predictor import LOOKS, Look, PredictorConfig, look_at_latent, pool
-from ..amed_core.types import Evaluation, Features, Sample, Sigma
+from ..amed_core.types import Answer, Evaluation, Features, Sample, Sigma
 from .gradients import plain_attention
 
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
@@ -65,10 +66,39 @@ class Bottleneck:
         return torch.stack([r.to(x.device) for r in rows]).mean(0)
 
 
+class BothAnswers:
+    """Reads what classifier-free guidance adds up during one model call; the patch itself changes nothing."""
+
+    def __init__(self) -> None:
+        self.found: Tensor | None = None
+
+    def patch(self, arguments: dict[str, Any]) -> Tensor:
+        """As ComfyUI calls it after guidance."""
+        self.found = arguments["cond_denoised"] - arguments["uncond_denoised"]
+        denoised: Tensor = arguments["denoised"]
+        return denoised
+
+    def take(self) -> Sample | None:
+        """The conditional less the unconditional denoised sample of the finished call."""
+        found, self.found = self.found, None
+        return found
+
+
+def shows_guidance(guider: Any) -> bool:
+    """Whether this run's model calls have two answers, positive and negative, and show them.
+
+    Without guidance (cfg 1) ComfyUI leaves the negative one out, and guiders with more prompts add up theirs unseen.
+    """
+    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+    skipped = math.isclose(guider.cfg, 1.0) and not guider.model_options.get("disable_cfg1_optimization", False)
+    return plain and not skipped and bool(guider.conds.get("negative"))
+
+
 class ComfyDenoiser:
     """`model(x, sigma, **extra_args)` of a ComfyUI sampler, in the core's terms.
 
-    Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call.
+    Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call. With `guidance` it
+    also shows what its two answers differ by, which `shows_guidance` must be true for.
     `levels` are those of the run. With `per_call` they have one entry per call, in which the level that
     is really asked takes the place of a nominal one; otherwise it is put among them.
     """
@@ -80,6 +110,7 @@ class ComfyDenoiser:
         levels: Sequence[float],
         *,
         bottleneck: bool,
+        guidance: bool = False,
         per_call: bool = False,
         on_call: OnCall | None = None,
     ) -> None:
@@ -101,14 +132,19 @@ class ComfyDenoiser:
             patches = dict(self.options.get("patches", {}))
             patches["output_block_patch"] = [*patches.get("output_block_patch", []), self.bottleneck.patch]
             self.options["patches"] = patches
+        self.answers = BothAnswers() if guidance else None
+        if self.answers is not None:
+            post = options.get("sampler_post_cfg_function", [])
+            options["sampler_post_cfg_function"] = [*post, self.answers.patch]
         self.extra_args = {**extra_args, "model_options": options}
 
-    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         denoised = self._ask(x, sigma, self.extra_args)
         features = None if self.bottleneck is None else self.bottleneck.take(x)
+        guidance = None if self.answers is None else self.answers.take()
         if self.on_call is not None:
             self.on_call(x, sigma, denoised)
-        return denoised, features
+        return denoised, features, guidance
 
     def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
         """The denoised sample and its derivative along (dx, dsigma), by forward mode.

@@ -25,7 +25,7 @@ from ..amed_core.report import Learned, learned
 from ..amed_core.sources import HELD_OUT, noise
 from ..amed_core.starts import starts
 from ..amed_core.table import AnyPredictor, TablePredictor, centred_on
-from ..amed_core.types import Denoiser, Features, Sample, Sigma, Source
+from ..amed_core.types import Answer, Denoiser, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training
 from .previews import Preview
@@ -75,7 +75,7 @@ class Question:
         self.scale = scale
         self.denoiser = denoiser
 
-    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None]:
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         self.guider.conds, self.guider.cfg = self.conds, self.scale
         return self.denoiser(x, sigma)
 
@@ -262,10 +262,8 @@ class TrainSampler(comfy.samplers.Sampler):
         job, asked = self.job, []
         for conds in self._processed(guider, like):
             guider.conds = conds
-            sees = job.config.features == "bottleneck"
-            asked.append(
-                (conds, ComfyDenoiser(guider, extra_args, job.config.sigmas, bottleneck=sees, on_call=on_call))
-            )
+            sees = {"bottleneck": job.config.features == "bottleneck", "guidance": job.config.guided}
+            asked.append((conds, ComfyDenoiser(guider, extra_args, job.config.sigmas, **sees, on_call=on_call)))
 
         def source(scale: float) -> Source:
             def draw(rows: range) -> tuple[Sample, Denoiser]:

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from ..amed_core import PredictorConfig
 from ..amed_core.calls import Run, call_sigmas, read
-from ..amed_core.driver import Answer, answers_of, raise_if_not_finite, trajectory
+from ..amed_core.driver import NoMidpoint, Total, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
-from .bridge import ComfyDenoiser, guider_of, look
+from .bridge import ComfyDenoiser, guider_of, look, shows_guidance
 from .pairing import differences, fingerprint, refuse_other_model, scale
 from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
 
@@ -60,10 +60,11 @@ def sample_amed(
     network = predictor.network
     if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
         network = copy.deepcopy(network).to(x.device)
-    solver = network.solver(run.sigmas, scale(guider))
-    planner = network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
+    blind = config.guided and run.own_grid and not shows_guidance(guider)
+    solver = config.build_solver() if blind else network.solver(run.sigmas, scale(guider))
+    planner = NoMidpoint() if blind else network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
-    call = count()
+    call, mask = count(), (extra_args or {}).get("denoise_mask")
     with tqdm(total=run.calls, disable=disable) as bar:
 
         def report(x: Sample, sigma: Sigma, denoised: Sample) -> None:
@@ -72,12 +73,15 @@ def sample_amed(
             bar.update()
 
         sees = config.features == "bottleneck" and bool(run.planned)
-        denoiser = ComfyDenoiser(model, extra_args or {}, levels, bottleneck=sees, per_call=True, on_call=report)
+        shown = {"bottleneck": sees, "guidance": config.guided and run.own_grid and not blind}
+        denoiser = ComfyDenoiser(model, extra_args or {}, levels, **shown, per_call=True, on_call=report)
         first = config.first if run.analytic_first_step else None
-        answers: list[Answer] = []
+        answers: list[Total] = []
         for step in trajectory(denoiser, x, grid, solver, planner, first=first):
             answers += answers_of(step)
             x = step.x
+            if mask is not None and step.index == len(run.sigmas) - 2 and levels[-1] == 0:
+                x = torch.where(mask > 0, x, step.start.denoised)  # what is not to change is exact in the last answer
             del step  # its evaluations need not live through the next model call
     raise_if_not_finite(answers)
     return x
@@ -86,6 +90,12 @@ def sample_amed(
 def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider: Any) -> list[str]:
     """What the user should know of a run before looking at its picture."""
     sentences = differences(config, found, guider)
+    if config.guided and run.own_grid and not shows_guidance(guider):
+        sentences.append(
+            "the predictor steps along what guidance adds, but this sampler's model has no two answers to show (cfg is "
+            "1, or the guider has more than two prompts): all calls are plain ones. Use KSampler or CFGGuider with "
+            f"cfg {config.guidance:g}, or another predictor."
+        )
     if not run.own_grid:
         what = f"plans {run.planned} of their intervals by interpolation" if run.planned else "plans none of them"
         sentences.append(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from ..amed_core.end_to_end import FitConfig
 from ..amed_core.files import provenance
 from ..amed_core.grids import TEACHER_CALLS, TRAJECTORIES, search
 from ..amed_core.predictor import LOOKS
-from ..amed_core.recipes import MULTISTEP_FIT, MULTISTEP_STUDENT, multistep_student, predictor_config
+from ..amed_core.recipes import MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
 from ..amed_core.schedules import SCHEDULES, SEARCHED
 from ..amed_core.states import verdict
 from ..amed_core.table import centred_config, table_config
@@ -516,12 +517,13 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
 def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, count: int) -> Job:
     """What to fit, for these inputs; `prompts` is the digest of all `count` of them."""
     end_to_end, table, multistep = asked.end_to_end, asked.predictor_type == TABLE, asked.multistep
+    usual = multistep_fit(asked.steps) if multistep else FitConfig()
     fitted, held_out = split(count)
     batch = min(asked.batch_size, asked.trajectories)
     trajectories = max(asked.trajectories, len(fitted))
     if end_to_end:  # a few say it all; every prompt should be among them
         most = TABLE_TRAJECTORIES if table else NETWORK_TRAJECTORIES
-        most = MULTISTEP_FIT.trajectories if multistep else most
+        most = usual.trajectories if multistep else most
         batch = max(1, min(batch, min(most, TABLE_TRAJECTORIES) // max(len(fitted), len(held_out))))
         trajectories = max(len(fitted) * batch, min(trajectories, most))
     scales = asked.scales
@@ -553,7 +555,7 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         start = replace(table_config(config, **widths), guidances=scales if len(scales) > 1 else ())
         config = start if table else centred_config(start, features)
     shared = {
-        "teacher_calls": asked.teacher_calls or (MULTISTEP_FIT if multistep else FitConfig()).teacher_calls,
+        "teacher_calls": asked.teacher_calls or usual.teacher_calls,
         "held_out": max(asked.held_out, len(held_out) * batch if end_to_end else 0),
         "batch_size": batch,
     }
@@ -562,8 +564,8 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         gradient="reverse" if asked.gradient == "reverse" else FINITE,
         learning_rate=asked.learning_rate,
         seed=asked.seed,
-        iterations=MULTISTEP_FIT.iterations if multistep else FitConfig.iterations,
-        budget=MULTISTEP_FIT.budget * len(scales) * -(-trajectories // MULTISTEP_FIT.trajectories) if multistep else 0,
+        iterations=usual.iterations,
+        budget=usual.budget * len(scales) * -(-trajectories // usual.trajectories),
         **shared,
     )
     training = TrainConfig(
@@ -610,6 +612,7 @@ def multistep_config_of(model: Any, asked: Asked) -> PredictorConfig:
         flow=isinstance(sampling, comfy.model_sampling.CONST),
         guidance=asked.cfg,
         guidances=scales if len(scales) > 1 else (),
+        guided=not any(math.isclose(scale, 1.0) for scale in scales),  # at cfg 1 there is but one answer
         model=fingerprint(model),
     )
 

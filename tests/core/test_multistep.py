@@ -300,3 +300,84 @@ def test_students_with_two_calls_per_interval_have_searched_grids_too(name: str,
 def test_published_grids_are_not_searched() -> None:
     with pytest.raises(ValueError, match="ends at 0"):
         search(mixture, X, predictor_config("amed", 5, SIGMA_MIN, SIGMA_MAX, published=True))
+
+
+# Guidance
+
+
+class Guided:
+    """A mixture under guidance, which shows both of its answers."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def answers(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        cond = mixture(x, sigma)[0]
+        return cond, cond + 0.1 * cond.roll(1, -1)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, None, Tensor]:
+        cond, uncond = self.answers(x, sigma)
+        return uncond + self.scale * (cond - uncond), None, cond - uncond
+
+
+def test_a_weight_of_guidance_changes_the_guidance_scale_of_its_step() -> None:
+    """u_kk = 1 in every interval is a run at the next higher scale."""
+    table = table_on(GRID, guided=True)
+    table.guided.copy_(torch.eye(5))
+    table.weights.copy_(torch.eye(5))
+    grid = torch.tensor(GRID, dtype=torch.float64)
+    expected = sample(Guided(4.0), X, grid, Ipndm(1), NoMidpoint())
+    torch.testing.assert_close(run(table, Guided(3.0)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_does_not_show_its_two_answers_is_refused() -> None:
+    table = table_on(GRID, guided=True)
+    with pytest.raises(ValueError, match="did not show its two answers"):
+        run(table, mixture)
+
+
+def test_with_both_answers_the_closed_form_comes_nearer() -> None:
+    model = Guided(3.0)
+    teacher = path(model, X, levels(SIGMA_MIN, SIGMA_MAX, 60, flow=False))
+    goal, errors = Goal(0, 0, X, model, teacher.end), {}
+    for guided in (False, True):
+        made, (end,) = least_squares(table_on((80.0, 2.0, 0.5, 0.0), guided=guided), [(goal, teacher)])
+        torch.testing.assert_close(run(made, model), end, rtol=1e-4, atol=1e-4)
+        errors[guided] = float((end - teacher.end).square().mean().sqrt())
+    assert errors[True] < 0.8 * errors[False]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_table_with_all_that_there_is_survives_its_file(tmp_path: Path, guided: bool) -> None:
+    model = Guided(3.0)
+    teacher = path(model, X, levels(SIGMA_MIN, SIGMA_MAX, 20, flow=False))
+    goal = Goal(0, 0, X, model, teacher.end)
+    begun = table_on(GRID, guided=guided, spectral=True, first_sigma=20.0, channels=1)
+    made, (end,) = least_squares(begun, [(goal, teacher)])
+    torch.testing.assert_close(run(made, model), end, rtol=1e-4, atol=1e-4)
+    save_predictor(made, tmp_path / "table.safetensors", {})
+    loaded = load_predictor(tmp_path / "table.safetensors")
+    assert isinstance(loaded, MultistepTable)
+    assert loaded.config == made.config
+    assert (run(loaded, model) == run(made, model)).all()
+
+
+def test_weights_of_bands_are_least_squares_of_their_own() -> None:
+    """Two bands that the teacher takes at different speeds: one weight misses both, a weight for each misses none."""
+    from amed_core.spectrum import combined  # noqa: PLC0415
+
+    model = Gaussian()
+    speeds = torch.linspace(0.2, 1.0, 16, dtype=torch.float64)[None]
+
+    def moved(x: Tensor, sigma: float) -> Tensor:
+        slope = (x - model(x, torch.tensor(SIGMA_MAX))[0]) / SIGMA_MAX
+        return x + (sigma - SIGMA_MAX) * combined([slope], speeds)
+
+    there = torch.stack([X, moved(X, 12.0), moved(X, 12.0)])
+    teacher = TeacherPath((SIGMA_MAX, 12.0, 0.0), there, torch.zeros_like(there[:-1]))
+    errors = {}
+    for spectral in (False, True):
+        made, _ = least_squares(table_on((80.0, 12.0, 0.0), spectral=spectral), [(Goal(0, 0, X, model, X), teacher)])
+        start = sample(model, X, torch.tensor([80.0, 12.0]), made.solver((80.0, 12.0)), made.planner((80.0, 12.0)))
+        errors[spectral] = float((start - there[1]).square().mean().sqrt())
+    assert errors[True] < 0.1 * errors[False]

@@ -1,0 +1,109 @@
+"""Bands of spatial frequency: the steps of a multistep table may weigh them apart, and the first may ask no model.
+
+At a large noise level the data looks Gaussian. For Gaussian data whose covariance is diagonal in cosines, with the
+variance v, the ODE multiplies every cosine coefficient on its way from sigma to sigma' by
+sqrt((s'^2 v + sigma'^2) / (s^2 v + sigma^2)), s being the signal's scale there: low frequencies, of which data has
+much, shrink less than high ones. The analytic first step of AMED (Dockhorn et al. 2022) is the case v = 1 of this. Here
+the gains are learned instead, from where the teacher takes the same noise, for every channel and half octave
+of frequencies, so that no model call is spent where a model has nothing to say.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .types import Sample
+
+# By frequency, in half cycles per element along all axes together: the mean, what is below 1/128, and half octaves.
+BANDS = 16
+RIDGE = 1.0  # in coefficients of pure noise: how strongly a gain is held at that of a model that answers 0
+
+
+def shows_frequencies(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape (channels, ...) have axes along which there are frequencies.
+
+    Latents of several shapes that were packed into one row, (1, elements), have none.
+    """
+    return len(shape) >= 2 and not (len(shape) == 2 and shape[0] == 1)
+
+
+def cosines(size: int, like: Tensor) -> Tensor:
+    """The orthonormal cosine basis (size, size), one frequency per row (DCT-II), made on the device of `like`."""
+    places = torch.arange(size, device=like.device)
+    quarters = (2 * places + 1) * places[:, None] % (4 * size)  # whole numbers, so that no angle is inexact
+    basis: Tensor = (quarters.to(like.dtype) * (math.pi / (2 * size))).cos() * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis
+
+
+def spectrum(x: Sample) -> Tensor:
+    """The cosine coefficients of samples (batch, channels, ...), in the same shape."""
+    for axis in range(2, x.ndim):
+        x = torch.tensordot(x, cosines(x.shape[axis], x), dims=([axis], [1])).movedim(-1, axis)
+    return x
+
+
+def from_spectrum(coefficients: Tensor) -> Sample:
+    """The inverse."""
+    x = coefficients
+    for axis in range(2, x.ndim):
+        x = torch.tensordot(x, cosines(x.shape[axis], x), dims=([axis], [0])).movedim(-1, axis)
+    return x
+
+
+def bands(x: Sample) -> Tensor:
+    """Which band each cosine coefficient of samples (batch, channels, *shape) lies in, from 0 for the mean (*shape)."""
+    axes = [torch.arange(size, device=x.device, dtype=torch.float32) / size for size in x.shape[2:]]
+    squares = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0)
+    # Half octaves end a little above the powers of the square root of 2, where many coefficients lie.
+    of_band = (squares.log2() + (BANDS - 2) - 0.2).ceil().clamp(1, BANDS - 1)
+    return torch.where(squares == 0, torch.zeros_like(of_band), of_band).long()
+
+
+def combined(vectors: Sequence[Sample], weights: Tensor) -> Sample:
+    """The sum of vectors, each like a sample, whose bands are multiplied by weights (vectors, BANDS)."""
+    x = vectors[0]
+    factors = weights.to(x)[:, bands(x)]
+    return from_spectrum(torch.stack([f * spectrum(v) for f, v in zip(factors, vectors, strict=True)]).sum(0))
+
+
+def filled(values: Tensor, empty: Tensor) -> Tensor:
+    """Values (..., BANDS) in which bands that are `empty` (BANDS,) take those of the next one that is not.
+
+    Larger samples than those of a fit have lower frequencies.
+    """
+    values = values.clone()
+    for band in reversed(range(BANDS - 1)):
+        if bool(empty[band]):
+            values[..., band] = values[..., band + 1]
+    return values
+
+
+def moments(noise: Sample, there: Sample) -> Tensor:
+    """Of every channel and band, summed over samples (2, channels, BANDS), in float64: all that `gains` need.
+
+    They are the noise times where the teacher takes it, and the noise squared.
+    """
+    noise, there = spectrum(noise.double()), spectrum(there.double())
+    of_band = bands(noise).flatten()
+    products = torch.stack([noise * there, noise.square()]).sum(1).flatten(2)
+    return products.new_zeros(2, products.shape[1], BANDS).index_add_(2, of_band, products)
+
+
+def gains(moments: Tensor, sigma: float, sigma_max: float) -> Tensor:
+    """The least-squares gain (channels, BANDS) of every channel and band, on the way from sigma_max to sigma.
+
+    Held by a ridge at sigma / sigma_max, where a model that answers 0 would lead.
+    """
+    mixed, squares = moments
+    held = RIDGE * sigma_max**2
+    return filled((mixed + held * sigma / sigma_max) / (squares + held), (squares == 0).all(0))
+
+
+def carried(x: Sample, gains: Tensor) -> Sample:
+    """Samples after a first step that asks no model. Raises ValueError for another number of channels."""
+    if x.shape[1] != len(gains):
+        raise ValueError(f"This predictor is for samples of {len(gains)} channels, but these have {x.shape[1]}.")
+    return from_spectrum(spectrum(x) * gains.to(x)[:, bands(x)])
