@@ -36,8 +36,8 @@ from .states import refuse_other_settings
 from .types import Sample, Source, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
-TRIED = 4  # trajectories that all starts are tried on,
-RUNNERS, FINALISTS = 5, 2  # and how many of them are tried on the first batch, and on all
+TRIED = 2  # trajectories that all starts are tried on,
+RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
 FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.12, 0.16)  # signal to noise where a first step without a call may lead
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
 QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
