@@ -8,7 +8,9 @@ import pytest
 import torch
 from families import Family, make
 from test_training import cancelling, user
-from toys import apply, k_sample, train
+from toys import apply, guided, inside, k_sample, train
+
+from amed_core import evaluate
 
 STUDENT, CFG, STEPS = "amed_multistep", 3.0, 4
 SHORT = {"sampler_name": "auto", "steps": STEPS, "teacher_calls": 8, "trajectories": 1, "held_out": 1}
@@ -176,3 +178,79 @@ def test_cancelled_it_goes_on_where_it_was(pack: Any, flux: Family, user: Path, 
 def test_what_it_cannot_do_is_refused_in_words(pack: Any, flux: Family, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         train(pack, flux, sampler_name=STUDENT, steps=STEPS, **changes)
+
+
+# Guidance
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("batched", [True, False])
+def test_what_guidance_adds_is_what_another_cfg_changes(pack: Any, name: str, batched: bool) -> None:
+    """Whether ComfyUI puts both prompts into one batch or, as with little memory, calls the model twice."""
+    family = make(name)
+    negative = family.negative if batched else [[torch.randn(1, 13, family.negative[0][0].shape[-1]), {}]]
+    if not batched:
+        negative[0][1].update(family.negative[0][1])
+
+    def answers(model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any) -> Any:
+        assert pack.nodes.bridge.shows_guidance(pack.nodes.bridge.guider_of(model))
+        denoiser = pack.nodes.bridge.ComfyDenoiser(model, extra_args, [0.7, 0.0], bottleneck=False, guidance=True)
+        return evaluate(denoiser, x * sigmas[0], sigmas[0])
+
+    one, other = (inside(guided(family, cfg=cfg, negative=negative), family, answers) for cfg in (2.0, 5.0))
+    torch.testing.assert_close(other.denoised - one.denoised, 3 * one.guidance, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other.guidance, one.guidance)
+
+
+def test_it_steps_along_what_guidance_adds(pack: Any, flux: Family, made: Any) -> None:
+    assert made.network.config.guided
+    without = train(pack, flux, **SHORT, cfg=1.0)[0]
+    assert not without.network.config.guided
+    assert not train(pack, flux, **SHORT, cfg=1.0, cfg_max=3.0)[0].network.config.guided
+
+
+@pytest.mark.parametrize("kind", ["cfg 1", "DualCFG"])
+def test_where_guidance_is_not_to_be_seen_all_calls_are_plain_and_it_says_so(
+    pack: Any, flux: Family, made: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import comfy.samplers  # noqa: PLC0415
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider  # noqa: PLC0415
+
+    def guider() -> Any:
+        if kind == "cfg 1":
+            return guided(flux, cfg=1.0)
+        return DualCFGGuider().get_guider(flux.model, flux.positive, flux.negative, flux.negative, 3.0, 2.0, "regular")[
+            0
+        ]
+
+    (ours,), theirs = pack.nodes.AMEDSampler.execute(made).args, comfy.samplers.sampler_object("ipndm")
+    noise = torch.randn(flux.latent["samples"].shape, generator=torch.Generator().manual_seed(3))
+    empty, drawn = torch.zeros_like(noise), []
+    for sampler in (ours, theirs):
+        with torch.inference_mode():
+            drawn.append(guider().sample(noise, empty, sampler, levels(pack, made), disable_pbar=True, seed=3))
+    assert "has no two answers to show" in caplog.text
+    torch.testing.assert_close(*drawn, rtol=1e-3, atol=1e-4)
+
+
+# Images as input
+
+
+@pytest.mark.parametrize("name", ["flux", "wan21", "sd15"])
+def test_an_inpainting_mask_leaves_the_rest_as_it_was(pack: Any, name: str) -> None:
+    family = make(name)
+    applied = apply(pack, family, train(pack, family, **SHORT)[0])
+    image = torch.randn(family.latent["samples"].shape, generator=torch.Generator().manual_seed(7))
+    mask = torch.zeros(1, 1, *image.shape[-2:])
+    mask[..., : image.shape[-1] // 2] = 1
+    drawn = k_sample(family, applied, STEPS, CFG, STUDENT, latent=image, noise_mask=mask)
+    right = image.shape[-1] // 2
+    torch.testing.assert_close(drawn[..., right:], image[..., right:], rtol=1e-4, atol=1e-5)
+    assert (drawn[..., :right] - image[..., :right]).abs().mean() > 0.1
+
+
+def test_it_samples_other_sizes_than_it_was_fitted_at(pack: Any, flux: Family, applied: Any) -> None:
+    for size in (8, 24, 40):
+        drawn = k_sample(flux, applied, STEPS, CFG, STUDENT, latent=torch.zeros(1, 16, size, 16))
+        assert drawn.shape == (1, 16, size, 16)
+        assert drawn.isfinite().all()
