@@ -54,9 +54,7 @@ def least_squares(
             moved = (run.path.at(levels[k + 1])[0].to(x) - x) / (levels[k + 1] - float(sigma))
             sums.add([*multistep_vectors(run.history, guided=config.guided), moved])
         sums.products, sums.sizes = workers.sum(sums.products), workers.sum(sums.sizes)
-        start = torch.zeros(count, dtype=torch.float64)
-        start[: k + 2] = torch.cat([table.weights[k, : k + 1], table.first[k : k + 1]])
-        row = sums.solved(start, ridge)
+        row = sums.solved(table.row(k), ridge)
         made.weights[k, : k + 1], made.first[k] = row[: k + 1].to(made.weights), row[k + 1]
         if config.guided:
             made.guided[k, : k + 1] = row[k + 2 :].to(made.weights)

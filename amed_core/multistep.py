@@ -111,6 +111,11 @@ class MultistepTable(nn.Module):
         values = at_guidance(self.config, self.spectral, guidance).detach()
         return tuple(values[k, self.vectors(k)] for k in range(self.config.intervals))
 
+    def row(self, k: int) -> Tensor:
+        """The weights of interval k (vectors,) of one guidance scale, in the order of `solvers.multistep_vectors`."""
+        guided = [self.guided[k, : k + 1]] if self.config.guided else []
+        return torch.cat([self.weights[k, : k + 1], self.first[k : k + 1], *guided]).detach().double()
+
     def vectors(self, k: int) -> list[int]:
         """Which of the vectors of `spectral` interval k knows, in the order of `solvers.multistep_vectors`."""
         n = self.config.intervals

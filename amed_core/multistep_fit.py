@@ -2,17 +2,19 @@
 
 It starts from the unlearned solver that does best on this very model, among the usual grids and those searched on the
 teacher's paths, so that it can only get better. The first iteration takes the weights in closed form, interval by
-interval. Those after it move weights and told levels together, by Levenberg's and Marquardt's method. The grid's own
-levels stay where the search put them: what the model answers depends on the told ones alone, and all else that a level
-does, weights can do. A number's derivative is the difference of two sampling runs that part where it acts.
-Expansions of the error age slowly, so that in an iteration only some of the trajectories are expanded anew.
+interval and band by band, on several grids, most of which begin after a first step that asks no model, and goes on
+with the one that does best on what is held out. Those after it move weights and told levels together, by Levenberg's
+and Marquardt's method. The grid's own levels stay where the search put them: what the model answers depends on the told
+ones alone, and all else that a level does, weights can do. A number's derivative is the difference of two sampling runs
+that part where it acts. Expansions of the error age slowly, so that in an iteration only some of the trajectories are
+expanded anew.
 
 Samples near a fork of the ODE end far from the teacher whatever the solver, and a few of them would outweigh all
 others: what is minimised grows only linearly beyond some times the usual distance (Huber's loss).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -23,22 +25,22 @@ from .driver import Resume, evaluate
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
 from .goals import IPNDM, Goal, Goals, ends
 from .grids import ONE_CALL, Rule, first_levels, searched
-from .least_squares import least_squares
+from .least_squares import Sums, least_squares
 from .multistep import MultistepTable, multistep_config, together
 from .parallel import ALONE, Workers
 from .paths import ORDER, Gram, Path, below, gram, levels, path, sum_of
 from .predictor import Look, PredictorConfig
-from .solvers import Ipndm
+from .solvers import Ipndm, multistep_vectors
 from .sources import HELD_OUT, Metered
 from .spectrum import BANDS, gains, moments, shows_frequencies
 from .starts import Start, solvers, start
 from .states import refuse_other_settings
-from .types import Sample, Source, Step
+from .types import Sample, Source, Stage, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
 TRIED = 2  # trajectories that all starts are tried on,
 RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
-FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.12, 0.16)  # signal to noise where a first step without a call may lead
+FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
 QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
 FAR = 3.0  # times the geometric mean of all distances: beyond it they count linearly
@@ -49,6 +51,7 @@ NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved end to end
 
 
 Kind = Literal["weight", "guided", "first", "scale_time"]
+Part = Literal["first step", "bands"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class MultistepFit:
     """Fits a multistep table to where the converged teacher takes the same noise.
 
     `sources` are one per guidance scale of the predictor's config: they share the grid, all else is their own.
-    `starts` are what it may begin with. `predictor` is always the best so far.
+    `starts` are what it may begin with. `predictor` is always the best so far. `without` leaves parts of the method
+    out, to measure what they are good for.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class MultistepFit:
         starts: Sequence[Start],
         look: Look | None = None,
         workers: Workers = ALONE,
+        without: Collection[Part] = (),
     ) -> None:
         del look
         settings = predictor.config
@@ -119,7 +124,8 @@ class MultistepFit:
         self.tried: list[Start] = []  # all that it could have begun with, once it has begun in this process
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
         shape = listed[0](range(1))[0].shape[1:]
-        self._channels = shape[0] if shows_frequencies(shape) else 0
+        self._bands = shows_frequencies(shape) and "bands" not in without
+        self._channels = shape[0] if shows_frequencies(shape) and "first step" not in without else 0
         # How many grids are solved for on the first batches; at first, the most that there may be.
         self.solved_quickly = 1 + len(SOLVED_FOR) + len(FIRST_RATIOS) * bool(self._channels)
         self._earlier_calls = 0
@@ -180,9 +186,8 @@ class MultistepFit:
 
     def _covered(self, iteration: int) -> bool:
         """Whether every batch was expanded in the iterations up to this one."""
-        return self._due(iteration) <= {place for n in range(1, iteration) for place in self._due(n)} or len(
-            {place for n in range(1, iteration + 1) for place in self._due(n)}
-        ) == self._per_group * len(self.metered)
+        expanded = {place for n in range(1, iteration + 1) for place in self._due(n)}
+        return len(expanded) == self._per_group * len(self.metered)
 
     def _mine(self, iteration: int) -> dict[int, range]:
         """Those of this worker's batches that are expanded anew in an iteration, with the trajectories that are."""
@@ -253,8 +258,7 @@ class MultistepFit:
                 "weight dtype) and its LoRAs."
             )
         elements = int(self.workers.sum(torch.tensor(total.elements)))
-        total = replace(total, products=self.workers.sum(total.products), elements=elements)
-        return total
+        return replace(total, products=self.workers.sum(total.products), elements=elements)
 
     def _first_gains(self, paths: Mapping[int, Path], level: float) -> Tensor:
         """The gains ([guidances,] channels, BANDS) of a first step without a call that leads to a level."""
@@ -302,9 +306,7 @@ class MultistepFit:
 
     def _first_levels(self, total: Gram) -> list[float]:
         """Where a first step without a call may lead, if samples show the frequencies that it looks at."""
-        if not self._channels:
-            return []
-        found = first_levels(total, FIRST_RATIOS, flow=self.settings.flow)
+        found = first_levels(total, FIRST_RATIOS, flow=self.settings.flow) if self._channels else []
         return [level for level in found if len(below(total, level).levels) > self.settings.calls]
 
     def _solve(self, listed: Sequence[Start], paths: Mapping[int, Path]) -> None:
@@ -328,7 +330,7 @@ class MultistepFit:
 
     def _solved(self, begin: Start, goals: Sequence[Goal], paths: Mapping[int, Path]) -> tuple[MultistepTable, Tensor]:
         """The weights of a grid in closed form, and the distances (groups, rows) of these goals that they end with."""
-        table, solved = self.written(begin, spectral=bool(self._channels)), []
+        table, solved = self.written(begin, spectral=self._bands), []
         batches = self.fitted.batches()
         squares = torch.zeros(len(self.metered), self.config.trajectories, dtype=torch.float64)
         for group, alone in enumerate(table.alone()):
@@ -415,9 +417,40 @@ class MultistepFit:
             if (left := compared(distances, self.distances)) < 1:
                 self.current, self.distances, self._runs = trial, distances, runs
                 self.damping *= EASIER
+                if self._bands:
+                    self._polish()
                 return left < (1 - self.config.tolerance) ** 2
             self.damping *= HARDER
         return False
+
+    def _polish(self) -> None:
+        """Solve for the last interval's bands again, from where its start is now: that takes no model call."""
+        goals = list(self.fitted)
+        missing = torch.tensor(sum(goal.number not in self._runs for goal in goals))
+        if int(self.workers.sum(missing)):  # memory was short
+            return
+        runs = {goal.number: moved_to(self._runs[goal.number], goal.x.device) for goal in goals}
+        last, tables = self.settings.calls - 1, self.current.alone()
+        for group, table in enumerate(tables):
+            sums = Sums.zeros(BANDS, len(table.vectors(last)))
+            for goal in goals:
+                if goal.group == group:
+                    start = runs[goal.number][-1].start
+                    slope = (goal.target - start.x) / -start.sigma
+                    history = tuple(step.start for step in runs[goal.number])
+                    sums.add([*multistep_vectors(history, guided=self.settings.guided), slope])
+            sums.products, sums.sizes = self.workers.sum(sums.products), self.workers.sum(sums.sizes)
+            table.spectral[last, table.vectors(last)] = sums.solved_apart(table.row(last)).to(table.spectral)
+        polished, ends = together(self.current.config, tables), {}
+        for goal in goals:
+            *before, step = runs[goal.number]
+            history, solver = tuple(s.start for s in [*before, step]), polished.solver(guidance=self._guidance(goal))
+            x = solver.to_next(history, torch.zeros_like(step.start.sigma), None, Stage(last + 1, last + 1, True))
+            ends[goal.number] = [*before, replace(step, x=x)]
+        distances = self.fitted.distances(lambda goal: ends[goal.number][-1].x)
+        if compared(distances, self.distances) < 1:
+            self.current, self.distances = polished, distances
+            self._runs = {number: moved_to(steps, "cpu") for number, steps in ends.items()}
 
     def _affords_another(self) -> bool:
         """Whether the budget allows one more attempt, judged as every iteration is."""
