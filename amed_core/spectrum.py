@@ -3,9 +3,10 @@
 At a large noise level the data looks Gaussian. For Gaussian data whose covariance is diagonal in cosines, with the
 variance v, the ODE multiplies every cosine coefficient on its way from sigma to sigma' by
 sqrt((s'^2 v + sigma'^2) / (s^2 v + sigma^2)), s being the signal's scale there: low frequencies, of which data has
-much, shrink less than high ones. The analytic first step of AMED (Dockhorn et al. 2022) is the case v = 1 of this. Here
-the gains are learned instead, from where the teacher takes the same noise, for every channel and half octave
-of frequencies, so that no model call is spent where a model has nothing to say.
+much, shrink less than high ones. The analytic first step of AMED (Dockhorn et al. 2022) is the case v = 1 of this,
+and analytical teleportation (Wang and Vastola 2024, arXiv 2412.09726) the one of the data's own covariance. Here the
+gains are learned from where the teacher takes the same noise, for every channel and half octave of frequencies, so
+that no model call is spent where a model has nothing to say.
 """
 
 import math

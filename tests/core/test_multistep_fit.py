@@ -18,6 +18,7 @@ from amed_core.multistep_fit import MultistepFit, compared, far
 from amed_core.predictor import PredictorConfig
 from amed_core.recipes import multistep_student
 from amed_core.sources import HELD_OUT, gaussian
+from amed_core.spectrum import bands, from_spectrum, spectrum
 from amed_core.starts import starts
 from amed_core.types import Denoiser
 
@@ -218,3 +219,53 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit(sources=[gaussian(mixture, SHAPE, SIGMA_MAX)] * 2)
     with pytest.raises(FloatingPointError, match="pictures are not finite"):
         list(fit(denoiser=lambda x, sigma: x * float("nan")).events())
+
+
+class Smooth:
+    """Two Gaussians of smooth pictures about a picture and its negative; guided toward the first."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        picture = torch.linspace(-1, 1, 16)
+        self.mean = spectrum((picture[:, None] * picture - 0.3 * picture)[None, None].double())
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, None, Tensor]:
+        coefficients, mean = spectrum(x), self.mean.to(x)
+        variance = (2.0 * 0.5 ** bands(x) + 0.01).to(x)
+        total = variance + sigma**2
+
+        def about(mean: Tensor) -> Tensor:
+            return mean + variance / total * (coefficients - mean)
+
+        first = (2 * (coefficients * mean / total).flatten(1).sum(1)).sigmoid().reshape(-1, 1, 1, 1)
+        cond, uncond = from_spectrum(about(mean)), from_spectrum(first * about(mean) + (1 - first) * about(-mean))
+        return uncond + self.scale * (cond - uncond), None, cond - uncond
+
+
+@pytest.mark.parametrize("left_out", ["first step", "bands"])
+def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any) -> None:
+    """Few calls, of which none is spent where the data is Gaussian, and none of whose steps takes all bands alike."""
+    source, begin = gaussian(Smooth(3.0), (1, 16, 16), SIGMA_MAX), starts(3, SIGMA_MIN, SIGMA_MAX)
+    config = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=3)
+    errors = []
+    for without in ([], [left_out]):
+        settings = multistep_student(3, SIGMA_MIN, SIGMA_MAX, guided=True)
+        fitting = MultistepFit(MultistepTable(settings), source, config, begin, without=without)
+        *_, last = fitting.events()
+        found = fitting.current.config
+        assert (found.guided, found.spectral) == (True, "bands" not in without)
+        assert bool(found.first_sigma) == ("first step" not in without)
+        errors.append(last.held_out)
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_a_sample_without_frequencies_is_fitted_without_bands_or_first_step() -> None:
+    def packed(rows: range) -> tuple[Tensor, Denoiser]:
+        x, _ = gaussian(mixture, (1, 16), SIGMA_MAX)(rows)
+        return x, lambda x, sigma: mixture(x[:, None], sigma[..., None] if sigma.ndim else sigma)[0][:, 0]
+
+    fitting = fit(sources=packed)
+    list(fitting.events())
+    config = fitting.predictor.config
+    assert (config.spectral, config.first_sigma, config.channels) == (False, 0.0, 0)
+    assert fitting.summary()["gain"] > 0.5
