@@ -1,7 +1,7 @@
 """What a predictor does, interval by interval, on noise that it was not fitted on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -29,13 +29,20 @@ class Learned:
     weights: Sequence[Sequence[float]] = ()  # of a multistep table, the oldest slope's first
     first: Sequence[float] = ()  # weight of its first denoised sample
     told: Sequence[float] = ()  # the noise level its model is told, relative to the true one
+    guided: Sequence[Sequence[float]] = ()  # its weights of what guidance adds to those slopes
+    first_sigma: float = 0.0  # where its first step leads to, without a model call
 
     def text(self) -> str:
         """A table to read."""
         columns = f"{'r':>8}{'scale_dir':>11}{'scale_time':>12}"
         if self.weights:
             columns = f"{'told':>8}   weights of the slopes, oldest first; of the first denoised sample"
+            columns += "; of what guidance adds to the slopes" if self.guided else ""
         lines = [f"{'interval':18}{'error':>9}{'base':>9}{columns}"]
+        if self.first_sigma:
+            lines.insert(
+                0, f"before its first model call a step without one: {self.levels[0]:.4g} to {self.first_sigma:.4g}"
+            )
         for k, (start, end) in enumerate(pairwise(self.levels)):
             line = f"{f'{start:.4g} to {end:.4g}':18}{self.errors[k]:9.4f}{self.base_errors[k]:9.4f}"
             if k < len(self.plans):
@@ -44,6 +51,7 @@ class Learned:
             elif self.weights:
                 line += f"{self.told[k]:8.3f}   " + " ".join(f"{w:.3f}" for w in self.weights[k])
                 line += f"; {self.first[k]:.3f}"
+                line += "; " + " ".join(f"{u:.3f}" for u in self.guided[k]) if self.guided else ""
             else:
                 line += "   one plain call"
             lines.append(line)
@@ -90,6 +98,8 @@ def learned(
                 values = {column: torch.as_tensor(getattr(step.plan, column)).flatten() for column in COLUMNS}
                 plans.append({column: v.float().cpu().expand(len(x)) for column, v in values.items()})
         errors.append(distances)
-    rows, data = (fitted[0].weights, fitted[0].first) if isinstance(fitted[0], Multistep) else ((), ())
-    told = fitted[1].scales if isinstance(fitted[1], Told) else ()
-    return Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, rows, data, told)
+    made = Learned(name, base_name, config.sigmas, errors[1], errors[0], plans)
+    if isinstance(fitted[0], Multistep):
+        rows, data, guided = fitted[0].weights, fitted[0].first, fitted[0].guided
+        made = replace(made, weights=rows, first=data, guided=guided, first_sigma=config.first_sigma)
+    return replace(made, told=fitted[1].scales) if isinstance(fitted[1], Told) else made
