@@ -242,10 +242,12 @@ def _progress(fit: Fit) -> int:
 def run_sample(arguments: argparse.Namespace) -> None:
     from .plots import save_samples  # noqa: PLC0415 - needs Pillow
 
-    model = load_denoiser(arguments.denoiser, arguments.cfg)
     predictor = load_predictor(arguments.predictor)
+    made_for = None if predictor.config.guidance == 1 else predictor.config.guidance
+    cfg = made_for if arguments.cfg is None else arguments.cfg
+    model = load_denoiser(arguments.denoiser, cfg)
     refuse_other_model(predictor, arguments.denoiser, model)
-    method = method_of(predictor, "amed")
+    method = method_of(predictor, "amed", cfg)
     generator = torch.Generator().manual_seed(arguments.seed)
     x = method.sigmas[0] * torch.randn(arguments.samples, *model.shape, generator=generator)
     drawn = []
@@ -280,15 +282,22 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
     if isinstance(predictor, MultistepTable):
-        print("the noise level that the model is told, weights of all slopes so far, the oldest first, and of the")
-        print("first denoised sample:")
+        if config.first_sigma:
+            print(f"before its first model call a step without one leads from {config.sigmas[0]:.4g} on")
+        print("the noise level that the model is told, weights of all slopes so far, the oldest first, of the first")
+        print(
+            "denoised sample, and, if it is guided, of what guidance adds to the slopes; bands may differ from these:"
+        )
         for table in predictor.alone():
             print(f"  cfg {table.config.guidance:g}")
             for k, (start, end) in enumerate(pairwise(config.sigmas)):
-                first = float(table.first[k])
-                row = " ".join(f"{weight:8.4f}" for weight in table.weights[k, : k + 1].tolist())
-                told = float(table.scale_time[k]) * start
-                print(f"  {start:.4g} to {end:.4g}: told {told:.4g}, weights {row}; {first:.4f}")
+                begin = config.first_sigma if config.first_sigma and k == 0 else start
+                slopes, first, guided = (
+                    " ".join(f"{weight:8.4f}" for weight in part.tolist())
+                    for part in table.row(k).tensor_split([k + 1, k + 2])
+                )
+                told = float(table.scale_time[k]) * begin
+                print(f"  {begin:.4g} to {end:.4g}: told {told:.4g}, weights {slopes}; {first}; {guided}".rstrip("; "))
     else:
         _print_plans(predictor)
     print("notes:", json.dumps(read_notes(arguments.file), indent=1))
@@ -333,7 +342,7 @@ def parser() -> argparse.ArgumentParser:
         if several:
             to.add_argument("--cfg", type=float, nargs="+", help=scale + "; a table takes several, rising")
         else:
-            to.add_argument("--cfg", type=float, help=scale)
+            to.add_argument("--cfg", type=float, help=scale + "; a predictor's own where one is given")
         to.add_argument("--seed", type=int, default=0)
 
     demo = command("demo", run_demo, "Train AMED-Solver and the iPNDM plugin on the bundled model, and compare.")

@@ -376,10 +376,11 @@ def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, t
         return list(bench(model, settings, progress, keep))
 
 
-def method_of(predictor: AnyPredictor, name: str) -> Method:
-    """A predictor as a method."""
+def method_of(predictor: AnyPredictor, name: str, guidance: float | None = None) -> Method:
+    """A predictor as a method, at a guidance scale if it knows several."""
     config = predictor.config
-    return Method(name, config.sigmas, predictor.solver(), predictor.planner(), config.first)
+    solver, planner = predictor.solver(guidance=guidance), predictor.planner(guidance=guidance)
+    return Method(name, config.sigmas, solver, planner, config.first)
 
 
 def total_calls(model: Model, settings: Settings) -> int:

@@ -45,7 +45,8 @@ class Evaluation:
         """
         if self.guidance is None:
             raise ValueError(
-                "This predictor steps along what guidance adds, but the model did not show its two answers."
+                "This predictor steps along what guidance adds, but the model did not show its two answers. Ask it at "
+                "the guidance scale (cfg) that the predictor was made for."
             )
         return -self.guidance / self.sigma
 
