@@ -493,7 +493,8 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
         }
         guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
         guider.set_cfg(asked.cfg)
-        job = job_of(asked, model, guider, latent, digest([*prompts.values(), asked.negative]), len(positives))
+        rows = max(len(cond[0]) for prompt in prompts.values() for cond in prompt)
+        job = job_of(asked, model, guider, latent, digest([*prompts.values(), asked.negative]), len(positives), rows)
         sampler = TrainSampler(job, list(prompts), partial(tell, node))
         with torch.enable_grad():
             noise, image = (empty(latent, job.batch_size) for _ in range(2))
@@ -514,8 +515,12 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
     return io.NodeOutput(predictor, {"loss": sampler.losses}, report, plot(sampler.report, f"{usage}; {gained}"))
 
 
-def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, count: int) -> Job:
-    """What to fit, for these inputs; `prompts` is the digest of all `count` of them."""
+def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, count: int, rows: int = 1) -> Job:
+    """What to fit, for these inputs; `prompts` is the digest of all `count` of them.
+
+    A conditioning may have several `rows`, one for each picture of a batch: then batches are of whole sets of them, so
+    that none of them counts more than the others.
+    """
     end_to_end, table, multistep = asked.end_to_end, asked.predictor_type == TABLE, asked.multistep
     usual = multistep_fit(asked.steps) if multistep else FitConfig()
     fitted, held_out = split(count)
@@ -525,6 +530,7 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         most = TABLE_TRAJECTORIES if table else NETWORK_TRAJECTORIES
         most = usual.trajectories if multistep else most
         batch = max(1, min(batch, min(most, TABLE_TRAJECTORIES) // max(len(fitted), len(held_out))))
+        batch -= batch % rows if batch > rows else 0
         trajectories = max(len(fitted) * batch, min(trajectories, most))
     scales = asked.scales
     if multistep:
