@@ -254,3 +254,14 @@ def test_it_samples_other_sizes_than_it_was_fitted_at(pack: Any, flux: Family, a
         drawn = k_sample(flux, applied, STEPS, CFG, STUDENT, latent=torch.zeros(1, 16, size, 16))
         assert drawn.shape == (1, 16, size, 16)
         assert drawn.isfinite().all()
+
+
+def test_batches_hold_whole_sets_of_a_conditionings_rows(pack: Any, flux: Family) -> None:
+    """Three prompts in the rows of one conditioning, and batches of four: else the first would count twice."""
+    tensor, more = flux.positive[0]
+    rows = {key: value.repeat(3, *[1] * (value.ndim - 1)) for key, value in more.items() if torch.is_tensor(value)}
+    several = [[tensor.repeat(3, 1, 1), more | rows]]
+    few = SHORT | {"trajectories": 9, "held_out": 3, "batch_size": 4}
+    made = train(pack, flux, **few, positives=[several])[0]
+    assert made.notes["training"]["batch_size"] == 3
+    assert train(pack, flux, **(few | {"batch_size": 2}), positives=[several])[0].notes["training"]["batch_size"] == 2
