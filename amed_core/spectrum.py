@@ -65,9 +65,9 @@ def bands(x: Sample) -> Tensor:
 
 def combined(vectors: Sequence[Sample], weights: Tensor) -> Sample:
     """The sum of vectors, each like a sample, whose bands are multiplied by weights (vectors, BANDS)."""
-    x = vectors[0]
-    factors = weights.to(x)[:, bands(x)]
-    return from_spectrum(torch.stack([f * spectrum(v) for f, v in zip(factors, vectors, strict=True)]).sum(0))
+    coefficients = spectrum(torch.cat(list(vectors))).unflatten(0, (len(vectors), -1))
+    factors = weights.to(coefficients)[:, bands(vectors[0])]
+    return from_spectrum((factors[:, None, None] * coefficients).sum(0))
 
 
 def filled(values: Tensor, empty: Tensor) -> Tensor:
