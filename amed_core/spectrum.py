@@ -65,9 +65,10 @@ def bands(x: Sample) -> Tensor:
 
 def combined(vectors: Sequence[Sample], weights: Tensor) -> Sample:
     """The sum of vectors, each like a sample, whose bands are multiplied by weights (vectors, BANDS)."""
-    coefficients = spectrum(torch.cat(list(vectors))).unflatten(0, (len(vectors), -1))
-    factors = weights.to(coefficients)[:, bands(vectors[0])]
-    return from_spectrum((factors[:, None, None] * coefficients).sum(0))
+    together = spectrum(torch.cat(list(vectors)))
+    factors = weights.to(together)[:, bands(together)]
+    weighted = [f * v for f, v in zip(factors, together.chunk(len(vectors)), strict=True)]
+    return from_spectrum(torch.stack(weighted).sum(0))
 
 
 def filled(values: Tensor, empty: Tensor) -> Tensor:
