@@ -180,11 +180,8 @@ class DigitsDenoiser:
         denoised, features = self._denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, null]))
         cond, uncond = denoised.chunk(2)
         guidance = cond - uncond
-        return (
-            uncond + self.cfg * guidance,
-            features[: len(x)],
-            guidance,
-        )  # features of the positive rows, as in the paper
+        # Features are of the positive rows, as in the paper.
+        return uncond + self.cfg * guidance, features[: len(x)], guidance
 
     def _denoise(self, x: Sample, sigma: Sigma, context: Tensor) -> tuple[Sample, Features]:
         middle: list[Tensor] = []
