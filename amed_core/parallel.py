@@ -1,5 +1,6 @@
 """Several processes at one fit, on PyTorch's own distributed package; one process is the ordinary case."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ def torchrun(device: torch.device | str = "cpu") -> Iterator[Workers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    # Its functions' default arguments are the group there is when it is first imported, which PyTorch itself does late;
+    # a group that is kept so lives on when it is destroyed, and at the process's exit its threads may abort it.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
     try:
         yield Workers(distributed.get_rank(), distributed.get_world_size())

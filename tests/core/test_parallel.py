@@ -1,5 +1,7 @@
 """Two processes fit as one: `torchrun` on PyTorch's own package, with gloo on the CPU."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,36 @@ def test_two_processes_fit_what_one_fits(tmp_path: Path, what: list[str]) -> Non
     assert notes_of_both["model_calls"] == notes["model_calls"]
     # A multistep fit's last digits hang on rounding: its numbers are more than the few directions of these samples.
     assert notes_of_both["error"] == pytest.approx(notes["error"], rel=5e-2 if "amed_multistep" in what else 1e-3)
+
+
+LEAVES = """
+import gc, os, threading
+import torch
+from amed_core.parallel import torchrun
+
+with torchrun() as workers:
+    total = workers.sum(torch.ones(3))
+    import torch._dynamo
+    inside = len(os.listdir("/proc/self/task"))
+gc.collect()
+print("sum", total.tolist(), "threads", inside, len(os.listdir("/proc/self/task")), threading.active_count())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux lists them")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*two, str(tmp_path / "leaves.py")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"sum \[2.0, 2.0, 2.0\] threads (\d+) (\d+) (\d+)", done.stdout)
+    assert len(told) == 2, done.stdout
+    for inside, after, of_python in told:
+        assert int(inside) > int(after), "the group had threads of its own"
+        assert after == of_python, "at the end of the process they would need an interpreter that is gone"
 
 
 def drawn(folder: Path, name: str) -> torch.Tensor:
