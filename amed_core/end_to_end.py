@@ -278,9 +278,9 @@ class EndToEnd:
         residual = (end - goal.target).flatten(1)
         return Expansion(
             goal.group,
-            (jacobian @ jacobian.mT).double().cpu(),
-            (jacobian @ residual[..., None]).squeeze(-1).double().cpu(),
-            torch.stack(numbers, 1).double().cpu(),
+            (jacobian @ jacobian.mT).cpu().double(),
+            (jacobian @ residual[..., None]).squeeze(-1).cpu().double(),
+            torch.stack(numbers, 1).cpu().double(),
             [self._seen(steps[k].start).cpu() for k, _ in planned],
         )
 
@@ -297,7 +297,7 @@ class EndToEnd:
             free = self.free.to(groups.device)
             for group, (plans, damp) in enumerate(zip(groups, damping, strict=True)):
                 normal, gradient = self._summed(expansions, group)
-                moved = bounded_step(plans[free].double().cpu(), normal, gradient, float(damp), self.low, self.high)
+                moved = bounded_step(plans[free].cpu().double(), normal, gradient, float(damp), self.low, self.high)
                 plans[free] = moved.to(plans)
             return trial
         assert isinstance(trial, AMEDPredictor)
@@ -358,7 +358,7 @@ class EndToEnd:
             for name, (low, high) in zip(COLUMNS, self.predictor.config.bounds, strict=True):
                 if low < high:
                     value = torch.as_tensor(getattr(plan, name))
-                    made.append(value.double().cpu().flatten().expand(len(expansion.numbers)))
+                    made.append(value.cpu().double().flatten().expand(len(expansion.numbers)))
         return torch.stack(made, 1)
 
     def _descended(self) -> tuple[AnyPredictor, Tensor]:

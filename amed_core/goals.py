@@ -99,7 +99,7 @@ class Goals:
             begin = rows.start - self.rows.start
             if begin >= columns:
                 continue
-            each = (draw(goal) - goal.target).double().square().flatten(1).mean(1).cpu()
+            each = (draw(goal) - goal.target).cpu().double().square().flatten(1).mean(1)
             squares[goal.group, begin : begin + len(rows)] = each.nan_to_num(nan=torch.inf)
         return self.workers.sum(squares).sqrt()
 

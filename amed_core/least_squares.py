@@ -17,6 +17,7 @@ from .types import History, Sample, Stage
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
 BAND_RIDGE = 0.03  # how strongly a band's are held at the weights of all bands, relative to a usual band of its size
+NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 
 
 @dataclass
@@ -90,7 +91,8 @@ class Sums:
 
     def add(self, vectors: Sequence[Sample]) -> None:
         """Add a batch's."""
-        stacked = torch.stack(list(vectors)).double()
+        stacked = torch.stack(list(vectors))
+        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
         if len(self.sizes) == 1:
             parts = {0: stacked.flatten(1)}
         else:

@@ -30,7 +30,7 @@ class Error:
 
 def error(samples: Sample, teacher: Sample, seed: int = 0) -> Error:
     """The RMSE of `samples` to `teacher`, both (n, *shape), with its 95 % interval (percentile bootstrap)."""
-    squared = (samples.double() - teacher.double()).square().flatten(1).mean(1).cpu().numpy()
+    squared = (samples.cpu().double() - teacher.cpu().double()).square().flatten(1).mean(1).numpy()
     drawn = np.random.default_rng(seed).integers(len(squared), size=(RESAMPLES, len(squared)))
     low, high = np.percentile(np.sqrt(squared[drawn].mean(1)), [2.5, 97.5])
     each = np.sqrt(squared)
@@ -46,7 +46,7 @@ def frechet(samples: Sample, real: Sample) -> float:
     are projected onto the same fixed random directions. It is biased upward by roughly
     dimensions / n, so compare only values of the same n.
     """
-    a, b = (s.flatten(1).double().cpu() for s in (samples, real))
+    a, b = (s.flatten(1).cpu().double() for s in (samples, real))
     if a.shape[1] > FRECHET_DIMENSIONS:
         directions = torch.randn(a.shape[1], FRECHET_DIMENSIONS, generator=torch.Generator().manual_seed(0)).double()
         basis = torch.linalg.qr(directions).Q

@@ -13,54 +13,35 @@ Samples near a fork of the ODE end far from the teacher whatever the solver, and
 others: what is minimised grows only linearly beyond some times the usual distance (Huber's loss).
 """
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .beginnings import Beginning, Found, Part
 from .driver import Resume, evaluate
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
-from .goals import IPNDM, Goal, Goals, ends
-from .grids import ONE_CALL, Rule, first_levels, searched
-from .least_squares import Sums, least_squares
-from .multistep import MultistepTable, multistep_config, together
+from .goals import IPNDM, Goal, Goals
+from .least_squares import Sums
+from .multistep import MultistepTable, together
 from .parallel import ALONE, Workers
-from .paths import ORDER, Gram, Path, below, gram, levels, path, sum_of
 from .predictor import Look, PredictorConfig
-from .solvers import Ipndm, multistep_vectors
+from .robust import compared, far, huber
+from .solvers import multistep_vectors
 from .sources import HELD_OUT, Metered
-from .spectrum import BANDS, gains, moments, shows_frequencies
-from .starts import Start, solvers, start
+from .spectrum import BANDS
+from .starts import Start
 from .states import refuse_other_settings
+from .table_numbers import Number, layout, numbers_of, table_of
+from .table_runs import TableRuns
 from .types import Sample, Source, Stage, Step
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
-TRIED = 2  # trajectories that all starts are tried on,
-RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
-FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
-SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
-QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
-FAR = 3.0  # times the geometric mean of all distances: beyond it they count linearly
 # Sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow; in the first one,
 # which knows none of earlier iterations, twice as many.
 SPENT = 2000
-NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved end to end; in the last interval all, at no call
-
-
-Kind = Literal["weight", "guided", "first", "scale_time"]
-Part = Literal["first step", "bands"]
-
-
-@dataclass(frozen=True)
-class Number:
-    """One number of a table: what it is, and which interval it acts in."""
-
-    kind: Kind
-    interval: int
-    slope: int = 0  # of a weight, also of one of guidance
 
 
 @dataclass(frozen=True)
@@ -101,11 +82,12 @@ class MultistepFit:
         self.config = config
         self.settings = settings
         self.workers = workers
-        self.starts = tuple(starts)
-        self.metered = [Metered(source) for source in listed]
+        self.metered = metered = [Metered(source) for source in listed]
         shared = (config.batch_size, settings, config.teacher_calls, workers, IPNDM)
-        self.fitted = Goals(self.metered, range(config.trajectories), *shared)
-        self.judged = Goals(self.metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
+        fitted = Goals(metered, range(config.trajectories), *shared)
+        judged = Goals(metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
+        self.on = TableRuns(settings, config, metered, fitted, judged, workers)
+        self.beginning = Beginning(self.on, starts, without)
         self.layout = layout(settings.intervals, guided=settings.guided)
         # What a state holds: the table under way, how it does, and the best so far.
         self.predictor = self.current = predictor
@@ -121,13 +103,7 @@ class MultistepFit:
         self.history: list[list[float]] = []
         self.spent = 0  # model calls of all workers, when last judged
         self.expansions: dict[int, Expansion] = {}
-        self.tried: list[Start] = []  # all that it could have begun with, once it has begun in this process
-        self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
-        shape = listed[0](range(1))[0].shape[1:]
-        self._bands = shows_frequencies(shape) and "bands" not in without
-        self._channels = shape[0] if shows_frequencies(shape) and "first step" not in without else 0
-        # How many grids are solved for on the first batches; at first, the most that there may be.
-        self.solved_quickly = 1 + len(SOLVED_FOR) + len(FIRST_RATIOS) * bool(self._channels)
+        self.solved_quickly = self.beginning.most_grids  # grids that are solved for on the first batches
         self._earlier_calls = 0
         self._runs: dict[int, list[Step]] = {}
 
@@ -144,17 +120,12 @@ class MultistepFit:
     def calls_of(self, iterations: int) -> int:
         """The fewest model calls that so many iterations take, for all workers together.
 
-        The teacher, the choice of a start; per iteration, for the batches that are expanded, every number's calls
-        that come after it, and for all trajectories one attempt at a smaller error.
+        Those of the beginning, which is the first; in each of the others, for the batches that are expanded, every
+        number's calls that come after it, and for all trajectories one attempt at a smaller error.
         """
         calls, config, groups = self.settings.calls, self.config, len(self.metered)
         count, held_out = groups * config.trajectories, groups * config.held_out
-        tried = len(self.starts) + len(ONE_CALL) * len(solvers(self.settings.flow))
-        once = self.fitted.teacher.calls(config.teacher_calls) * (count + held_out)
-        first = min(config.batch_size, config.trajectories)
-        once += calls * (tried * min(TRIED, first) + RUNNERS * first + FINALISTS * count + held_out)
-        once += calls * self.solved_quickly * groups * sum(g.beginning(QUICK) for g in (self.fitted, self.judged))
-        total = once + calls * (SOLVED * (count + held_out) + count + held_out)  # with the first iteration
+        total = self.beginning.calls(self.solved_quickly) + calls * (2 * held_out + count)  # with the first iteration
         for iteration in range(1, iterations):
             batches = [place % self._per_group for place in self._due(iteration)]
             rows = [min(self._each, config.trajectories - n * config.batch_size) for n in batches]
@@ -193,7 +164,7 @@ class MultistepFit:
         """Those of this worker's batches that are expanded anew in an iteration, with the trajectories that are."""
         due, size = self._due(iteration), self.config.batch_size
         mine = {}
-        for number, (group, rows) in enumerate(self.fitted.batches()):
+        for number, (group, rows) in enumerate(self.on.fitted.batches()):
             place, within = divmod(rows.start, size)
             few = range(rows.start, min(rows.stop, rows.start - within + self._each))
             if group * self._per_group + place in due and few:
@@ -208,10 +179,12 @@ class MultistepFit:
         finite.
         """
         if not self.history:
-            paths = self._passed()
-            grids = self._begin(paths)
+            paths = self.beginning.paths()
+            found, grids = self.beginning.unlearned(paths)
+            self.solved_quickly = len(grids)
+            self._take(found)
             unlearned = self._judge()
-            self._solve(grids, paths)
+            self._take(self.beginning.solved(found, grids, paths))
             self.iteration = 1
             closed = self._judge()
             yield unlearned
@@ -229,151 +202,15 @@ class MultistepFit:
             self.iteration += 1
             yield self._judge()
 
+    def _take(self, found: Found) -> None:
+        """Go on from here."""
+        self.start, self.current, self.distances, self._runs = found.name, found.table, found.distances, found.runs
+
     def _held_out_errors(self, distances: Tensor) -> tuple[float, float]:
         """These distances' error on what is held out, and the start's; both by the limit of the start's."""
         held_out, base = (d[:, self.config.trajectories :] for d in (distances, self.base))
         error, base_error = (float(huber(d, far(base)).mean().sqrt()) for d in (held_out, base))
         return error, base_error
-
-    def _passed(self) -> dict[int, Path]:
-        """The teacher's paths toward the goals, as many as memory allows; the goals keep their ends."""
-        low, high, calls = self.settings.sigma_min, self.settings.sigmas[0], self.config.teacher_calls
-        passed: dict[int, Path] = {}
-        kept = 0
-        for number, (group, rows) in enumerate(self.fitted.batches()):
-            x, denoiser = self.metered[group](rows)
-            kept += 2 * (calls + 1) * x.numel() * x.element_size()
-            if kept > self.config.keep_bytes and any(self.fitted.batches()[n][0] == group for n in passed):
-                continue
-            passed[number] = path(denoiser, x, levels(low, high, calls, self.settings.flow))
-            self.fitted.targets[str(number)] = passed[number].end
-        return passed
-
-    def _products(self, paths: Mapping[int, Path]) -> Gram:
-        """What grids are searched on: all that the teacher's paths passed."""
-        total = sum_of([gram(passed) for passed in paths.values()])
-        if not bool(total.products.isfinite().all()):
-            raise FloatingPointError(
-                "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
-                "weight dtype) and its LoRAs."
-            )
-        elements = int(self.workers.sum(torch.tensor(total.elements)))
-        return replace(total, products=self.workers.sum(total.products), elements=elements)
-
-    def _first_gains(self, paths: Mapping[int, Path], level: float) -> Tensor:
-        """The gains ([guidances,] channels, BANDS) of a first step without a call that leads to a level."""
-        batches, made = self.fitted.batches(), []
-        for group in range(len(self.metered)):
-            total = torch.zeros(2, self._channels, BANDS, dtype=torch.float64)
-            for number, passed in paths.items():
-                if batches[number][0] == group:
-                    total += moments(passed.x[0], passed.at(level)[0])
-            made.append(gains(self.workers.sum(total), level, self.settings.sigmas[0]))
-        return torch.stack(made) if self.settings.guidances else made[0]
-
-    def _begin(self, paths: Mapping[int, Path]) -> list[Start]:
-        """Take the start that does best, first on a few trajectories, then, of the best, on more and on all.
-
-        Returns the grids whose weights are worth solving for, with iPNDM's: the best start's, and those that are
-        searched, from the first level on and from where a first step without a call may lead.
-        """
-        total, flow, calls = self._products(paths), self.settings.flow, self.settings.calls
-        grids = {rule: searched(total, calls, rule, flow=flow) for rule in ONE_CALL}
-        starts = list(self.starts)
-        for rule, grid in grids.items():
-            starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(flow).items()]
-        self.tried = starts
-        quick = self._first_distances(starts, TRIED).log().mean(1)
-        runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
-        nearer = self._first_distances(runners, self.config.batch_size)
-        ranked = torch.tensor([compared(each[None], nearer[:1]) for each in nearer]).argsort(stable=True)
-        finalists = [runners[n] for n in ranked[:FINALISTS].tolist()]
-        for finalist in finalists:
-            table, runs = self.written(finalist), dict[int, list[Step]]()
-            distances = self._distances(table, runs)
-            if finalist is finalists[0] or compared(distances, self.distances) < 1:
-                self.start, self.predictor, self.current = finalist.name, table, table
-                self.distances, self._runs = distances, runs
-        worth = [self.current.config.sigmas, *(grids[rule] for rule in SOLVED_FOR)]
-        listed = [start("", Ipndm(ORDER), grid) for grid in worth]
-        for level in self._first_levels(total):
-            self.gains[level] = self._first_gains(paths, level)
-            grid = searched(below(total, level), calls, "weights", flow=flow)
-            listed.append(start("", Ipndm(ORDER), (total.levels[0], *grid[1:]), level))
-        known = {(one.first_sigma, one.levels): one for one in listed}
-        self.solved_quickly = len(known)
-        return list(known.values())
-
-    def _first_levels(self, total: Gram) -> list[float]:
-        """Where a first step without a call may lead, if samples show the frequencies that it looks at."""
-        found = first_levels(total, FIRST_RATIOS, flow=self.settings.flow) if self._channels else []
-        return [level for level in found if len(below(total, level).levels) > self.settings.calls]
-
-    def _solve(self, listed: Sequence[Start], paths: Mapping[int, Path]) -> None:
-        """Take the weights that lead nearest to the teacher at every level, on the grid where they do best."""
-        goals = [goal for goal in self.fitted if goal.number in paths]
-        batches = self.fitted.batches()
-        few = [goal for goal in goals if batches[goal.number][1].start < QUICK]
-        solved = [self._solved(one, few, paths)[0] for one in listed]
-        quick = torch.stack([self.judged.distances(self._ends_of(table), QUICK) for table in solved])
-        ranked = quick.log().mean((1, 2)).argsort(stable=True)  # of few, one odd sample would decide otherwise
-        best, least = self.current, torch.empty(0)
-        for number in ranked[:SOLVED].tolist():
-            table, distances = self._solved(listed[number], goals, paths)
-            distances = torch.cat([distances, self.judged.distances(self._ends_of(table))], 1)
-            if not least.numel() or compared(distances, least) < 1:
-                best, least = table, distances
-        runs: dict[int, list[Step]] = {}
-        distances = self._distances(best, runs)
-        if compared(distances, self.distances) < 1:
-            self.current, self.distances, self._runs = best, distances, runs
-
-    def _solved(self, begin: Start, goals: Sequence[Goal], paths: Mapping[int, Path]) -> tuple[MultistepTable, Tensor]:
-        """The weights of a grid in closed form, and the distances (groups, rows) of these goals that they end with."""
-        table, solved = self.written(begin, spectral=self._bands), []
-        batches = self.fitted.batches()
-        squares = torch.zeros(len(self.metered), self.config.trajectories, dtype=torch.float64)
-        for group, alone in enumerate(table.alone()):
-            own = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
-            made, finished = least_squares(alone, own, self.workers)
-            solved.append(made)
-            for (goal, _), end in zip(own, finished, strict=True):
-                rows = batches[goal.number][1]
-                apart = (end - goal.target).double().square().flatten(1).mean(1).cpu()
-                squares[group, rows.start : rows.stop] = apart.nan_to_num(torch.inf)
-        squares = self.workers.sum(squares)
-        return together(table.config, solved), squares[:, (squares > 0).any(0)].sqrt()
-
-    def _ends_of(self, table: MultistepTable) -> Callable[[Goal], Sample]:
-        return lambda goal: self._run(goal, table)[-1].x
-
-    def written(self, start: Start, *, spectral: bool = False) -> MultistepTable:
-        """A start as a table, the same at every guidance scale."""
-        level, channels = start.first_sigma, self._channels if start.first_sigma else 0
-        config = multistep_config(self.settings, start.levels, first_sigma=level, channels=channels, spectral=spectral)
-        table = MultistepTable(config)
-        table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
-        if start.first_sigma:
-            table.gains.copy_(self.gains[start.first_sigma])
-        return table
-
-    def _first_distances(self, starts: Sequence[Start], count: int) -> Tensor:
-        """The distances (starts, rows) of the very first trajectories, of all workers."""
-        first = range(min(count, self.config.batch_size, self.config.trajectories))
-        squares = torch.zeros(len(starts), len(first), dtype=torch.float64)
-        goal, (group, rows) = next(iter(self.fitted)), self.fitted.batches()[0]
-        rows = range(rows.start, min(rows.stop, first.stop))
-        if group == 0 and rows:
-            few = self._few(goal, rows)
-            for n, start in enumerate(starts):
-                end = self._run(few, self.written(start))[-1].x
-                squares[n, rows.start : rows.stop] = (end - few.target).double().square().flatten(1).mean(1).cpu()
-        return self.workers.sum(squares.nan_to_num(torch.inf)).sqrt()
-
-    def _few(self, goal: Goal, rows: range) -> Goal:
-        """The first trajectories of a batch."""
-        x, denoiser = self.metered[goal.group](rows)
-        return replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
 
     def _judge(self) -> FitEvent:
         """Measure the table under way, and keep it if it is the best so far on all trajectories there are.
@@ -384,15 +221,16 @@ class MultistepFit:
         last: list[tuple[Sample, Sample]] = []
 
         def draw(goal: Goal) -> Sample:
-            end = self._run(goal, self.current)[-1].x
+            end = self.on.run(goal, self.current)[-1].x
             last[:] = [(end, goal.target)]
             return end
 
-        judged = self.judged.distances(draw)
+        judged = self.on.judged.distances(draw)
         self.spent = int(self.workers.sum(torch.tensor(self.model_calls)))
         both = torch.cat([self.distances, judged], 1)
         if not self.history:
             self.best = self.base = both
+            self.predictor = self.current
         elif compared(both, self.best) < 1:
             error, base = self._held_out_errors(both)
             if error < base:
@@ -404,7 +242,7 @@ class MultistepFit:
     def _improve(self) -> bool:
         """One iteration of Levenberg and Marquardt; whether it gained anything."""
         mine = self._mine(self.iteration)
-        for goal in self.fitted:
+        for goal in self.on.fitted:
             if goal.number in mine:
                 self.expansions[goal.number] = self._expanded(goal, mine[goal.number])
         here = numbers_of(self.current)
@@ -413,11 +251,11 @@ class MultistepFit:
                 break
             trial = table_of(self.current, self._minimum(here))
             runs: dict[int, list[Step]] = {}
-            distances = self._distances(trial, runs)
+            distances = self.on.distances(trial, runs)
             if (left := compared(distances, self.distances)) < 1:
                 self.current, self.distances, self._runs = trial, distances, runs
                 self.damping *= EASIER
-                if self._bands:
+                if self.beginning.bands:
                     self._polish()
                 return left < (1 - self.config.tolerance) ** 2
             self.damping *= HARDER
@@ -425,7 +263,7 @@ class MultistepFit:
 
     def _polish(self) -> None:
         """Solve for the last interval's bands again, from where its start is now: that takes no model call."""
-        goals = list(self.fitted)
+        goals = list(self.on.fitted)
         missing = torch.tensor(sum(goal.number not in self._runs for goal in goals))
         if int(self.workers.sum(missing)):  # memory was short
             return
@@ -444,10 +282,10 @@ class MultistepFit:
         polished, ends = together(self.current.config, tables), {}
         for goal in goals:
             *before, step = runs[goal.number]
-            history, solver = tuple(s.start for s in [*before, step]), polished.solver(guidance=self._guidance(goal))
+            history, solver = tuple(s.start for s in [*before, step]), polished.solver(guidance=self.on.guidance(goal))
             x = solver.to_next(history, torch.zeros_like(step.start.sigma), None, Stage(last + 1, last + 1, True))
             ends[goal.number] = [*before, replace(step, x=x)]
-        distances = self.fitted.distances(lambda goal: ends[goal.number][-1].x)
+        distances = self.on.fitted.distances(lambda goal: ends[goal.number][-1].x)
         if compared(distances, self.distances) < 1:
             self.current, self.distances = polished, distances
             self._runs = {number: moved_to(steps, "cpu") for number, steps in ends.items()}
@@ -478,8 +316,8 @@ class MultistepFit:
         """Run these rows of a batch once, and once more for every number from where it acts on."""
         steps = moved_to(self._runs.get(goal.number, []), goal.x.device)
         if len(rows) < len(goal.x):
-            goal, steps = self._few(goal, rows), []
-        steps = steps or self._run(goal, self.current)
+            goal, steps = self.on.few(goal, rows), []
+        steps = steps or self.on.run(goal, self.current)
         end, here = steps[-1].x, numbers_of(self.current)
         columns = []
         for place, number in enumerate(self.layout):
@@ -487,13 +325,13 @@ class MultistepFit:
             changed = here.clone()
             changed[goal.group, place] += step
             varied = table_of(self.current, changed)
-            moved = self._run(goal, varied, self._resume(goal, varied, steps, number))[-1].x
+            moved = self.on.run(goal, varied, self._resume(goal, varied, steps, number))[-1].x
             columns.append(((moved - end) / step).flatten(1))
         jacobian = torch.stack(columns, 1)
         residual = (end - goal.target).flatten(1)
         counts = (float(far(self.distances)[goal.group]) / residual.square().mean(1).sqrt()).clamp(max=1)
-        normal = (counts[:, None, None] * (jacobian @ jacobian.mT)).double().sum(0).cpu()
-        gradient = (counts[:, None] * (jacobian @ residual[..., None]).squeeze(-1)).double().sum(0).cpu()
+        normal = (counts[:, None, None] * (jacobian @ jacobian.mT)).cpu().double().sum(0)
+        gradient = (counts[:, None] * (jacobian @ residual[..., None]).squeeze(-1)).cpu().double().sum(0)
         return Expansion(goal.group, here[goal.group], normal, gradient)
 
     def _resume(self, goal: Goal, varied: MultistepTable, steps: Sequence[Step], number: Number) -> Resume | None:
@@ -501,39 +339,17 @@ class MultistepFit:
         k = number.interval
         if number.kind != "scale_time":
             return Resume(k, steps[k].start, steps[k - 1].history if k else ())
-        guidance = self._guidance(goal)
+        guidance = self.on.guidance(goal)
         sigma = steps[k].start.sigma
         start = evaluate(goal.denoiser, steps[k].start.x, sigma, varied.planner(guidance=guidance).told(k, sigma))
         return Resume(k, start, steps[k - 1].history if k else ())
-
-    def _guidance(self, goal: Goal) -> float | None:
-        return self.settings.guidances[goal.group] if self.settings.guidances else None
-
-    def _run(self, goal: Goal, table: MultistepTable, resume: Resume | None = None) -> list[Step]:
-        grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
-        guidance = self._guidance(goal)
-        return ends(goal, grid, table.solver(guidance=guidance), table.planner(guidance=guidance), None, resume)
-
-    def _distances(self, table: MultistepTable, runs: dict[int, list[Step]]) -> Tensor:
-        """How far every sample ends from its goal; `runs` keeps the runs that showed it, as many as memory allows."""
-        kept = 0
-
-        def draw(goal: Goal) -> Sample:
-            nonlocal kept
-            steps = self._run(goal, table)
-            kept += 2 * len(steps) * goal.x.numel() * goal.x.element_size()
-            if kept <= self.config.keep_bytes:
-                runs[goal.number] = moved_to(steps, "cpu")
-            return steps[-1].x
-
-        return self.fitted.distances(draw)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly; `files.save_state` writes it. An iteration begun is begun again."""
         return {
             "config": asdict(self.config),
             "predictor_config": asdict(self.settings),
-            "starts": [start.name for start in self.starts],
+            "starts": [start.name for start in self.beginning.starts],
             "start": self.start,
             "tables": [[asdict(t.config), t.state_dict()] for t in (self.predictor, self.current)],
             "solved_quickly": self.solved_quickly,
@@ -545,13 +361,13 @@ class MultistepFit:
             "expansions": {str(n): [e.group, e.numbers, e.normal, e.gradient] for n, e in self.expansions.items()},
             "model_calls": self.model_calls,
             "spent": self.spent,
-            "goals": [self.fitted.state_dict(), self.judged.state_dict()],
+            "goals": [self.on.fitted.state_dict(), self.on.judged.state_dict()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
         refuse_other_settings(state, {"config": self.config, "predictor_config": self.settings})
-        if state["starts"] != [start.name for start in self.starts]:
+        if state["starts"] != [start.name for start in self.beginning.starts]:
             raise ValueError("This training state was made with other starts.")
         tables = []
         for header, learned in state["tables"]:
@@ -566,7 +382,7 @@ class MultistepFit:
         self.history = [list(errors) for errors in state["history"]]
         self.expansions = {int(n): Expansion(*values) for n, values in state["expansions"].items()}
         self._earlier_calls, self.spent = state["model_calls"], state["spent"]
-        for goals, saved in zip((self.fitted, self.judged), state["goals"], strict=True):
+        for goals, saved in zip((self.on.fitted, self.on.judged), state["goals"], strict=True):
             goals.load_state_dict(saved)
 
     def summary(self) -> dict[str, Any]:
@@ -588,72 +404,3 @@ class MultistepFit:
             "base_solver_error": base,
             "gain": 1 - error / base,
         }
-
-
-def far(distances: Tensor) -> Tensor:
-    """From which distance on samples count linearly (groups,), in a set of distances (groups, rows)."""
-    return FAR * distances.clamp(min=torch.finfo(torch.float64).tiny).log().mean(1).exp()
-
-
-def huber(distances: Tensor, limit: Tensor) -> Tensor:
-    """Huber's loss (groups,) of distances (groups, rows): their mean square, but beyond the limit they count linearly.
-
-    Huber 1964, "Robust estimation of a location parameter", twice its equation.
-    """
-    limit = limit[:, None]
-    return torch.where(distances <= limit, distances**2, limit * (2 * distances - limit)).mean(1)
-
-
-def compared(distances: Tensor, others: Tensor) -> float:
-    """Huber's loss of distances (groups, rows) over that of others, the mean of all groups; below 1 they are better."""
-    limit = torch.minimum(far(distances), far(others))
-    return float((huber(distances, limit) / huber(others, limit)).nan_to_num(nan=math.inf).mean())
-
-
-def layout(intervals: int, *, guided: bool) -> list[Number]:
-    """The numbers of a table at one guidance scale, but for its first step's gains, which stay as they are."""
-    triangles: tuple[Kind, ...] = ("weight", "guided") if guided else ("weight",)
-    vectors: tuple[Kind, ...] = ("first", "scale_time")
-    weights = [
-        Number(kind, k, slope)
-        for kind in triangles
-        for k in range(intervals)
-        for slope in range(0 if k == intervals - 1 else max(0, k + 1 - NEWEST[kind]), k + 1)
-    ]
-    return weights + [Number(kind, k) for kind in vectors for k in range(intervals)]
-
-
-def numbers_of(table: MultistepTable) -> Tensor:
-    """The numbers (guidances, count) in the layout's order, of scale_time the logarithm, in float64."""
-    places = _places(table)
-    return torch.cat([values.double().cpu()[:, where] for values, where in zip(_values(table), places, strict=True)], 1)
-
-
-def table_of(like: MultistepTable, numbers: Tensor) -> MultistepTable:
-    """The inverse: a table of the same settings and first step, with these numbers."""
-    table = MultistepTable(like.config)
-    table.load_state_dict(like.state_dict())
-    begin = 0
-    for values, where in zip(_values(table), _places(table), strict=True):
-        values[:, where] = numbers[:, begin : begin + len(where)].to(values)
-        begin += len(where)
-    table.scale_time.copy_(values.exp().reshape(table.scale_time.shape))
-    return table
-
-
-def _values(table: MultistepTable) -> list[Tensor]:
-    """What its numbers are kept in, a row for each guidance scale; the last is a copy, the logarithm of scale_time."""
-    n = table.config.intervals
-    kept = [table.weights, *([table.guided] if table.config.guided else [])]
-    rows = [values.view(-1, n * n) for values in kept]
-    return [*rows, table.first.view(-1, n), table.scale_time.log().reshape(-1, n)]
-
-
-def _places(table: MultistepTable) -> list[list[int]]:
-    """Where in those rows the layout's numbers are."""
-    n, numbers = table.config.intervals, layout(table.config.intervals, guided=table.config.guided)
-    kinds = dict.fromkeys(number.kind for number in numbers)
-    return [
-        [number.interval * (n if kind in NEWEST else 1) + number.slope for number in numbers if number.kind == kind]
-        for kind in kinds
-    ]

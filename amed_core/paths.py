@@ -106,5 +106,5 @@ def gram(passed: Path, finer: int = 2) -> Gram:
         wanted += [high * (low / high) ** (part / finer) for part in range(finer)]
     wanted += passed.levels[-2:]
     points = [passed.at(sigma) for sigma in wanted]
-    vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).double().cpu()
+    vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).cpu().double()
     return Gram(tuple(wanted), vectors @ vectors.T, passed.end.numel())

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.beginnings import Part
 from amed_core.bench import EVALUATION_SEED, Model, method_of, starts_for, student_config
 from amed_core.measures import chunks, conditioned, converged, error
 from amed_core.multistep import MultistepTable
-from amed_core.multistep_fit import MultistepFit, Part
+from amed_core.multistep_fit import MultistepFit
 from amed_core.recipes import multistep_fit
 from amed_core.sources import gaussian, noise
 from benchmarks.robustness import MODELS

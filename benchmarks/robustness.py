@@ -91,9 +91,9 @@ class Judge:
             pass
         usual = {start.name for start in begin}
         unlearned: dict[str, Tensor] = {}
-        for start in fit.tried:
+        for start in fit.beginning.tried:
             found = self.known.get((calls, start.name))
-            unlearned[start.name] = self.squares(fit.written(start)) if found is None else found
+            unlearned[start.name] = self.squares(fit.beginning.written(start)) if found is None else found
         self.known |= {(calls, name): squares for name, squares in unlearned.items() if name in usual}
         best = min(unlearned, key=lambda name: float(unlearned[name].mean()))
         ours, theirs = self.squares(fit.predictor), unlearned[best]

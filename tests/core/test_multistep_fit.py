@@ -14,9 +14,10 @@ from amed_core import multistep_fit
 from amed_core.end_to_end import FitConfig
 from amed_core.files import load_state, save_state
 from amed_core.multistep import MultistepTable
-from amed_core.multistep_fit import MultistepFit, compared, far
+from amed_core.multistep_fit import MultistepFit
 from amed_core.predictor import PredictorConfig
 from amed_core.recipes import multistep_student
+from amed_core.robust import compared, far
 from amed_core.sources import HELD_OUT, gaussian
 from amed_core.spectrum import bands, from_spectrum, spectrum
 from amed_core.starts import starts

@@ -1,0 +1,64 @@
+"""Sampling runs of multistep tables toward the goals of a fit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .driver import Resume
+from .end_to_end import FitConfig, moved_to
+from .goals import Goal, Goals, ends
+from .multistep import MultistepTable
+from .parallel import Workers
+from .predictor import PredictorConfig
+from .sources import Metered
+from .types import Sample, Step
+
+
+@dataclass(frozen=True)
+class TableRuns:
+    """The trajectories of a fit, those it is fitted on and those held out, and how tables run on them.
+
+    There is a group of goals for every guidance scale of `settings`.
+    """
+
+    settings: PredictorConfig
+    config: FitConfig
+    metered: list[Metered]  # the sources of every group
+    fitted: Goals
+    judged: Goals
+    workers: Workers
+
+    def guidance(self, goal: Goal) -> float | None:
+        """The guidance scale of a goal, if a table has several."""
+        return self.settings.guidances[goal.group] if self.settings.guidances else None
+
+    def run(self, goal: Goal, table: MultistepTable, resume: Resume | None = None) -> list[Step]:
+        """All steps of a table toward a goal, or those from where it resumes."""
+        grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
+        guidance = self.guidance(goal)
+        return ends(goal, grid, table.solver(guidance=guidance), table.planner(guidance=guidance), None, resume)
+
+    def ends_of(self, table: MultistepTable) -> Callable[[Goal], Sample]:
+        """Where a table ends, for the distances of goals."""
+        return lambda goal: self.run(goal, table)[-1].x
+
+    def distances(self, table: MultistepTable, runs: dict[int, list[Step]]) -> Tensor:
+        """How far every sample ends from its goal; `runs` keeps the runs that showed it, as many as memory allows."""
+        kept = 0
+
+        def draw(goal: Goal) -> Sample:
+            nonlocal kept
+            steps = self.run(goal, table)
+            kept += 2 * len(steps) * goal.x.numel() * goal.x.element_size()
+            if kept <= self.config.keep_bytes:
+                runs[goal.number] = moved_to(steps, "cpu")
+            return steps[-1].x
+
+        return self.fitted.distances(draw)
+
+    def few(self, goal: Goal, rows: range) -> Goal:
+        """The first trajectories of a batch."""
+        x, denoiser = self.metered[goal.group](rows)
+        return replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
