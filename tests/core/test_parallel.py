@@ -55,13 +55,13 @@ def test_two_processes_fit_what_one_fits(tmp_path: Path, what: list[str]) -> Non
     (one, notes), (both, notes_of_both) = made
     if "amed_multistep" in what:  # numbers that do nearly the same may trade places: what counts is what they do
         samples, of_both = (drawn(tmp_path, f"{count}.safetensors") for count in (1, 2))
-        assert float((samples - of_both).square().mean().sqrt()) < 1e-3 * float(samples.square().mean().sqrt())
+        assert float((samples - of_both).square().mean().sqrt()) < 1e-4 * float(samples.square().mean().sqrt())
     else:
         for name, weight in one.items():
             torch.testing.assert_close(both[name], weight, rtol=1e-3, atol=1e-4)
     assert notes_of_both["model_calls"] == notes["model_calls"]
     # A multistep fit's last digits hang on rounding: its numbers are more than the few directions of these samples.
-    assert notes_of_both["error"] == pytest.approx(notes["error"], rel=5e-2 if "amed_multistep" in what else 1e-3)
+    assert notes_of_both["error"] == pytest.approx(notes["error"], rel=1e-2 if "amed_multistep" in what else 1e-3)
 
 
 LEAVES = """
