@@ -19,9 +19,8 @@ from .starts import Start, solvers, start
 from .table_runs import TableRuns
 from .types import Step
 
-# Trajectories that all starts are tried on, and how many of them are tried on the first batch, and on all; with more
-# than five model calls fewer of each, so that budget is left for what is learned.
-TRIED, RUNNERS, FINALISTS = 2, 8, 2
+TRIED = 2  # trajectories that all starts are tried on,
+RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
 FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
 QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
@@ -67,15 +66,11 @@ class Beginning:
         config, calls, groups = self.on.config, self.on.settings.calls, len(self.on.metered)
         count, held_out = groups * config.trajectories, groups * config.held_out
         first = min(config.batch_size, config.trajectories)
-        trajectories, runners, finalists = (self._affordable(most) for most in (TRIED, RUNNERS, FINALISTS))
         tried = len(self.starts) + len(ONE_CALL) * len(solvers(self.on.settings.flow))
         teacher = self.on.fitted.teacher.calls(config.teacher_calls) * (count + held_out)
-        unlearned = tried * min(trajectories, first) + runners * first + finalists * count
+        unlearned = tried * min(TRIED, first) + RUNNERS * first + FINALISTS * count
         few = groups * sum(goals.beginning(QUICK) for goals in (self.on.fitted, self.on.judged))
         return teacher + calls * (unlearned + grids * few + SOLVED * (count + held_out))
-
-    def _affordable(self, most: int) -> int:
-        return max(1, min(most, 5 * most // self.on.settings.calls))
 
     def paths(self) -> dict[int, Path]:
         """The teacher's paths toward the goals, as many as memory allows; the goals keep their ends."""
@@ -103,12 +98,11 @@ class Beginning:
         for rule, grid in grids.items():
             starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(flow).items()]
         self.tried = starts
-        trajectories, most_runners, most_finalists = (self._affordable(most) for most in (TRIED, RUNNERS, FINALISTS))
-        quick = self._first_distances(starts, trajectories).log().mean(1)
-        runners = [starts[n] for n in quick.argsort(stable=True)[:most_runners].tolist()]
+        quick = self._first_distances(starts, TRIED).log().mean(1)
+        runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
         nearer = self._first_distances(runners, self.on.config.batch_size)
         ranked = torch.tensor([compared(each[None], nearer[:1]) for each in nearer]).argsort(stable=True)
-        finalists = [self._found(runners[n].name, self.written(runners[n])) for n in ranked[:most_finalists].tolist()]
+        finalists = [self._found(runners[n].name, self.written(runners[n])) for n in ranked[:FINALISTS].tolist()]
         best = finalists[0]
         for other in finalists[1:]:
             best = other if compared(other.distances, best.distances) < 1 else best

@@ -153,22 +153,6 @@ def test_no_model_call_is_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitting.calls_of(1) == counts[1]
 
 
-def test_with_many_calls_the_beginning_costs_no_more_runs_than_it_can_afford() -> None:
-    """Of 4 and of 8 calls, the same starts: all on 2 trajectories or on 1, and fewer of them on more."""
-    for calls, trajectories, runners, finalists in ((4, 2, 8, 2), (8, 1, 5, 1)):
-        begin = starts(calls, SIGMA_MIN, SIGMA_MAX)
-        fitting = fit(
-            replace(SMALL, iterations=1), settings=multistep_student(calls, SIGMA_MIN, SIGMA_MAX), begin=begin
-        )
-        *_, closed = fitting.events()
-        beginning, batch, fitted, held_out = fitting.beginning, SMALL.batch_size, SMALL.trajectories, SMALL.held_out
-        tried = len(beginning.tried) * trajectories + runners * batch + finalists * fitted
-        solved = fitting.solved_quickly * (fitted + held_out) + 2 * (fitted + held_out)
-        judged = fitted + 2 * held_out
-        teacher = SMALL.teacher_calls * (fitted + held_out)
-        assert closed.model_calls == fitting.calls_of(1) == teacher + calls * (tried + solved + judged)
-
-
 def test_it_stops_before_its_budget_is_exceeded() -> None:
     unlimited = [event.model_calls for event in fit().events()]
     budget = unlimited[1] + 1
