@@ -7,11 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .driver import FixedMidpoint, NoMidpoint, sample, trajectory
+from .driver import FixedMidpoint, NoMidpoint, trajectory
 from .multistep import MultistepTable, Told
+from .paths import levels, path
 from .predictor import Look
-from .schedules import logsnr
-from .solvers import Dpm2, Multistep
+from .solvers import Multistep
 from .table import COLUMNS, AnyPredictor
 from .types import Denoiser, Planner, Sample
 
@@ -69,19 +69,13 @@ def learned(
     guidance: float | None = None,
     teacher_calls: int = 40,
 ) -> Learned:
-    """Run a predictor, its base solver and Heun's method in about `teacher_calls` calls from the same noise `x`.
+    """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise `x`.
 
     `x` is at the grid's first level.
     """
     config = predictor.config
-    steps = max(1, teacher_calls // (2 * config.intervals))  # of Heun's method, per interval
-    truth, here = [], x
-    for start, end in pairwise(config.sigmas):
-        fine = logsnr(steps + 1, max(end, config.sigma_min), start)
-        here = sample(denoiser, here, fine, Dpm2(), FixedMidpoint(1.0))
-        if end == 0:
-            here = sample(denoiser, here, torch.tensor([float(fine[-1]), 0.0]), Dpm2(), NoMidpoint())
-        truth.append(here)
+    passed = path(denoiser, x, levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow))
+    truth = [passed.at(level)[0].to(x) for level in config.sigmas[1:]]
     plain = frozenset(range(config.planned, config.intervals))
     halves: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
     multistep = isinstance(predictor, MultistepTable)
