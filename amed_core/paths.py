@@ -9,7 +9,7 @@ from torch import Tensor
 from .driver import NoMidpoint, trajectory
 from .schedules import fine
 from .solvers import Ipndm
-from .types import Denoiser, Sample
+from .types import Denoiser, Sample, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 
@@ -36,12 +36,19 @@ class Path:
         if sigma == self.levels[-1]:
             return self.x[-1], self.slopes[-1]
         above = max(n for n, level in enumerate(self.levels[:-2]) if level >= sigma or n == 0)
-        high, low = self.levels[above], self.levels[above + 1]
-        h, t = low - high, (sigma - high) / (low - high)
-        x_0, x_1, d_0, d_1 = self.x[above], self.x[above + 1], self.slopes[above], self.slopes[above + 1]
-        x = (1 + 2 * t) * (1 - t) ** 2 * x_0 + t**2 * (3 - 2 * t) * x_1 + h * t * (1 - t) * ((1 - t) * d_0 - t * d_1)
-        slope = 6 * t * (1 - t) / h * (x_1 - x_0) + (1 - t) * (1 - 3 * t) * d_0 + t * (3 * t - 2) * d_1
-        return x, slope
+        high, low = self.levels[above : above + 2]
+        return _between(sigma, high, low, self.x[above : above + 2], self.slopes[above : above + 2])
+
+
+def _between(
+    sigma: float, high: float, low: float, x: Tensor | Sequence[Sample], slopes: Tensor | Sequence[Sample]
+) -> tuple[Sample, Sample]:
+    """The sample and its slope between two levels (cubic Hermite interpolation)."""
+    h, t = low - high, (sigma - high) / (low - high)
+    (x_0, x_1), (d_0, d_1) = x, slopes
+    there = (1 + 2 * t) * (1 - t) ** 2 * x_0 + t**2 * (3 - 2 * t) * x_1 + h * t * (1 - t) * ((1 - t) * d_0 - t * d_1)
+    slope = 6 * t * (1 - t) / h * (x_1 - x_0) + (1 - t) * (1 - 3 * t) * d_0 + t * (3 * t - 2) * d_1
+    return there, slope
 
 
 def levels(sigma_min: float, sigma_max: float, calls: int, flow: bool) -> tuple[float, ...]:
@@ -72,6 +79,24 @@ def converged(
     for step in trajectory(denoiser, x, grid, Ipndm(ORDER), NoMidpoint()):
         x = step.x
     return x
+
+
+@torch.no_grad()
+def passed_at(denoiser: Denoiser, x: Sample, grid: Sequence[float], wanted: Sequence[float]) -> list[Sample]:
+    """Where the teacher passes these levels, the largest first; of its way no more is held than its solver needs.
+
+    The wanted levels end with the grid's last, 0, or lie above the one before it.
+    """
+    found: list[Sample] = []
+    before: Step | None = None
+    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()):
+        while before is not None and len(found) < len(wanted) and wanted[len(found)] >= (1 - 1e-9) * grid[step.index]:
+            ends, slopes = (before.start.x, step.start.x), (before.start.slope, step.start.slope)
+            found.append(_between(wanted[len(found)], grid[before.index], grid[step.index], ends, slopes)[0])
+        before = step
+    if before is not None and len(found) < len(wanted):
+        found.append(before.x)
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .driver import FixedMidpoint, NoMidpoint, trajectory
 from .multistep import MultistepTable, Told
-from .paths import levels, path
+from .paths import levels, passed_at
 from .predictor import Look
 from .solvers import Multistep
 from .table import COLUMNS, AnyPredictor
@@ -74,8 +74,8 @@ def learned(
     `x` is at the grid's first level.
     """
     config = predictor.config
-    passed = path(denoiser, x, levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow))
-    truth = [passed.at(level)[0].to(x) for level in config.sigmas[1:]]
+    fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)
+    truth = passed_at(denoiser, x, fine, config.sigmas[1:])
     plain = frozenset(range(config.planned, config.intervals))
     halves: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
     multistep = isinstance(predictor, MultistepTable)
