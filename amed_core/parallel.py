@@ -41,7 +41,8 @@ def torchrun(device: torch.device | str = "cpu") -> Iterator[Workers]:
     # Its functions' default arguments are the group there is when it is first imported, which PyTorch itself does late;
     # a group that is kept so lives on when it is destroyed, and at the process's exit its threads may abort it.
     importlib.import_module("torch.distributed.nn.functional")
-    distributed.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    # Gradients are summed on the device, what a table is fitted from on the CPU.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo")
     try:
         yield Workers(distributed.get_rank(), distributed.get_world_size())
     finally:
