@@ -28,3 +28,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
             "Try another sampler, more trajectories or another number of calls."
         )
     return f"error {error:.4g}, {1 - error / base:.0%} less than its base solver's at equal model calls"
+
+
+def outcome(summary: Mapping[str, Any]) -> str:
+    """The same in a few words, for where there is little room."""
+    if "error" not in summary:
+        return ""
+    error, base = summary["error"], summary["base_solver_error"]
+    return (
+        "NOT better than its base solver"
+        if error >= base
+        else f"{1 - error / base:.0%} less error than its base solver"
+    )

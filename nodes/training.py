@@ -26,7 +26,7 @@ from ..amed_core.grids import TEACHER_CALLS, TRAJECTORIES, search
 from ..amed_core.predictor import LOOKS
 from ..amed_core.recipes import MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
 from ..amed_core.schedules import SCHEDULES, SEARCHED
-from ..amed_core.states import verdict
+from ..amed_core.states import outcome, verdict
 from ..amed_core.table import centred_config, table_config
 from ..amed_core.training import TEACHERS
 from .bridge import ComfyDenoiser
@@ -35,7 +35,7 @@ from .gradients import without_inference_tensors
 from .pairing import fingerprint
 from .previews import plot
 from .timesteps import with_interpolated_timesteps
-from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, tell
+from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, settings, tell
 
 AUTO = "auto"  # the preset's choice for the sampler
 PER_INTERVAL, END_TO_END = "per interval", "end to end"
@@ -506,7 +506,8 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
     summary["model_calls"] = sampler.model_calls
     predictor = Predictor(sampler.predictor.cpu(), provenance(summary))
     usage, gained = describe(predictor), verdict(summary)
-    say(node, f"{usage}. {gained}")
+    # The node shows few lines: first of all, whether it is any good.
+    say(node, ". ".join(filter(None, [outcome(summary), f"Choose {settings(predictor)}"])))
     cost = f"{sampler.model_calls:,} model calls of training (on paper at least {sampler.floor:,})"
     cost += f" in {duration(time.monotonic() - begin)}"
     if sampler.resumed:

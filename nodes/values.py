@@ -52,11 +52,14 @@ def sampler_name(network: AnyPredictor) -> str:
 
 def describe(predictor: Predictor) -> str:
     """How to use a predictor, for the people who look at its node."""
+    family = predictor.network.config.model.get("family", "unknown model")
+    return f"{family}: choose {settings(predictor)}"
+
+
+def settings(predictor: Predictor) -> str:
+    """What to set on KSampler for a predictor."""
     config = predictor.network.config
-    return (
-        f"{config.model.get('family', 'unknown model')}: choose sampler {sampler_name(predictor.network)}, "
-        f"scheduler amed, steps {config.calls}, cfg {_scales(config)}"
-    )
+    return f"sampler {sampler_name(predictor.network)}, scheduler amed, steps {config.calls}, cfg {_scales(config)}"
 
 
 def _scales(config: PredictorConfig) -> str:

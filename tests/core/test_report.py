@@ -12,6 +12,7 @@ from amed_core.files import load_predictor
 from amed_core.multistep import MultistepTable
 from amed_core.recipes import MULTISTEP_FIT, multistep_student, predictor_config
 from amed_core.report import learned
+from amed_core.states import outcome, verdict
 from amed_core.table import AnyPredictor, TablePredictor
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +48,13 @@ def test_the_teacher_of_a_fit_is_near_enough_to_tell_a_good_predictor_from_a_bad
     )
     assert few.errors[-1] == pytest.approx(many.errors[-1], rel=0.05)
     assert few.errors[-1] < 0.5 * few.base_errors[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "base", "words"), [(0.02, 0.08, "75% less"), (0.08, 0.08, "NOT better"), (0.0, 0.0, "NOT")]
+)
+def test_few_words_say_the_same_as_the_verdict(error: float, base: float, words: str) -> None:
+    summary = {"error": error, "base_solver_error": base}
+    assert outcome(summary).startswith(words)
+    assert words in verdict(summary)
+    assert outcome({}) == verdict({}) == ""
