@@ -12,6 +12,7 @@ from .solvers import Ipndm
 from .types import Denoiser, Sample, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
+ROUNDING = 1e-6  # relative, of levels that were kept in float32
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def passed_at(denoiser: Denoiser, x: Sample, grid: Sequence[float], wanted: Sequ
     found: list[Sample] = []
     before: Step | None = None
     for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()):
-        while before is not None and len(found) < len(wanted) and wanted[len(found)] >= (1 - 1e-9) * grid[step.index]:
+        while (
+            before is not None and len(found) < len(wanted) and wanted[len(found)] >= (1 - ROUNDING) * grid[step.index]
+        ):
             ends, slopes = (before.start.x, step.start.x), (before.start.slope, step.start.slope)
             found.append(_between(wanted[len(found)], grid[before.index], grid[step.index], ends, slopes)[0])
         before = step
