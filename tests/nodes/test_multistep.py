@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from families import Family, make
+from stock import stock
 from test_training import cancelling, user
-from toys import apply, guided, inside, k_sample, train
+from toys import apply, dual_cfg, guided, inside, k_sample, train
 
 from amed_core import evaluate
 
@@ -42,13 +43,10 @@ def levels(pack: Any, made: Any, denoise: float = 1.0) -> torch.Tensor:
 
 def custom(family: Family, model: Any, sampler: Any, sigmas: torch.Tensor) -> torch.Tensor:
     """What SamplerCustom gives for seed 3."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: PLC0415
-
+    how = {"noise_seed": 3, "cfg": CFG, "sampler": sampler, "sigmas": sigmas}
+    given = {"positive": family.positive, "negative": family.negative, "latent_image": family.latent}
     with torch.inference_mode():
-        drawn = SamplerCustom().sample(
-            model, True, 3, CFG, family.positive, family.negative, sampler, sigmas, family.latent
-        )
-    samples: torch.Tensor = drawn[0]["samples"]
+        samples: torch.Tensor = stock("SamplerCustom", model=model, **how, **given)[0]["samples"]
     return samples
 
 
@@ -215,12 +213,9 @@ def test_where_guidance_is_not_to_be_seen_all_calls_are_plain_and_it_says_so(
     pack: Any, flux: Family, made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     import comfy.samplers  # noqa: PLC0415
-    from comfy_extras.nodes_custom_sampler import DualCFGGuider  # noqa: PLC0415
 
     def guider() -> Any:
-        return DualCFGGuider().get_guider(flux.model, flux.positive, flux.negative, flux.negative, 3.0, 2.0, "regular")[
-            0
-        ]
+        return dual_cfg(flux, flux.negative)
 
     (ours,), theirs = pack.nodes.AMEDSampler.execute(made).args, comfy.samplers.sampler_object("ipndm")
     noise = torch.randn(flux.latent["samples"].shape, generator=torch.Generator().manual_seed(3))
