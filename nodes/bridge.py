@@ -23,7 +23,7 @@ from .gradients import plain_attention
 from .streams import Shapes, packed_shapes, streams
 
 COMFYUI = Path(comfy.samplers.__file__).parents[1]
-KNOWN = (COMFYUI / "comfy", COMFYUI / "comfy_extras", Path(__file__).parents[1])
+KNOWN = (COMFYUI / "comfy", COMFYUI / "comfy_extras", Path(__file__).parent)
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
 
 
