@@ -16,6 +16,7 @@ ANOTHER_MODEL = ("family", "prediction", "latent_channels")  # nothing good can 
 LOOKED_INTO = 4  # patched weights; two LoRAs differ in all of them
 # Keys of wrappers, and of options, that change how a model is computed and not what it answers.
 KERNELS = ("torch.compile", "optimized_attention_override")
+LOOKED_AT = 8  # values of each weight of a checkpoint
 LONGEST = 160  # characters of a list of names
 TRAIN_ONE = 'or train a predictor as things are now with "AMED Train Predictor"'
 ADVICE = {  # where to change back what differs
@@ -78,6 +79,23 @@ def loras(model: Any) -> str:
         if n < LOOKED_INTO:
             digest.update("".join(_leaves(adapter)).encode())
     return f"{len(model.patches) + len(adapters)} weights, {digest.hexdigest()[:8]}"
+
+
+def checkpoint(model: Any) -> str:
+    """A digest of a MODEL's own weights: a few values of each, as they are without the patches on them.
+
+    Fine-tunes of one family differ in it, and what is loaded, where to, and how it is patched does not matter.
+    """
+    digest = hashlib.sha256()
+    for key, weight in model.model.diffusion_model.state_dict().items():
+        kept = model.backup.get(f"diffusion_model.{key}")  # the weight itself, while patches are in its place
+        try:
+            values = (weight if kept is None else kept.weight).detach().flatten()
+            shown = values[:: max(1, len(values) // LOOKED_AT)][:LOOKED_AT].float().tolist()
+        except (NotImplementedError, RuntimeError, TypeError):  # a packed kind of another pack's
+            shown = []
+        digest.update(f"{key} {tuple(weight.shape)} {shown}".encode())
+    return digest.hexdigest()[:16]
 
 
 def bypassed(model: Any) -> list[tuple[str, Any, float]]:

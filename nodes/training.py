@@ -34,7 +34,7 @@ from ..amed_core.training import TEACHERS
 from .bridge import ComfyDenoiser
 from .fitting import Job, TrainSampler, duration, noisy, prompt_names
 from .gradients import without_inference_tensors
-from .pairing import fingerprint, on_several_gpus, refuse_unfit
+from .pairing import checkpoint, fingerprint, on_several_gpus, refuse_unfit
 from .previews import plot
 from .timesteps import with_interpolated_timesteps
 from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, settings, tell
@@ -625,7 +625,9 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
     few = replace(
         fitting, trajectories=max(min(trajectories, TABLE_TRAJECTORIES), len(fitted) * batch), gradient=FINITE
     )
-    about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, list(latent.shape), prompts]
+    shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
+    about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, shapes, prompts]
+    about.append(checkpoint(model))  # prompts and settings are alike for all fine-tunes of a family
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
     return Job(
