@@ -36,6 +36,7 @@ from .fitting import Job, TrainSampler, duration, noisy, prompt_names
 from .gradients import without_inference_tensors
 from .pairing import checkpoint, fingerprint, on_several_gpus, refuse_unfit
 from .previews import plot
+from .streams import Balance, packed_shapes
 from .timesteps import with_interpolated_timesteps
 from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, settings, tell
 
@@ -141,7 +142,9 @@ def on_searched_grid(
 
     def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
         x = noisy(model_wrap, range(count), like, config.sigmas[0], seed)
-        return search(ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False), x, config)
+        balance = Balance.of(packed_shapes(model_wrap), like)
+        denoiser = ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False)
+        return search(balance.denoiser(denoiser), balance.scaled(x), config)
 
     found: PredictorConfig = inside(guider, empty(latent, count), seed, config.sigmas, work)
     return found
