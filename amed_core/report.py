@@ -11,7 +11,7 @@ from .driver import FixedMidpoint, NoMidpoint, trajectory
 from .multistep import MultistepTable, Told
 from .paths import levels, passed_at
 from .predictor import Look
-from .solvers import Multistep
+from .solvers import Multistep, restarted
 from .table import COLUMNS, AnyPredictor
 from .types import Denoiser, Planner, Sample
 
@@ -79,11 +79,11 @@ def learned(
     """
     config = predictor.config
     fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)
-    truth = passed_at(denoiser, x, fine, config.sigmas[1:])
+    truth = passed_at(denoiser, x, fine, config.sigmas[1:], config.switch_sigma)
     plain = frozenset(range(config.planned, config.intervals))
     halves: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
     multistep = isinstance(predictor, MultistepTable)
-    base = (config.build_solver(), NoMidpoint() if multistep else halves)
+    base = (restarted(config.build_solver(), config.switch), NoMidpoint() if multistep else halves)
     fitted = (predictor.solver(guidance=guidance), predictor.planner(look=look, guidance=guidance))
     errors: list[list[float]] = []
     apart: list[dict[str, float]] = []
