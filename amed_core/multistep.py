@@ -27,7 +27,8 @@ TOLERANCE = 5e-3  # relative; grids arrive rounded to float32, or to half precis
 class Told(Planner):
     """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
 
-    With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`.
+    With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`. From interval `switch`
+    on, if it is not 0, a second model answers, and neither is told a level of the other's side of `switch_sigma`.
     """
 
     scales: tuple[float, ...]
@@ -35,6 +36,8 @@ class Told(Planner):
     highest: float
     first_sigma: float = 0.0
     gains: Tensor | None = None
+    switch: int = 0
+    switch_sigma: float = 0.0
 
     def updates(self, interval: int) -> Literal[1, 2]:
         return 1
@@ -43,8 +46,12 @@ class Told(Planner):
         del start, sigma_next, interval
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
-        scale = self.scales[interval]
-        return sigma if scale == 1 else (scale * sigma).clamp(self.lowest, self.highest)
+        scale, lowest, highest = self.scales[interval], self.lowest, self.highest
+        if self.switch and interval < self.switch:
+            lowest = max(lowest, self.switch_sigma)
+        elif self.switch:
+            highest = min(highest, self.switch_sigma * (1 - TOLERANCE))
+        return sigma if scale == 1 else (scale * sigma).clamp(lowest, highest)
 
     def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
         if interval or self.gains is None:
@@ -150,7 +157,11 @@ class MultistepTable(nn.Module):
         scales = tuple(at_guidance(self.config, self.scale_time, guidance).tolist())[begin:]
         highest = max(self.config.sigma_max, self.config.sigmas[0])
         gains = at_guidance(self.config, self.gains, guidance).detach() if self.config.first_sigma else None
-        return Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
+        told = Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
+        if not self.config.switch:
+            return told
+        # A run of the second model alone has no first one.
+        return replace(told, switch=self.config.switch - begin or -1, switch_sigma=self.config.switch_sigma)
 
     def alone(self) -> "list[MultistepTable]":
         """One table for each guidance scale: copies, whose numbers may be changed."""

@@ -7,6 +7,7 @@ from .demo_model import AMEDDemoModel
 from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
 from .training import AMEDTrainPredictor
+from .two_models import AMEDTwoModelsGuider
 
 
 class AMEDExtension(ComfyExtension):
@@ -19,6 +20,7 @@ class AMEDExtension(ComfyExtension):
             AMEDApplyPredictor,
             AMEDSampler,
             AMEDScheduler,
+            AMEDTwoModelsGuider,
         ]
 
 
