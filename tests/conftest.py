@@ -10,6 +10,8 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent / "nodes"
 from comfyui import COMFYUI, WHY_NOT, summary
 
 torch.set_num_threads(1)
+# What is equal in float32 is not in the 10 bits that a GPU keeps of it by default in convolutions.
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
