@@ -142,13 +142,12 @@ class MultistepTable(nn.Module):
         return Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
 
     def alone(self) -> "list[MultistepTable]":
-        """One table for each guidance scale."""
-        if not self.config.guidances:
-            return [self]
-        tables = [MultistepTable(replace(self.config, guidance=g, guidances=())) for g in self.config.guidances]
+        """One table for each guidance scale: copies, whose numbers may be changed."""
+        several, scales = bool(self.config.guidances), self.config.guidances or (self.config.guidance,)
+        tables = [MultistepTable(replace(self.config, guidance=scale, guidances=())) for scale in scales]
         for number, table in enumerate(tables):
             for name, values in self.learned.items():
-                table.learned[name].copy_(values[number])
+                table.learned[name].copy_(values[number] if several else values)
         return tables
 
 

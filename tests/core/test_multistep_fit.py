@@ -11,6 +11,7 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
 from amed_core import multistep_fit
+from amed_core.beginnings import Beginning
 from amed_core.end_to_end import FitConfig
 from amed_core.files import load_state, save_state
 from amed_core.multistep import MultistepTable
@@ -270,3 +271,35 @@ def test_a_sample_without_frequencies_is_fitted_without_bands_or_first_step() ->
     config = fitting.predictor.config
     assert (config.spectral, config.first_sigma, config.channels) == (False, 0.0, 0)
     assert fitting.summary()["gain"] > 0.5
+
+
+def test_a_fit_that_goes_on_from_an_unlearned_solver_has_no_bands_to_polish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the closed form gains nothing, iterations start from a table without bands, and may well gain."""
+    monkeypatch.setattr(Beginning, "solved", lambda self, best, listed, paths: best)
+    fitting = fit()
+    events = list(fitting.events())
+    assert fitting.beginning.bands
+    assert not fitting.current.config.spectral
+    assert events[-1].error < 0.9 * events[1].error, "some iteration gained"
+
+
+def test_a_refused_polish_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under way stays the table that the distances and the kept runs belong to."""
+    fitting = fit()
+    next(events := fitting.events())
+    next(events)
+    assert fitting.current.config.spectral
+    before, distances = {n: v.clone() for n, v in fitting.current.learned.items()}, fitting.distances.clone()
+    monkeypatch.setattr(multistep_fit, "compared", lambda *_: 2.0)
+    fitting._polish()
+    assert all((value == before[name]).all() for name, value in fitting.current.learned.items())
+    runs: dict[int, Any] = {}
+    assert (fitting.on.distances(fitting.current, runs) == distances).all()
+
+
+@pytest.mark.parametrize("settings", [CONFIG, replace(CONFIG, guidances=SCALES)])
+def test_tables_of_single_guidance_scales_are_copies(settings: PredictorConfig) -> None:
+    table = MultistepTable(settings)
+    for single in table.alone():
+        single.weights.add_(1.0)
+        assert (table.weights - single.weights).abs().max() == 1.0
