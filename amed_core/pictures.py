@@ -28,15 +28,16 @@ PIXELS = 8  # an image is this much larger than its latent
 WORDS = 8  # of a prompt that are read
 ARTICLES = ("a", "an", "the")
 HEAD = 64  # channels of an attention head
-SIGMA_MIN, SIGMA_MAX = 0.01, 1.0
+SIGMA_MIN, SIGMA_MAX = 0.001, 1.0  # as of ComfyUI's flow models
 FINGERPRINT: dict[str, str | int | float] = {  # what a predictor file remembers of this model
     "family": "AMEDPictures",
-    "prediction": "FLOW",
+    "prediction": "CONST",  # ComfyUI's name for a flow
     "latent_channels": CHANNELS,
     "sigma_min": SIGMA_MIN,
     "sigma_max": SIGMA_MAX,
 }
 WEIGHTS = Path(__file__).with_name("pictures.safetensors")
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # of queries, keys, values (batch, heads, tokens, channels)
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ class TransformerBlock(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, attention: Attention) -> Tensor:
         scale, shift, gate, scale_2, shift_2, gate_2 = self.modulation(condition)[:, None].chunk(6, -1)
         qkv = self.qkv(self.norm_attention(x) * (1 + scale) + shift)
         q, k, v = qkv.unflatten(-1, (3, self.heads, HEAD)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + gate * self.out(attended)
         return x + gate_2 * self.perceptron(self.norm_perceptron(x) * (1 + scale_2) + shift_2)  # type: ignore[no-any-return]
 
@@ -204,7 +205,12 @@ class PicturesTransformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, context: Tensor, middle: Callable[[Tensor], Tensor] | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        middle: Callable[[Tensor], Tensor] | None = None,
+        attention: Attention = functional.scaled_dot_product_attention,
     ) -> Tensor:
         """Predict; sigma is (batch,). `middle` sees the patches (batch, width, h, w) halfway and may replace them."""
         height, width = x.shape[-2:]
@@ -223,7 +229,7 @@ class PicturesTransformer(nn.Module):
 
         y = torch.cat([patches, words], 1)
         for number, block in enumerate(self.blocks, start=1):
-            y = block(y, condition)
+            y = block(y, condition, attention)
             if middle is not None and number == (len(self.blocks) + 1) // 2:
                 image = middle(y[:, :count].transpose(1, 2).unflatten(2, grid))
                 y = torch.cat([image.flatten(2).transpose(1, 2), y[:, count:]], 1)
@@ -283,6 +289,7 @@ class PicturesDenoiser:
     shape = SHAPE
     sigma_min, sigma_max = SIGMA_MIN, SIGMA_MAX
     flow = True
+    sigmas = torch.arange(1, 1001) / 1000  # what ComfyUI counts its steps on
 
     def __init__(self, cfg: float = 1.0, model: PicturesModel | None = None) -> None:
         self.cfg = cfg
