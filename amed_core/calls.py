@@ -15,7 +15,7 @@ import numpy as np
 
 from .predictor import PredictorConfig, longest
 
-TOLERANCE = 1e-4  # relative; lists arrive rounded to float32
+TOLERANCE = 5e-3  # relative; lists arrive rounded to float32, or to half precision
 SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be that a predictor plans
 
 
@@ -126,6 +126,11 @@ def _learned(sigma: float, sigma_next: float, config: PredictorConfig) -> bool:
     """Whether an interval is no longer than those the predictor learned at such levels."""
     length = math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
     return length <= (1 + SLACK) * longest(config, sigma, sigma_next)
+
+
+def all_plain(sigmas: Sequence[float]) -> Run:
+    """A list of levels of which every call is a plain one of the base solver."""
+    return Run(tuple(float(sigma) for sigma in sigmas), frozenset(range(len(sigmas) - 1)), False, own_grid=False)
 
 
 def boundaries_of(calls: int, plain_last: bool) -> list[int]:

@@ -1,6 +1,7 @@
 """The paper's predictor: about nine thousand weights that plan each interval, and the settings that go with them."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -21,6 +22,7 @@ MAPS = {"bottleneck": 1, "latent": 2, "none": 1}  # of 8x8, per kind of features
 NOISE_CHANNELS = 8  # of the embedding of one noise level
 ENCODED = 4  # what is left of the bottleneck
 Look = Callable[[Evaluation], Tensor]  # what the predictor sees of an interval's start: (batch or 1, [maps,] 8, 8)
+LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
 
 
@@ -170,9 +172,34 @@ class PredictorConfig:
             raise ValueError(f"unknown settings {sorted(unknown)}: it was made by a newer version; update this pack")
         try:
             lists = {name: tuple(header.get(name, ())) for name in ("sigmas", "guidances")}
-            return cls(**{**header, **lists})
+            return cls(**{**header, **lists, "model": plain_facts(header.get("model", {}))})
         except (KeyError, TypeError) as error:
             raise ValueError(f"its settings are incomplete or of the wrong type ({error})") from error
+
+
+def plain_text(text: str, longest: int | None = LONGEST_TEXT) -> str:
+    """A text of letters, digits, spaces and `_.,+()-`, which no program takes for anything else; cut if too long."""
+    return re.sub(r"[^\w .,+()-]", "", text)[:longest]
+
+
+def plain_facts(facts: Any) -> dict[str, str | int | float]:
+    """A fingerprint that a file brought: finite numbers, and texts that are shown to people and so made plain.
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(facts, Mapping) or len(facts) > MOST_FACTS:
+        raise ValueError(f"model must hold at most {MOST_FACTS} facts by name")
+    plain: dict[str, str | int | float] = {}
+    for name, value in facts.items():
+        if not re.fullmatch(r"[A-Za-z_]{1,40}", str(name)):
+            raise ValueError("model holds a fact whose name is no name")
+        if isinstance(value, str):
+            plain[name] = plain_text(value)
+        elif isinstance(value, (int, float)) and abs(value) < LARGEST_FACT:  # NaN is not
+            plain[name] = value
+        else:
+            raise ValueError(f"model holds something else than a text or a usual number as {name}")
+    return plain
 
 
 class AMEDPredictor(nn.Module):

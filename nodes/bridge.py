@@ -3,11 +3,11 @@
 The model is never modified: what is needed of it travels in a clone of the call's model_options.
 """
 
-import math
 import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -20,7 +20,10 @@ from ..amed_core.derivatives import directional
 from ..amed_core.predictor import LOOKS, Look, PredictorConfig, look_at_latent, pool
 from ..amed_core.types import Answer, Evaluation, Features, Sample, Sigma
 from .gradients import plain_attention
+from .streams import Shapes, packed_shapes, streams
 
+COMFYUI = Path(comfy.samplers.__file__).parents[1]
+KNOWN = (COMFYUI / "comfy", COMFYUI / "comfy_extras", Path(__file__).parent)
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
 
 
@@ -66,39 +69,58 @@ class Bottleneck:
         return torch.stack([r.to(x.device) for r in rows]).mean(0)
 
 
-class BothAnswers:
-    """Reads what classifier-free guidance adds up during one model call; the patch itself changes nothing."""
+class AddedByGuidance:
+    """Reads what guidance adds to the conditional answer during one model call; the patch itself changes nothing.
 
-    def __init__(self) -> None:
+    It is shown as the difference of the conditional and the unconditional answer that would add as much at the scale
+    `made_for`: with plain guidance of that scale that very difference. Where a node changes the scale of a call, takes
+    guidance away, or bends it, what a predictor does with it changes in proportion.
+    """
+
+    def __init__(self, made_for: float) -> None:
+        self.made_for = made_for
         self.found: Tensor | None = None
 
     def patch(self, arguments: dict[str, Any]) -> Tensor:
         """As ComfyUI calls it after guidance."""
-        self.found = arguments["cond_denoised"] - arguments["uncond_denoised"]
         denoised: Tensor = arguments["denoised"]
+        self.found = (denoised - arguments["cond_denoised"]) / (self.made_for - 1)
         return denoised
 
-    def take(self) -> Sample | None:
-        """The conditional less the unconditional denoised sample of the finished call."""
+    def take(self, denoised: Sample) -> Sample:
+        """What was found in the finished call, whose answer is `denoised`; 0 where nothing was guided."""
         found, self.found = self.found, None
-        return found
+        return torch.zeros_like(denoised) if found is None else found
+
+
+def is_known(guider: Any) -> bool:
+    """Whether ComfyUI's own code, or ours, answers for this guider.
+
+    Code of other packs, in a guider of their own or put into ComfyUI's, may loop over the model inside a call, and
+    answer something else than the denoised sample of what it was asked. A plan made for an ODE is lost on that.
+    """
+    code = getattr(type(guider).predict_noise, "__code__", None)
+    written_in = Path(getattr(code, "co_filename", ""))  # ComfyUI names modules of nodes by their path
+    return any(written_in.is_relative_to(folder) for folder in KNOWN)
 
 
 def shows_guidance(guider: Any) -> bool:
-    """Whether this run's model calls have two answers, positive and negative, and show them.
+    """Whether this run's model calls show what guidance adds to them, which may be nothing.
 
-    Without guidance (cfg 1) ComfyUI leaves the negative one out, and guiders with more prompts add up theirs unseen.
+    Guiders with more than two prompts, and those of other packs, add up their answers unseen. ComfyUI's own for two
+    models asks the second one for the negative answer.
     """
-    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
-    skipped = math.isclose(guider.cfg, 1.0) and not guider.model_options.get("disable_cfg1_optimization", False)
-    return plain and not skipped and bool(guider.conds.get("negative"))
+    kind = type(guider)
+    plain = kind.predict_noise is comfy.samplers.CFGGuider.predict_noise
+    return (plain or kind.__name__ == "Guider_DualModel") and bool(guider.conds.get("negative"))
 
 
 class ComfyDenoiser:
     """`model(x, sigma, **extra_args)` of a ComfyUI sampler, in the core's terms.
 
-    Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call. With `guidance` it
-    also shows what its two answers differ by, which `shows_guidance` must be true for.
+    Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call. With `guidance`, the
+    scale that a predictor was made for, it also shows what guidance adds (see `AddedByGuidance`), for which
+    `shows_guidance` must be true.
     `levels` are those of the run. With `per_call` they have one entry per call, in which the level that
     is really asked takes the place of a nominal one; otherwise it is put among them.
     """
@@ -110,7 +132,7 @@ class ComfyDenoiser:
         levels: Sequence[float],
         *,
         bottleneck: bool,
-        guidance: bool = False,
+        guidance: float | None = None,
         per_call: bool = False,
         on_call: OnCall | None = None,
     ) -> None:
@@ -132,16 +154,16 @@ class ComfyDenoiser:
             patches = dict(self.options.get("patches", {}))
             patches["output_block_patch"] = [*patches.get("output_block_patch", []), self.bottleneck.patch]
             self.options["patches"] = patches
-        self.answers = BothAnswers() if guidance else None
-        if self.answers is not None:
+        self.added = None if guidance is None else AddedByGuidance(guidance)
+        if self.added is not None:
             post = options.get("sampler_post_cfg_function", [])
-            options["sampler_post_cfg_function"] = [*post, self.answers.patch]
+            options["sampler_post_cfg_function"] = [*post, self.added.patch]
         self.extra_args = {**extra_args, "model_options": options}
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         denoised = self._ask(x, sigma, self.extra_args)
         features = None if self.bottleneck is None else self.bottleneck.take(x)
-        guidance = None if self.answers is None else self.answers.take()
+        guidance = None if self.added is None else self.added.take(denoised)
         if self.on_call is not None:
             self.on_call(x, sigma, denoised)
         return denoised, features, guidance
@@ -204,9 +226,7 @@ def look(config: PredictorConfig, model: Any) -> Look:
     """How a predictor looks at this model: its kind of features, where packed latents and videos need care."""
     guider = guider_of(model)
     see = LOOKS[config.features]
-    # Newer ComfyUI packs latents of several shapes, such as video with audio, into one flat sample.
-    shapes = getattr(guider.inner_model, "latent_shapes", None) or ()
-    if config.features == "latent" and len(shapes) > 1:
+    if config.features == "latent" and (shapes := packed_shapes(guider)):
         see = _look_at_packed(shapes)
     if frames_are_batch(guider):
         one_by_one = see
@@ -214,15 +234,9 @@ def look(config: PredictorConfig, model: Any) -> Look:
     return see
 
 
-def _look_at_packed(shapes: Sequence[Sequence[int]]) -> Look:
-    sizes = [math.prod(shape[1:]) for shape in shapes]
-
-    def parts(packed: Tensor) -> list[Tensor]:
-        """Latents of their own shapes from (batch, 1, elements)."""
-        return [p.reshape(len(packed), *s[1:]) for p, s in zip(packed.split(sizes, dim=-1), shapes, strict=True)]
-
+def _look_at_packed(shapes: Shapes) -> Look:
     def see(start: Evaluation) -> Tensor:
-        pairs = zip(parts(start.x), parts(start.denoised), strict=True)
+        pairs = zip(streams(start.x, shapes), streams(start.denoised, shapes), strict=True)
         return torch.stack([look_at_latent(replace(start, x=x, denoised=d)) for x, d in pairs]).mean(0)
 
     return see

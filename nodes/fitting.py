@@ -55,8 +55,13 @@ class Job:
 
     @property
     def reverse(self) -> bool:
-        """Whether autograd runs through the model."""
+        """Whether autograd runs backwards through the model."""
         return self.objective.gradient == "reverse"
+
+    @property
+    def autograd(self) -> bool:
+        """Whether autograd runs through the model at all; finite differences are ordinary calls."""
+        return self.objective.gradient in ("forward", "reverse")
 
 
 def noisy(model_wrap: Any, rows: range, like: Tensor, sigma: float, seed: int) -> Sample:
@@ -158,7 +163,7 @@ class TrainSampler(comfy.samplers.Sampler):
         conds, scale = model_wrap.conds, model_wrap.cfg
         reverse = differentiable(model_wrap.inner_model) if self.job.reverse else contextlib.nullcontext()
         try:
-            with marked_as_training(), reverse:
+            with marked_as_training() if self.job.autograd else contextlib.nullcontext(), reverse:
                 self._fit(model_wrap, sigmas, extra_args, noise, disable_pbar)
         finally:
             model_wrap.conds, model_wrap.cfg = conds, scale
@@ -259,16 +264,19 @@ class TrainSampler(comfy.samplers.Sampler):
         self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], like: Tensor, on_call: OnCall
     ) -> list[Source]:
         """One per guidance scale. A batch of trajectories has one prompt, and its number says which."""
-        job, asked = self.job, []
-        for conds in self._processed(guider, like):
+        job, prompts = self.job, self._processed(guider, like)
+
+        def denoiser_of(conds: dict[str, Any], scale: float) -> ComfyDenoiser:
             guider.conds = conds
-            sees = {"bottleneck": job.config.features == "bottleneck", "guidance": job.config.guided}
-            asked.append((conds, ComfyDenoiser(guider, extra_args, job.config.sigmas, **sees, on_call=on_call)))
+            sees = {"bottleneck": job.config.features == "bottleneck", "guidance": scale if job.config.guided else None}
+            return ComfyDenoiser(guider, extra_args, job.config.sigmas, **sees, on_call=on_call)
 
         def source(scale: float) -> Source:
+            asked = [(conds, denoiser_of(conds, scale)) for conds in prompts]
+
             def draw(rows: range) -> tuple[Sample, Denoiser]:
-                prompts = job.held_out_prompts if rows.start >= HELD_OUT else job.fitted_prompts
-                conds, denoiser = asked[prompts[rows.start % HELD_OUT // job.batch_size % len(prompts)]]
+                turns = job.held_out_prompts if rows.start >= HELD_OUT else job.fitted_prompts
+                conds, denoiser = asked[turns[rows.start % HELD_OUT // job.batch_size % len(turns)]]
                 x = noisy(guider, rows, like, float(sigmas[0]), job.seed)
                 return x, Question(guider, conds, scale, denoiser)
 
@@ -280,10 +288,11 @@ class TrainSampler(comfy.samplers.Sampler):
         """The prompts as the model takes them, each with the negative one and without the others' areas."""
         if len(self.prompts) == 1:
             return [guider.conds]
-        originals = guider.original_conds
+        originals, inner = guider.original_conds, guider.inner_model
+        shapes = {"latent_shapes": inner.latent_shapes} if hasattr(inner, "latent_shapes") else {}  # newer ComfyUI
         return [
             comfy.samplers.process_conds(
-                guider.inner_model,
+                inner,
                 like,
                 {
                     kind: [dict(c) for c in originals[key]]
@@ -291,6 +300,7 @@ class TrainSampler(comfy.samplers.Sampler):
                 },
                 like.device,
                 seed=self.job.seed,
+                **shapes,
             )
             for name in prompt_names(len(self.prompts))
         ]

@@ -18,7 +18,7 @@ def plain_attention(_: Any, *arguments: Any, **options: Any) -> torch.Tensor:
 
 @contextmanager
 def marked_as_training() -> Iterator[None]:
-    """Newer ComfyUI reuses the buffers that weights are cast into, unless it knows that it is training."""
+    """Newer ComfyUI takes fused kernels, which autograd does not know, unless it is told that it is training."""
     management = comfy.model_management
     if not hasattr(management, "in_training"):
         yield

@@ -2,23 +2,31 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ..amed_core import PredictorConfig
+from ..amed_core.predictor import plain_text
 from . import timesteps
 
+FROM_IMAGES = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")  # predictions of models that are given a picture in place of noise
 ANOTHER_MODEL = ("family", "prediction", "latent_channels")  # nothing good can come of a difference in these
 LOOKED_INTO = 4  # patched weights; two LoRAs differ in all of them
+# Keys of wrappers, and of options, that change how a model is computed and not what it answers.
+KERNELS = ("torch.compile", "optimized_attention_override")
+LONGEST = 160  # characters of a list of names
 TRAIN_ONE = 'or train a predictor as things are now with "AMED Train Predictor"'
 ADVICE = {  # where to change back what differs
     "sigma_min": f"remove or undo the model sampling node, {TRAIN_ONE}",
     "sigma_max": f"remove or undo the model sampling node, {TRAIN_ONE}",
     "shift": f"set the shift back in the model sampling node, {TRAIN_ONE}",
+    "noise_scale": f"set the noise scale back, {TRAIN_ONE}",
+    "audio_shift": f"set the audio shift back, {TRAIN_ONE}",
     "loras": f"use the same LoRAs and strengths, {TRAIN_ONE}",
     "cfg_functions": f"use the same guidance nodes, {TRAIN_ONE}",
+    "patches": f"use the same nodes that patch the model, {TRAIN_ONE}",
 }
 
 
@@ -35,9 +43,12 @@ def fingerprint(model: Any) -> dict[str, str | int | float]:
         "timesteps": timesteps.describe(sampling),
         "loras": loras(model),
         "cfg_functions": cfg_functions(model.model_options),
+        "patches": patches(model),
+        "noise_scale": float(getattr(sampling, "noise_scale", 1.0)),
     }
-    if (shift := getattr(sampling, "shift", None)) is not None:
-        found["shift"] = float(shift)
+    for name in ("shift", "audio_shift"):
+        if (value := getattr(sampling, name, None)) is not None:
+            found[name] = float(value)
     return found
 
 
@@ -49,8 +60,12 @@ def prediction(sampling: Any) -> str:
 
 
 def loras(model: Any) -> str:
-    """A short digest of the weight patches on a MODEL: which weights, how strong, and a few of their values."""
-    if not model.patches:
+    """A short digest of the weight patches on a MODEL: which weights, how strong, and a few of their values.
+
+    LoRAs in bypass mode are no patches, but adapters that are injected while the model runs.
+    """
+    adapters = bypassed(model)
+    if not model.patches and not adapters:
         return "none"
     digest = hashlib.sha256()
     for n, key in enumerate(sorted(model.patches, key=str)):
@@ -58,7 +73,22 @@ def loras(model: Any) -> str:
             digest.update(f"{key} {strength} {strength_model}".encode())
             if n < LOOKED_INTO:
                 digest.update("".join(_leaves(patch)).encode())
-    return f"{len(model.patches)} weights, {digest.hexdigest()[:8]}"
+    for n, (key, adapter, strength) in enumerate(adapters):
+        digest.update(f"bypass {key} {strength}".encode())
+        if n < LOOKED_INTO:
+            digest.update("".join(_leaves(adapter)).encode())
+    return f"{len(model.patches) + len(adapters)} weights, {digest.hexdigest()[:8]}"
+
+
+def bypassed(model: Any) -> list[tuple[str, Any, float]]:
+    """The LoRA adapters that bypass a MODEL's weights: key, adapter and strength, as ComfyUI's injections hold them."""
+    found = []
+    for injections in model.injections.values():
+        for injection in injections:
+            for cell in getattr(injection.inject, "__closure__", None) or ():  # the manager of all adapters is in there
+                adapters = getattr(cell.cell_contents, "adapters", {})
+                found += [(key, adapter, strength) for key, (adapter, strength) in sorted(adapters.items())]
+    return found
 
 
 def _leaves(patch: Any) -> Iterator[str]:
@@ -73,10 +103,68 @@ def _leaves(patch: Any) -> Iterator[str]:
 
 def cfg_functions(model_options: Mapping[str, Any]) -> str:
     """The functions that change guidance (RescaleCFG and its like), by name."""
-    found = [model_options.get("sampler_cfg_function")]
+    found = [model_options.get("sampler_cfg_function"), model_options.get("sampler_calc_cond_batch_function")]
     found += model_options.get("sampler_pre_cfg_function", []) + model_options.get("sampler_post_cfg_function", [])
-    names = [getattr(f, "__qualname__", type(f).__name__) for f in found if f is not None]
-    return ", ".join(names) or "none"
+    return listed(name_of(f) for f in found if f is not None)
+
+
+def patches(model: Any) -> str:
+    """What else changes a MODEL's answers, by name: patches in its blocks, wrappers, injections, exchanged parts.
+
+    Guidance and weights have entries of their own, and kernels (attention, compilation) change no answer.
+    """
+    options = model.model_options
+    transformer = options.get("transformer_options", {})
+    found = [f"{place} {name_of(f)}" for place, functions in transformer.get("patches", {}).items() for f in functions]
+    found += [
+        f"{place} {name_of(f)}" for place, by in transformer.get("patches_replace", {}).items() for f in by.values()
+    ]
+    for wrappers in (model.wrappers, transformer.get("wrappers", {})):
+        for kind, by_key in wrappers.items():
+            found += [f"{kind} {name_of(f)}" for key, fs in by_key.items() if key not in KERNELS for f in fs]
+    if (function := options.get("model_function_wrapper")) is not None:
+        found.append(f"model_function {name_of(function)}")
+    found += [f"injection {key}" for key in model.injections if key != "bypass_lora"]
+    for name, part in model.object_patches.items():
+        # The model sampling has entries of its own, and a compiled model answers as it did.
+        if name not in ("model_sampling", "latent_format") and not hasattr(part, "_orig_mod"):
+            found.append(f"part {name}")
+    return listed(found)
+
+
+def name_of(function: Any) -> str:
+    """A function, or an object that is called like one, as a predictor file names it."""
+    wrapped = getattr(function, "func", function)  # functools.partial
+    return str(getattr(wrapped, "__qualname__", type(wrapped).__name__)).replace("<locals>.", "")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names, each once, as one text of plain characters; of many, the first and a digest of all."""
+    every = plain_text(", ".join(dict.fromkeys(names)), longest=None) or "none"
+    if len(every) <= LONGEST:
+        return every
+    return f"{every[:LONGEST]}... {hashlib.sha256(every.encode()).hexdigest()[:8]}"
+
+
+def on_several_gpus(model: Any) -> bool:
+    """Whether ComfyUI asks copies of a MODEL on other GPUs, too."""
+    return bool(model.get_additional_models_with_key("multigpu"))
+
+
+def refuse_unfit(model: Any) -> None:
+    """Raise ValueError for a MODEL that no sampler of ours suits, however it is trained."""
+    family = type(model.model.model_config).__name__
+    kinds = [c.__name__ for c in type(model.get_model_object("model_sampling")).__mro__ if c.__name__ in FROM_IMAGES]
+    if kinds:
+        raise ValueError(
+            f"{family} is of the kind {kinds[0]}: it starts from a picture and not from noise, so there is no "
+            "trajectory to learn. Use it with the sampler and steps that its makers name, without AMED nodes."
+        )
+    if getattr(model.model.diffusion_model, "time_r_in", None) is not None:
+        raise ValueError(
+            f"{family} is a MeanFlow model: it is told where a step ends and answers the mean slope up to there, so it "
+            "is distilled for few steps already. Use it with euler, without AMED nodes."
+        )
 
 
 def refuse_other_model(config: PredictorConfig, found: Mapping[str, Any]) -> None:
@@ -117,9 +205,17 @@ def scale(guider: Any) -> float | None:
     return float(text.removeprefix("cfg ")) if text.startswith("cfg ") and "," not in text else None
 
 
+def scale_of_plan(config: PredictorConfig, scale: float | None) -> float:
+    """The guidance scale whose plan a predictor of one scale, or of a range, follows at this one."""
+    if not config.guidances or scale is None:
+        return config.guidance
+    return min(max(scale, config.guidances[0]), config.guidances[-1])
+
+
 def guidance(guider: Any) -> str:
     """How strongly a guider guides; guiders with more than two prompts name all their strengths."""
-    strengths = {k: v for k, v in vars(guider).items() if k.startswith("cfg") and isinstance(v, (int, float))}
+    found = vars(guider).items()
+    strengths = {k: v for k, v in found if (k.startswith("cfg") or k.endswith("_cfg")) and isinstance(v, (int, float))}
     if len(strengths) > 1:  # a kind with its own strengths does not use the plain one
         strengths.pop("cfg", None)
     if (negative := getattr(guider, "neg_scale", None)) is not None:

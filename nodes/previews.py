@@ -1,15 +1,19 @@
 """Pictures of a fit: a preview while it runs, and a plot of what it learned."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import comfy.model_management
 import latent_preview
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..amed_core.report import Learned
+from .streams import packed_shapes, streams
 
 SHOWN = 4  # samples side by side
 SIDE = 128  # pixels of each at least
@@ -20,23 +24,43 @@ COLORS |= {"scale_time": (44, 160, 44), "newest": (31, 119, 180), "before": (214
 
 
 class Preview:
-    """The teacher's samples above the student's, from the same noise; None where ComfyUI cannot show latents."""
+    """The teacher's samples above the student's, from the same noise; None where ComfyUI cannot show latents.
+
+    Of packed latents it shows the first stream. A preview that fails is the last one, and ends no fit.
+    """
 
     def __init__(self, guider: Any, like: Tensor) -> None:
-        latent_format = guider.inner_model.latent_format
-        previewer = latent_preview.get_previewer(like.device, latent_format)
-        factors = getattr(latent_format, "latent_rgb_factors", None)
-        if previewer is None and factors is not None:
-            bias = getattr(latent_format, "latent_rgb_factors_bias", None)
-            previewer = latent_preview.Latent2RGBPreviewer(factors, bias)
-        self.previewer = previewer if like.ndim in (4, 5) else None
+        self.previewer: Any = None
+        self.first = packed_shapes(guider)[:1]
+        if (len(self.first[0]) if self.first else like.ndim) in (4, 5):
+            with self._harmless():
+                self.previewer = previewer_of(like.device, guider.inner_model.latent_format)
 
     def __call__(self, teacher: Tensor, student: Tensor) -> Image.Image | None:
         if self.previewer is None:
             return None
+        with self._harmless():
+            return self._sheet(teacher.detach(), student.detach())
+        return None
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Whatever goes wrong inside, a latent of an unusual shape or a lack of memory, is logged and is the end of it.
+
+        But for Cancel, which newer ComfyUI raises in the middle of any operation.
+        """
+        try:
+            yield
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            self.previewer = None
+            logging.warning(f"AMED: no preview of this model's latents, training goes on without ({error}).")
+
+    def _sheet(self, teacher: Tensor, student: Tensor) -> Image.Image:
         rows = [
             [self.previewer.decode_latent_to_preview(x[n : n + 1]) for n in range(min(SHOWN, len(x)))]
-            for x in (teacher.detach(), student.detach())
+            for x in (streams(latents, self.first)[0] for latents in (teacher, student))
         ]
         width, height = rows[0][0].size
         scale = max(1, math.ceil(SIDE / min(width, height)))
@@ -46,6 +70,17 @@ class Preview:
                 large = picture.convert("RGB").resize((scale * width, scale * height), Image.Resampling.BICUBIC)
                 sheet.paste(large, (x * scale * width, y * scale * height))
         return sheet
+
+
+def previewer_of(device: torch.device, latent_format: Any) -> Any:
+    """What turns latents into pictures: that of the user's settings, else that of the latents' colours, else None."""
+    previewer = latent_preview.get_previewer(device, latent_format)
+    factors = getattr(latent_format, "latent_rgb_factors", None)
+    if previewer is None and factors is not None:
+        names = ("latent_rgb_factors_bias", "latent_rgb_factors_reshape")  # newer latents are rearranged first
+        more = [getattr(latent_format, name) for name in names if hasattr(latent_format, name)]
+        previewer = latent_preview.Latent2RGBPreviewer(factors, *more)
+    return previewer
 
 
 def plot(report: Learned, title: str) -> Tensor:
@@ -82,7 +117,7 @@ def _panel(
     top, bottom = 74, HEIGHT - 10
     begin, end = left + MARGIN, left + WIDTH - 14
     values = [v for line in lines.values() for v in line if math.isfinite(v) and (v > 0 or not logarithmic)]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low, high = (min(values), max(values)) if values else (1.0, 1.0)
     if logarithmic:
         low, high = 0.8 * low, 1.25 * high
     else:
@@ -104,7 +139,7 @@ def _panel(
         draw.text((place(k) - 3 * len(label), bottom + 8), label, INK, font=font)
     for n, (name, line) in enumerate(lines.items()):
         color = COLORS[name]
-        points = [(place(k), height(value)) for k, value in enumerate(line)]
+        points = [(place(k), height(value)) for k, value in enumerate(line) if math.isfinite(value)]
         draw.line(points, color, width=2)
         for x, y in points:
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], color)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..amed_core import PredictorConfig
-from ..amed_core.calls import Run, call_sigmas, read
+from ..amed_core.calls import Run, all_plain, call_sigmas, read
 from ..amed_core.driver import NoMidpoint, Total, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
-from .bridge import ComfyDenoiser, guider_of, look, shows_guidance
-from .pairing import differences, fingerprint, refuse_other_model, scale
+from .bridge import ComfyDenoiser, guider_of, is_known, look, shows_guidance
+from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
 from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
 
 SCHEDULER = "amed"
@@ -55,25 +54,25 @@ def sample_amed(
     refuse_other_model(config, found)
     levels = sigmas.tolist()
     run = read(levels, config)
-    warn(_sentences(run, config, found, guider))
+    unplanned = _why_unplanned(run, config, guider)
+    warn([*_sentences(run, config, found, guider), *filter(None, [unplanned])])
 
     network = predictor.network
     if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
         network = copy.deepcopy(network).to(x.device)
-    blind = config.guided and run.own_grid and not shows_guidance(guider)
-    solver = config.build_solver() if blind else network.solver(run.sigmas, scale(guider))
-    planner = NoMidpoint() if blind else network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
+    if unplanned:
+        run = all_plain(levels)
+        solver, planner = config.build_solver(), NoMidpoint()
+    else:
+        solver = network.solver(run.sigmas, scale(guider))
+        planner = network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
     grid = torch.tensor(run.sigmas, dtype=torch.float64)
-    call, mask = count(), (extra_args or {}).get("denoise_mask")
+    mask = (extra_args or {}).get("denoise_mask")
     with tqdm(total=run.calls, disable=disable) as bar:
-
-        def report(x: Sample, sigma: Sigma, denoised: Sample) -> None:
-            if callback is not None:
-                callback({"x": x, "i": next(call), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-            bar.update()
-
+        report = Report(callback, bar, run.calls if levels[-1] == 0 else 0)
         sees = config.features == "bottleneck" and bool(run.planned)
-        shown = {"bottleneck": sees, "guidance": config.guided and run.own_grid and not blind}
+        adds = scale_of_plan(config, scale(guider)) if config.guided and run.own_grid and not unplanned else None
+        shown = {"bottleneck": sees, "guidance": adds}
         denoiser = ComfyDenoiser(model, extra_args or {}, levels, **shown, per_call=True, on_call=report)
         first = config.first if run.analytic_first_step else None
         answers: list[Total] = []
@@ -83,19 +82,64 @@ def sample_amed(
             if mask is not None and step.index == len(run.sigmas) - 2 and levels[-1] == 0:
                 x = torch.where(mask > 0, x, step.start.denoised)  # what is not to change is exact in the last answer
             del step  # its evaluations need not live through the next model call
+        report.finish(x)
     raise_if_not_finite(answers)
     return x
+
+
+class Report:
+    """Tells ComfyUI of every model call as it comes, but of the `last` one of a run to 0 with the finished sample.
+
+    That is what previews and `denoised_output` show at the end, and what a learned step makes of the last answer is
+    nearer to the truth than the answer itself.
+    """
+
+    def __init__(self, callback: Callable[[dict[str, Any]], None] | None, bar: Any, last: int) -> None:
+        self.callback = callback
+        self.bar = bar
+        self.last = last  # 0 if the run ends above 0
+        self.calls = 0
+        self.held: dict[str, Any] = {}
+
+    def __call__(self, x: Sample, sigma: Sigma, denoised: Sample) -> None:
+        told = {"x": x, "i": self.calls, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
+        self.calls += 1
+        if self.calls == self.last:
+            self.held = told
+        else:
+            self._tell(told)
+
+    def finish(self, x: Sample) -> None:
+        """The run is over, and this is its sample."""
+        if self.held:
+            self._tell({**self.held, "denoised": x})
+
+    def _tell(self, told: dict[str, Any]) -> None:
+        if self.callback is not None:
+            self.callback(told)
+        self.bar.update()
+
+
+def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None:
+    """Why no call of this run may be planned, as a sentence; None if it may."""
+    kind = type(guider).__name__
+    other = f'Use KSampler or CFGGuider with cfg {config.guidance:g}, or another sampler than an "amed" one.'
+    if not is_known(guider):
+        return (
+            f"another pack's code answers here in place of ComfyUI's own guider ({kind}), and may do more than answer: "
+            f"all calls are plain ones. {other}"
+        )
+    if config.guided and run.own_grid and not shows_guidance(guider):
+        return (
+            f"the predictor steps along what guidance adds, but this guider ({kind}) adds up its answers unseen: all "
+            f"calls are plain ones. {other}"
+        )
+    return None
 
 
 def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider: Any) -> list[str]:
     """What the user should know of a run before looking at its picture."""
     sentences = differences(config, found, guider)
-    if config.guided and run.own_grid and not shows_guidance(guider):
-        sentences.append(
-            "the predictor steps along what guidance adds, but this sampler's model has no two answers to show (cfg is "
-            "1, or the guider has more than two prompts): all calls are plain ones. Use KSampler or CFGGuider with "
-            f"cfg {config.guidance:g}, or another predictor."
-        )
     if not run.own_grid:
         what = f"plans {run.planned} of their intervals by interpolation" if run.planned else "plans none of them"
         sentences.append(

@@ -1,7 +1,9 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
 import hashlib
+import itertools
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ from ..amed_core.training import TEACHERS
 from .bridge import ComfyDenoiser
 from .fitting import Job, TrainSampler, duration, noisy, prompt_names
 from .gradients import without_inference_tensors
-from .pairing import fingerprint
+from .pairing import fingerprint, on_several_gpus, refuse_unfit
 from .previews import plot
 from .timesteps import with_interpolated_timesteps
 from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, settings, tell
@@ -42,6 +44,7 @@ PER_INTERVAL, END_TO_END = "per interval", "end to end"
 FINITE = "finite difference"
 FOLDER = "amed_training"  # in the user's folder: states of fits that were stopped
 CFG_POINTS = 3  # guidance scales of a range
+CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
 ADVANCED = (
     *("batch_size", "learning_rate", "scheduler", "rho", "scale_dir", "scale_time", "teacher", "teacher_points"),
     *("features", "objective", "gradient", "held_out", "epochs", "teacher_calls"),
@@ -57,6 +60,31 @@ def empty(like: Any, batch: int) -> Any:
     if like.is_nested:
         return type(like)([torch.zeros(batch, *part.shape[1:]) for part in like.unbind()])
     return torch.zeros(batch, *like.shape[1:])
+
+
+def sized_for(model: Any, latent: Mapping[str, Any]) -> Any:
+    """The latent as the samplers of this ComfyUI will see it: of the MODEL's channels, and where empty latents say for
+    which ratio they were made, of the size of the MODEL's own.
+    """
+    ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # newer ComfyUI; so it spells them
+    said = {name: latent[name] for name in ratios if latent.get(name) is not None}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **said)
+
+
+def without_caches(model: Any) -> Any:
+    """A clone of a MODEL that is asked at every call; itself if no cache answers for it.
+
+    EasyCache and LazyCache expect one run from high noise to low, and training makes many.
+    """
+    keys = [key for key in CACHES if any(key in kinds for kinds in model.wrappers.values())]
+    if not keys:
+        return model
+    clone = model.clone()
+    clone.model_options["transformer_options"].pop("easycache", None)
+    for kind, key in itertools.product(list(clone.wrappers), keys):
+        clone.remove_wrappers_with_key(kind, key)
+    logging.info(f"AMED: training asks the model itself, without {' and '.join(keys)}.")
+    return clone
 
 
 def student_config(model: Any, name: str, calls: int, *, published: bool = False, **overrides: Any) -> PredictorConfig:
@@ -483,8 +511,14 @@ def encoded(clip: Any, text: str) -> list[Any]:
 def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
     """Do what the node was asked."""
     begin = time.monotonic()
-    model = with_interpolated_timesteps(asked.model)
-    latent = comfy.sample.fix_empty_latent_channels(model, asked.latent_image["samples"])
+    refuse_unfit(asked.model)
+    model = without_caches(with_interpolated_timesteps(asked.model))
+    if asked.gradient == "reverse" and on_several_gpus(model):
+        raise ValueError(
+            "Autograd does not reach the copies of a model that MultiGPU CFG Split asks. Set gradient to "
+            '"finite difference" in "AMED Train Predictor", or connect the model before the MultiGPU node.'
+        )
+    latent = sized_for(model, asked.latent_image)
     # ComfyUI runs nodes in inference mode, where nothing can be trained.
     with torch.inference_mode(False), torch.no_grad():
         guider = comfy.samplers.CFGGuider(model)

@@ -1,5 +1,6 @@
 """What travels between our nodes."""
 
+import html
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -98,7 +99,8 @@ def warn(sentences: Sequence[str]) -> None:
 
 
 def _show(text: str, node_id: str) -> None:
+    """The one place through which texts reach a browser, which takes them for HTML."""
     running = sys.modules.get("server")  # absent where ComfyUI is only a library
     server = getattr(getattr(running, "PromptServer", None), "instance", None)
     if server is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(html.escape(text, quote=False), node_id)

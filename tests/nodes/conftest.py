@@ -17,14 +17,21 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for `comfyui` and `graphs`
 from comfyui import COMFYUI, PACK, WHY_NOT, load_pack
+from families import SPECS, here
 
 START_SECONDS, RUN_SECONDS = 180, 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lacking = set(SPECS) - set(here())
     for item in items:
-        if Path(item.fspath).parent == Path(__file__).parent and COMFYUI is None:
+        if Path(item.fspath).parent != Path(__file__).parent:
+            continue
+        if COMFYUI is None:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+            if isinstance(value, str) and value in lacking:
+                item.add_marker(pytest.mark.skip(reason=f"this ComfyUI has no {SPECS[value].kind}"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Ten of ComfyUI's own model families at toy size: the real classes, seeded random weights, no files."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from comfyui import COMFYUI
 
 
 def _unet(**changes: Any) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def _flux(guidance_embed: bool) -> dict[str, Any]:
         "theta": 10000,
         "qkv_bias": True,
         "guidance_embed": guidance_embed,
+        "txt_ids_dims": [],
     }
 
 
@@ -101,7 +104,14 @@ _QWEN = {
     "joint_attention_dim": 32,
     "axes_dims_rope": (8, 28, 28),
 }
-_AUDIO = {"audio_model": "dit1.0", "io_channels": 64, "embed_dim": 64, "depth": 1, "num_heads": 1}
+_AUDIO = {
+    "audio_model": "dit1.0",
+    "io_channels": 64,
+    "embed_dim": 64,
+    "depth": 1,
+    "num_heads": 1,
+    "project_cond_tokens": True,
+}
 _WIDE = {"use_linear_in_transformer": True, "model_channels": 64}
 
 
@@ -138,6 +148,15 @@ SPECS = {
 UNETS = ("sd15", "sd2_v", "sdxl")
 
 
+def here() -> list[str]:
+    """The families that the found ComfyUI has."""
+    if COMFYUI is None:
+        return []
+    text = (COMFYUI / "comfy" / "supported_models.py").read_text(encoding="utf-8")
+    classes = re.findall(r"^class (\w+)", text, re.MULTILINE)
+    return [name for name, spec in SPECS.items() if spec.kind in classes]
+
+
 @dataclass(frozen=True)
 class Family:
     """A loaded toy model, with two prompts and an empty latent."""
@@ -163,7 +182,7 @@ def make(
     import comfy.supported_models  # noqa: PLC0415
 
     spec = SPECS[name]
-    config = getattr(comfy.supported_models, spec.kind)({**spec.config, **changes})
+    config = getattr(comfy.supported_models, spec.kind)(_known(spec.config | changes))
     config.set_inference_dtype(dtype, None)
     if name == "sd2_v":
         config.model_type = lambda state_dict, prefix="": comfy.model_base.ModelType.V_PREDICTION
@@ -173,6 +192,16 @@ def make(
     patcher = comfy.model_patcher.ModelPatcher(model, mm.get_torch_device(), mm.unet_offload_device())
     latent = {"samples": torch.zeros(batch, *(shape or spec.shape))}
     return Family(patcher, prompt(name, 1), prompt(name, 2), latent)
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
+    """A network's settings without those that its class does not have yet; there ComfyUI does not set them either."""
+    if not config.get("image_model", "").startswith("flux"):
+        return config
+    from comfy.ldm.flux.model import FluxParams  # noqa: PLC0415
+
+    newer = {"txt_ids_dims"} - FluxParams.__dataclass_fields__.keys()
+    return {key: value for key, value in config.items() if key not in newer}
 
 
 def prompt(name: str, seed: int, tokens: int = 8) -> Any:

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 import torch
 from families import SPECS, UNETS, Family, make, prompt
-from toys import apply, guided, inside, k_sample, predictor, seen
+from stock import stock
+from toys import apply, dual_cfg, guided, inside, k_sample, predictor, seen
 
 from amed_core import evaluate
 from amed_core.predictor import look_at_latent, pool
 
 
 def basic(family: Family, model: Any = None) -> Any:
-    from comfy_extras.nodes_custom_sampler import BasicGuider  # noqa: PLC0415
-
-    return BasicGuider().get_guider(model or family.model, family.positive)[0]
+    return stock("BasicGuider", model=model or family.model, conditioning=family.positive)[0]
 
 
 def other_length(family: Family) -> Any:
@@ -27,33 +26,22 @@ def other_length(family: Family) -> Any:
 
 def dual(style: str) -> Callable[[Family], Any]:
     def make_guider(family: Family) -> Any:
-        from comfy_extras.nodes_custom_sampler import DualCFGGuider  # noqa: PLC0415
-
-        prompts = (family.positive, prompt("sd15", 4), family.negative)
-        return DualCFGGuider().get_guider(family.model, *prompts, 3.0, 2.0, style)[0]
+        return dual_cfg(family, prompt("sd15", 4), style=style)
 
     return make_guider
 
 
 def perp_neg(family: Family) -> Any:
-    from comfy_extras.nodes_perpneg import PerpNegGuider  # noqa: PLC0415
-
-    made = PerpNegGuider.execute(family.model, family.positive, family.negative, prompt("sd15", 4), 3.0, 1.0)
-    return made.args[0] if hasattr(made, "args") else made[0]
+    prompts = {"positive": family.positive, "negative": family.negative, "empty_conditioning": prompt("sd15", 4)}
+    return stock("PerpNegGuider", model=family.model, **prompts, cfg=3.0)[0]
 
 
 def perturbed(family: Family) -> Any:
-    from comfy_extras.nodes_pag import PerturbedAttentionGuidance  # noqa: PLC0415
-
-    made = PerturbedAttentionGuidance.execute(family.model, 3.0)
-    return guided(family, made.args[0] if hasattr(made, "args") else made[0])
+    return guided(family, stock("PerturbedAttentionGuidance", model=family.model, scale=3.0)[0])
 
 
 def self_attention(family: Family) -> Any:
-    from comfy_extras.nodes_sag import SelfAttentionGuidance  # noqa: PLC0415
-
-    made = SelfAttentionGuidance.execute(family.model, 0.5, 2.0)
-    return guided(family, made.args[0] if hasattr(made, "args") else made[0])
+    return guided(family, stock("SelfAttentionGuidance", model=family.model, scale=0.5, blur_sigma=2.0)[0])
 
 
 GUIDERS = {
@@ -122,9 +110,7 @@ def test_two_positive_prompts_are_averaged(pack: Any, sd15: Family) -> None:
 
 def test_a_prompt_for_an_area_is_seen_in_its_area(pack: Any, sd15: Family) -> None:
     """The area is cropped out for the model; the negative prompt still covers all."""
-    import nodes  # noqa: PLC0415
-
-    (left,) = nodes.ConditioningSetArea().append(sd15.positive, 64, 128, 0, 0, 1.0)
+    left = stock("ConditioningSetArea", conditioning=sd15.positive, width=64, height=128)[0]
     features = seen(pack, guided(sd15, positive=left), sd15)
     assert features.shape == (2, 8, 8)
     torch.testing.assert_close(features, seen(pack, guided(sd15, cfg=1.0, positive=left), sd15), rtol=1e-4, atol=1e-5)

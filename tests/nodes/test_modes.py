@@ -7,30 +7,28 @@ from typing import Any
 
 import pytest
 import torch
-from families import SPECS, Family, control_net, make, prompt
-from toys import apply, guided, inside, k_sample, predictor, seen, train
+from families import SPECS, Family, control_net, here, make, prompt
+from stock import stock
+from toys import apply, dual_cfg, guided, inside, k_sample, predictor, seen, train
 
 CFG = 3.0
-
-
-def first(made: Any) -> Any:
-    """The first output of a node of either kind."""
-    return made.args[0] if hasattr(made, "args") else made[0]
 
 
 def custom(
     pack: Any, family: Family, made: Any, guider: Any, sigmas: Any = None, latent: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What SamplerCustomAdvanced gives for seed 3: the sample, and the last denoised one."""
-    from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced  # noqa: PLC0415
-
     (sampler,) = pack.nodes.AMEDSampler.execute(made).args
     if sigmas is None:
         (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
-    noise = RandomNoise().get_noise(3)[0]
+    return advanced(stock("RandomNoise", noise_seed=3)[0], guider, sampler, sigmas, latent or family.latent)
+
+
+def advanced(noise: Any, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """SamplerCustomAdvanced."""
+    inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
     with torch.inference_mode():
-        given = latent or family.latent
-        drawn, denoised = SamplerCustomAdvanced().sample(noise, guider, sampler, sigmas, given)
+        drawn, denoised = stock("SamplerCustomAdvanced", **inputs).args
     return drawn["samples"], denoised["samples"]
 
 
@@ -84,14 +82,14 @@ def test_the_model_is_asked_as_often_as_steps_says_and_never_outside_its_levels(
 @pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "stable_audio"])
 @pytest.mark.parametrize("split", [2, 4])
 def test_two_halves_of_k_sampler_advanced_equal_one_go(pack: Any, name: str, split: int) -> None:
-    import nodes  # noqa: PLC0415
-
     family = make(name)
-    applied = apply(pack, family, predictor(pack, family, guidance=CFG))
+    settings: dict[str, Any] = {"model": apply(pack, family, predictor(pack, family, guidance=CFG)), "noise_seed": 3}
+    settings |= {"steps": 5, "cfg": CFG, "sampler_name": "amed", "scheduler": "amed"}
+    settings |= {"positive": family.positive, "negative": family.negative}
 
     def part(latent: Any, begin: int, end: int, noise: str, leftover: str) -> Any:
-        settings = (applied, noise, 3, 5, CFG, "amed", "amed", family.positive, family.negative, latent)
-        return nodes.KSamplerAdvanced().sample(*settings, begin, end, leftover)[0]
+        steps = {"start_at_step": begin, "end_at_step": end, "return_with_leftover_noise": leftover}
+        return stock("KSamplerAdvanced", **settings, **steps, add_noise=noise, latent_image=latent)[0]
 
     with torch.inference_mode():
         whole = part(family.latent, 0, 10000, "enable", "disable")["samples"]
@@ -101,49 +99,41 @@ def test_two_halves_of_k_sampler_advanced_equal_one_go(pack: Any, name: str, spl
 
 
 def test_sampler_custom_and_the_advanced_one_equal_k_sampler(pack: Any, sd15: Family) -> None:
-    from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: PLC0415
-
     made = predictor(pack, sd15, guidance=CFG)
     applied = apply(pack, sd15, made)
     expected = k_sample(sd15, applied, 5, CFG)
     (sampler,) = pack.nodes.AMEDSampler.execute(made).args
     (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
     with torch.inference_mode():
-        prompts = (sd15.positive, sd15.negative)
-        plain = SamplerCustom().sample(applied, True, 3, CFG, *prompts, sampler, sigmas, sd15.latent)[0]["samples"]
-    advanced, denoised = custom(pack, sd15, made, guided(sd15, applied))
+        given = {"positive": sd15.positive, "negative": sd15.negative, "latent_image": sd15.latent}
+        how = {"noise_seed": 3, "cfg": CFG, "sampler": sampler, "sigmas": sigmas}
+        plain = stock("SamplerCustom", model=applied, **how, **given)[0]["samples"]
+    drawn, denoised = custom(pack, sd15, made, guided(sd15, applied))
     assert (plain == expected).all()
-    assert (advanced == expected).all()
+    assert (drawn == expected).all()
     torch.testing.assert_close(denoised, expected), "the plain last call's answer is the sample"
 
 
 def test_split_sigmas_equal_the_whole(pack: Any, flux: Family) -> None:
-    from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvanced, SplitSigmas  # noqa: PLC0415
-
     made = predictor(pack, flux, guidance=CFG)
     (sigmas,) = pack.nodes.AMEDScheduler.execute(made, 1.0).args
-    high, low = SplitSigmas().get_sigmas(sigmas, 2)
+    high, low = stock("SplitSigmas", sigmas=sigmas, step=2).args
     whole, _ = custom(pack, flux, made, guided(flux), sigmas)
     half, _ = custom(pack, flux, made, guided(flux), high)
     (sampler,) = pack.nodes.AMEDSampler.execute(made).args
-    no_noise = DisableNoise().get_noise()[0]
-    with torch.inference_mode():
-        rest = SamplerCustomAdvanced().sample(no_noise, guided(flux), sampler, low, {"samples": half})[0]["samples"]
+    rest, _ = advanced(stock("DisableNoise")[0], guided(flux), sampler, low, {"samples": half})
     torch.testing.assert_close(rest, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["Basic", "DualCFG", "PerpNeg"])
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
 def test_other_guiders(pack: Any, name: str, kind: str) -> None:
-    from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider  # noqa: PLC0415
-    from comfy_extras.nodes_perpneg import PerpNegGuider  # noqa: PLC0415
-
     family, other = make(name), prompt(name, 4)
-    prompts = (family.positive, other, family.negative)
+    prompts = {"positive": family.positive, "negative": family.negative, "empty_conditioning": other}
     guider = {
-        "Basic": lambda: first(BasicGuider().get_guider(family.model, family.positive)),
-        "DualCFG": lambda: first(DualCFGGuider().get_guider(family.model, *prompts, 2.0, 1.5, "regular")),
-        "PerpNeg": lambda: first(PerpNegGuider.execute(family.model, *prompts[::2], other, 2.0, 1.0)),
+        "Basic": lambda: stock("BasicGuider", model=family.model, conditioning=family.positive)[0],
+        "DualCFG": lambda: dual_cfg(family, other, cfg_conds=2.0, cfg_cond2_negative=1.5),
+        "PerpNeg": lambda: stock("PerpNegGuider", model=family.model, **prompts, cfg=2.0)[0],
     }[kind]()
     drawn, _ = custom(pack, family, predictor(pack, family), guider)
     assert drawn.isfinite().all()
@@ -187,9 +177,7 @@ def test_an_inpainting_mask_leaves_the_rest_as_it_was(pack: Any, name: str) -> N
 
 def test_differential_diffusion(pack: Any, sd15: Family) -> None:
     """It looks timesteps up, for a mask that changes from call to call."""
-    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion  # noqa: PLC0415
-
-    applied = first(DifferentialDiffusion.execute(apply(pack, sd15, predictor(pack, sd15, guidance=CFG)), 1.0))
+    applied = stock("DifferentialDiffusion", model=apply(pack, sd15, predictor(pack, sd15, guidance=CFG)))[0]
     image = torch.randn(sd15.latent["samples"].shape, generator=torch.Generator().manual_seed(7))
     mask = torch.linspace(0, 1, 16).expand(1, 1, 16, 16).contiguous()
     drawn = k_sample(sd15, applied, 5, CFG, latent=image, noise_mask=mask)
@@ -202,12 +190,10 @@ def test_differential_diffusion(pack: Any, sd15: Family) -> None:
 
 
 def test_control_net(pack: Any, sd15: Family) -> None:
-    import nodes  # noqa: PLC0415
-
     image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(8))
     applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
-    settings = (sd15.positive, sd15.negative, control_net(), image)
-    positive, negative = nodes.ControlNetApplyAdvanced().apply_controlnet(*settings, 1.0, 0.0, 1.0)
+    prompts = {"positive": sd15.positive, "negative": sd15.negative}
+    positive, negative = stock("ControlNetApplyAdvanced", **prompts, control_net=control_net(), image=image).args
     with_control = k_sample(sd15, applied, 5, CFG, positive=positive, negative=negative)
     assert with_control.isfinite().all()
     assert not torch.allclose(with_control, k_sample(sd15, applied, 5, CFG), rtol=1e-2)
@@ -250,18 +236,16 @@ def test_a_predictor_made_with_a_lora_knows_it_again(pack: Any, sd15: Family) ->
 
 
 def test_regional_and_scheduled_prompts(pack: Any, sd15: Family) -> None:
-    import nodes  # noqa: PLC0415
-
     applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
     other = prompt("sd15", 4)
     mask = torch.zeros(1, 128, 128)
     mask[:, :64] = 1
     ways = {
-        "area": nodes.ConditioningSetArea().append(other, 64, 128, 64, 0, 1.0)[0],
-        "mask": nodes.ConditioningSetMask().append(other, mask, "default", 1.0)[0],
-        "bounds": nodes.ConditioningSetMask().append(other, mask, "mask bounds", 1.0)[0],
-        "early": nodes.ConditioningSetTimestepRange().set_range(other, 0.0, 0.4)[0],
-        "late": nodes.ConditioningSetTimestepRange().set_range(other, 0.6, 1.0)[0],
+        "area": stock("ConditioningSetArea", conditioning=other, width=64, height=128, x=64)[0],
+        "mask": stock("ConditioningSetMask", conditioning=other, mask=mask)[0],
+        "bounds": stock("ConditioningSetMask", conditioning=other, mask=mask, set_cond_area="mask bounds")[0],
+        "early": stock("ConditioningSetTimestepRange", conditioning=other, end=0.4)[0],
+        "late": stock("ConditioningSetTimestepRange", conditioning=other, start=0.6)[0],
     }
     drawn = {way: k_sample(sd15, applied, 5, CFG, positive=sd15.positive + extra) for way, extra in ways.items()}
     drawn["none"] = k_sample(sd15, applied, 5, CFG)
@@ -272,9 +256,7 @@ def test_regional_and_scheduled_prompts(pack: Any, sd15: Family) -> None:
 
 def test_a_prompt_that_starts_late_is_not_asked_before(pack: Any, sd15: Family) -> None:
     """Where no positive prompt is active at all, ComfyUI answers 0, and we take that as it is."""
-    import nodes  # noqa: PLC0415
-
-    late = nodes.ConditioningSetTimestepRange().set_range(sd15.positive, 0.5, 1.0)[0]
+    late = stock("ConditioningSetTimestepRange", conditioning=sd15.positive, start=0.5)[0]
     applied = apply(pack, sd15, predictor(pack, sd15, guidance=CFG))
     assert k_sample(sd15, applied, 5, CFG, positive=late).isfinite().all()
 
@@ -299,42 +281,46 @@ def test_scheduled_loras_of_prompts(pack: Any, sd15: Family, way: str) -> None:
     assert not torch.allclose(drawn, k_sample(sd15, applied, 5, CFG), rtol=1e-2)
 
 
+def windowed(family: Family, schedule: str) -> Any:
+    """The MODEL asked in windows of 5 of its frames, which overlap by 2."""
+    size = {"context_length": 5, "context_overlap": 2, "dim": 2}
+    return stock("ContextWindowsManual", model=family.model, **size, context_schedule=schedule)[0]
+
+
 @pytest.mark.parametrize("schedule", ["standard_static", "standard_uniform", "looped_uniform"])
 def test_context_windows_follow_the_predictors_midpoints(pack: Any, schedule: str) -> None:
     """They look the asked level up in the run's levels, where midpoints were never written."""
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode  # noqa: PLC0415
-
     family = make("wan21", batch=1, shape=(16, 9, 8, 8))
-    windowed = first(ContextWindowsManualNode.execute(family.model, 5, 2, schedule, 1, False, "pyramid", 2))
-    drawn = k_sample(family, apply(pack, family, predictor(pack, family, guidance=CFG), windowed), 5, CFG)
+    applied = apply(pack, family, predictor(pack, family, guidance=CFG), windowed(family, schedule))
+    drawn = k_sample(family, applied, 5, CFG)
     assert drawn.isfinite().all()
     assert drawn.shape == family.latent["samples"].shape
 
 
 def test_training_in_context_windows(pack: Any) -> None:
     """The teacher asks between the grid's levels, too."""
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode  # noqa: PLC0415
-
     family = make("wan21", batch=1, shape=(16, 9, 8, 8))
-    windowed = first(ContextWindowsManualNode.execute(family.model, 5, 2, "standard_static", 1, False, "pyramid", 2))
-    made = trained(pack, family, windowed, trajectories=2, batch_size=1)
+    made = trained(pack, family, windowed(family, "standard_static"), trajectories=2, batch_size=1)
     assert made.network.config.features == "latent"
 
 
 # Model sampling nodes
 
 
-def sampling_nodes() -> dict[str, Callable[[Any], Any]]:
-    from comfy_extras import nodes_model_advanced as advanced  # noqa: PLC0415
+SAMPLING_NODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ModelSamplingSD3": ("ModelSamplingSD3", {"shift": 6.0}),
+    "ModelSamplingFlux": ("ModelSamplingFlux", {"max_shift": 1.3, "base_shift": 0.6, "width": 128, "height": 128}),
+    "v-prediction": ("ModelSamplingDiscrete", {"sampling": "v_prediction"}),
+    "zero SNR": ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": True}),
+    "ContinuousEDM": ("ModelSamplingContinuousEDM", {"sampling": "eps", "sigma_max": 80.0, "sigma_min": 0.02}),
+    "RescaleCFG": ("RescaleCFG", {"multiplier": 0.7}),
+}
 
-    return {
-        "ModelSamplingSD3": lambda model: advanced.ModelSamplingSD3().patch(model, 6.0)[0],
-        "ModelSamplingFlux": lambda model: advanced.ModelSamplingFlux().patch(model, 1.3, 0.6, 128, 128)[0],
-        "v-prediction": lambda model: advanced.ModelSamplingDiscrete().patch(model, "v_prediction", False)[0],
-        "zero SNR": lambda model: advanced.ModelSamplingDiscrete().patch(model, "v_prediction", True)[0],
-        "ContinuousEDM": lambda model: advanced.ModelSamplingContinuousEDM().patch(model, "eps", 80.0, 0.02)[0],
-        "RescaleCFG": lambda model: advanced.RescaleCFG().patch(model, 0.7)[0],
-    }
+
+def changed_by(name: str, model: Any) -> Any:
+    """The MODEL after one of these nodes."""
+    kind, settings = SAMPLING_NODES[name]
+    return stock(kind, model=model, **settings)[0]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +337,7 @@ def sampling_nodes() -> dict[str, Callable[[Any], Any]]:
 def test_model_sampling_nodes_before_training(pack: Any, name: str, node: str) -> None:
     """A predictor is made for the model as the nodes before it have left it."""
     family = make(name)
-    changed = Family(sampling_nodes()[node](family.model), family.positive, family.negative, family.latent)
+    changed = Family(changed_by(node, family.model), family.positive, family.negative, family.latent)
     made = predictor(pack, changed, guidance=CFG)
     sampling = changed.model.get_model_object("model_sampling")
     assert made.network.config.sigmas[0] == pytest.approx(float(sampling.sigma_max), rel=1e-3)
@@ -372,7 +358,7 @@ def test_model_sampling_nodes_after_training_are_warned_of(
 ) -> None:
     family = make(name)
     made = predictor(pack, family, guidance=CFG)
-    changed = sampling_nodes()[node](family.model)
+    changed = changed_by(node, family.model)
     assert k_sample(family, apply(pack, family, made, changed), 5, CFG).isfinite().all()
     assert words in caplog.text
     assert "AMED Train Predictor" in caplog.text
@@ -381,11 +367,11 @@ def test_model_sampling_nodes_after_training_are_warned_of(
 def test_another_prediction_type_is_refused(pack: Any) -> None:
     family = make("sd15")
     with pytest.raises(ValueError, match="prediction 'EPS', but the loaded model has 'V_PREDICTION'"):
-        apply(pack, family, predictor(pack, family), sampling_nodes()["v-prediction"](family.model))
+        apply(pack, family, predictor(pack, family), changed_by("v-prediction", family.model))
 
 
 def test_every_other_family_is_refused(pack: Any) -> None:
-    made = {name: (make(name), predictor(pack, make(name))) for name in SPECS}
+    made = {name: (make(name), predictor(pack, make(name))) for name in here()}
     for owner, (_, mine) in made.items():
         for name, (family, _) in made.items():
             if name == owner:
@@ -399,15 +385,11 @@ def test_every_other_family_is_refused(pack: Any) -> None:
 
 
 def test_another_guidance_is_warned_of(pack: Any, sd15: Family, caplog: pytest.LogCaptureFixture) -> None:
-    from comfy_extras.nodes_custom_sampler import DualCFGGuider  # noqa: PLC0415
-
     made = predictor(pack, sd15, guidance=CFG)
     k_sample(sd15, apply(pack, sd15, made), 5, 7.5)
     assert "guidance was cfg 3 when the predictor was made and is cfg 7.5 now" in caplog.text
     caplog.clear()
-    prompts = (sd15.positive, prompt("sd15", 4), sd15.negative)
-    applied = apply(pack, sd15, made)
-    custom(pack, sd15, made, first(DualCFGGuider().get_guider(applied, *prompts, 3.0, 2.0, "regular")))
+    custom(pack, sd15, made, dual_cfg(sd15, prompt("sd15", 4), apply(pack, sd15, made)))
     assert "is cfg1 3, cfg2 2 now" in caplog.text
 
 

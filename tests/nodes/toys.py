@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from families import SPECS, UNETS, Family
+from stock import stock
 
 from amed_core import AMEDPredictor, evaluate
 
@@ -60,6 +61,13 @@ def guided(family: Family, model: Any = None, cfg: float = 3.0, positive: Any = 
     guider.set_conds(positive or family.positive, negative or family.negative)
     guider.set_cfg(cfg)
     return guider
+
+
+def dual_cfg(family: Family, other: Any, model: Any = None, **changes: Any) -> Any:
+    """The guider of two positive prompts, with scales of its own for each."""
+    prompts = {"cond1": family.positive, "cond2": other, "negative": family.negative}
+    settings = {"cfg_conds": 3.0, "cfg_cond2_negative": 2.0} | changes
+    return stock("DualCFGGuider", model=model or family.model, **prompts, **settings)[0]
 
 
 def inside(guider: Any, family: Family, work: Any, sigmas: tuple[float, ...] = (0.7, 0.0), **more: Any) -> Any:
