@@ -319,6 +319,11 @@ class PicturesDenoiser:
         # Features are of the positive rows, as in the paper.
         return uncond + self.cfg * guidance, features[: len(x)], guidance
 
+    def images(self, samples: Sample) -> Tensor:
+        """Latents as pictures (batch, 3, 128, 128) in [-1, 1]."""
+        decoded: Tensor = self.model.vae.decode(samples)
+        return decoded
+
     def _denoised(self, x: Sample, levels: Tensor, context: Tensor) -> tuple[Sample, Tensor]:
         seen: list[Tensor] = []
 
