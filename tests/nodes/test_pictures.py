@@ -1,6 +1,7 @@
 """The text-to-picture model in ComfyUI: a checkpoint like any other to stock nodes and to ours."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 from toys import k_sample, train
 
-from amed_core import AMEDPredictor, sample
+from amed_core import AMEDPredictor, load_predictor, sample
 from amed_core.pictures import CHANNELS, FINGERPRINT, PIXELS, SHAPE, PicturesDenoiser
 from amed_core.predictor import pool
 
 CFG = 3.0
+SHIPPED = Path(__file__).parents[2] / "predictors"
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +246,16 @@ def test_the_default_student_trains_on_several_prompts(pack: Any, parts: Any) ->
     samples = drawn(parts, sampler="amed_multistep", model=applied, scheduler="amed")
     assert samples.shape == (1, *SHAPE)
     assert samples.isfinite().all()
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("pictures_*.safetensors")), ids=lambda file: file.stem)
+def test_shipped_predictors_load_apply_and_beat_euler(pack: Any, parts: Any, file: Path) -> None:
+    made = pack.nodes.values.Predictor(load_predictor(file))
+    config = made.network.config
+    (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
+    settings = {"latent_image": empty(128, 128, batch=4), "cfg": config.guidance}
+    slow = drawn(parts, steps=60, sampler="heun", **settings)
+    name = pack.nodes.values.sampler_name(made.network)
+    ours = drawn(parts, config.calls, name, model=applied, scheduler="amed", **settings)
+    stock = drawn(parts, config.calls, "euler", **settings)
+    assert (ours - slow).square().mean() < (stock - slow).square().mean()
