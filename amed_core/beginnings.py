@@ -49,7 +49,9 @@ class Beginning:
         self.starts = tuple(starts)
         shape = on.metered[0](range(1))[0].shape[1:]
         self.bands = shows_frequencies(shape) and "bands" not in without
-        self.channels = shape[0] if shows_frequencies(shape) and "first step" not in without else 0
+        # The second of two models must not be the first one that is asked.
+        without_call = shows_frequencies(shape) and "first step" not in without and not on.settings.switch_sigma
+        self.channels = shape[0] if without_call else 0
         self.tried: list[Start] = []  # all unlearned ones, once they were
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
 
@@ -82,7 +84,8 @@ class Beginning:
             kept += 2 * (calls + 1) * x.numel() * x.element_size()
             if kept > self.on.config.keep_bytes and any(self.on.fitted.batches()[n][0] == group for n in passed):
                 continue
-            passed[number] = path(denoiser, x, levels(low, high, calls, self.on.settings.flow))
+            grid = levels(low, high, calls, self.on.settings.flow)
+            passed[number] = path(denoiser, x, grid, self.on.settings.switch_sigma)
             self.on.fitted.targets[str(number)] = passed[number].end
         return passed
 
@@ -93,10 +96,11 @@ class Beginning:
         from the first level on and from where a first step without a call may lead.
         """
         total, flow, calls = self._products(paths), self.on.settings.flow, self.on.settings.calls
+        switch = {"switch_sigma": self.on.settings.switch_sigma}
         grids = {rule: searched(total, calls, rule, flow=flow) for rule in ONE_CALL}
         starts = list(self.starts)
         for rule, grid in grids.items():
-            starts += [start(f"{name} searched for {rule}", s, grid) for name, s in solvers(flow).items()]
+            starts += [start(f"{name} searched for {rule}", s, grid, **switch) for name, s in solvers(flow).items()]
         self.tried = starts
         quick = self._first_distances(starts, TRIED).log().mean(1)
         runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
@@ -107,7 +111,7 @@ class Beginning:
         for other in finalists[1:]:
             best = other if compared(other.distances, best.distances) < 1 else best
         worth = [best.table.config.sigmas, *(grids[rule] for rule in SOLVED_FOR)]
-        listed = [start("", Ipndm(ORDER), grid) for grid in worth]
+        listed = [start("", Ipndm(ORDER), grid, **switch) for grid in worth]
         for level in self._first_levels(total):
             self.gains[level] = self._first_gains(paths, level)
             grid = searched(below(total, level), calls, "weights", flow=flow)

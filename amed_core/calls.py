@@ -103,8 +103,9 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
             f"This predictor was made for {config.calls} model calls, but steps asks for {calls}. "
             f"Set steps to {config.calls}, or train a predictor for {calls} calls."
         )
-    if config.kind == "multistep":  # its weights are for slopes from the very beginning
-        begins = _same(levels, own[: calls + 1]) if calls <= config.calls else False
+    if config.kind == "multistep":  # its weights are for slopes from the beginning, of each of its models
+        pieces = [own[begin : begin + calls + 1] for begin in (0, config.switch)]
+        begins = any(len(piece) == calls + 1 and _same(levels, piece) for piece in pieces)
         return _group(levels, list(range(calls + 1)), analytic=False, own_grid=begins)
     own_boundaries = boundaries_of(config.calls, config.plain_last)
     for offset in range(len(own) - calls):

@@ -32,7 +32,15 @@ class Converged(Protocol):
     """A slow sampler from x at sigma_max to 0."""
 
     def __call__(
-        self, denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int, *, flow: bool = False
+        self,
+        denoiser: Denoiser,
+        x: Sample,
+        sigma_min: float,
+        sigma_max: float,
+        calls: int,
+        *,
+        flow: bool = False,
+        switch_sigma: float = 0.0,
     ) -> Sample: ...
 
 
@@ -79,8 +87,9 @@ class Goals:
             x, denoiser = self.sources[group](rows)
             target = self.targets.get(str(number))
             if target is None:
-                low, high = self.config.sigma_min, self.config.sigmas[0]
-                target = self.teacher.run(denoiser, x, low, high, self.teacher_calls, flow=self.config.flow).cpu()
+                ends = (self.config.sigma_min, self.config.sigmas[0])
+                flow, switch = self.config.flow, self.config.switch_sigma
+                target = self.teacher.run(denoiser, x, *ends, self.teacher_calls, flow=flow, switch_sigma=switch).cpu()
                 self.targets[str(number)] = target
             yield Goal(number, group, x, denoiser, target.to(x))
 

@@ -46,20 +46,22 @@ def least_squares(
     made.load_state_dict(table.state_dict())
     planner, runs = table.planner(), [Run(goal, path, goal.x) for goal, path in batches]
     for k in range(len(levels) - 1):
-        count = (k + 1) * (1 + config.guided) + 1
+        known = table.known(k)
+        count = len(known) * (1 + config.guided) + 1
         # Of every band, or of one that holds all: inner products of what is added up, and with where it should lead.
         sums = Sums.zeros(BANDS if config.spectral else 1, count)
         for run in runs:
             x, sigma = planner.carried(k, run.x, torch.tensor(levels[k]).to(run.x))
             run.history = (*run.history, evaluate(run.goal.denoiser, x, sigma, planner.told(k, sigma)))
             moved = (run.path.at(levels[k + 1])[0].to(x) - x) / (levels[k + 1] - float(sigma))
-            sums.add([*multistep_vectors(run.history, guided=config.guided), moved])
+            sums.add([*multistep_vectors(run.history[known.start :], guided=config.guided), moved])
         sums.products, sums.sizes = workers.sum(sums.products), workers.sum(sums.sizes)
         row = sums.solved(table.row(k), ridge)
-        made.weights[k, : k + 1], made.first[k] = row[: k + 1].to(made.weights), row[k + 1]
+        parts = torch.tensor_split(row, [len(known), len(known) + 1])
+        made.weights[k, known], made.first[k] = parts[0].to(made.weights), row[len(known)]
         if config.guided:
-            made.guided[k, : k + 1] = row[k + 2 :].to(made.weights)
-        weights, first, guided = (tuple(part.tolist()) for part in torch.tensor_split(row, [k + 1, k + 2]))
+            made.guided[k, known] = parts[2].to(made.weights)
+        weights, first, guided = (tuple(part.tolist()) for part in parts)
         spectral: tuple[Tensor, ...] = ()
         if config.spectral:
             apart = sums.solved_apart(row)
@@ -71,6 +73,7 @@ def least_squares(
             (*(0.0,) * k, *first),
             (*nothing, guided) if config.guided else (),
             (*(torch.empty(0),) * k, *spectral) if spectral else (),
+            config.switch,
         )
         for run in runs:
             run.x = solver.to_next(run.history, torch.tensor(levels[k + 1]).to(run.x), None, Stage(k + 1, k + 1))

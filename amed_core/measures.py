@@ -81,12 +81,21 @@ def converged_calls(calls: int) -> int:
 
 
 def converged(
-    denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int = 200, *, flow: bool = False
+    denoiser: Denoiser,
+    x: Sample,
+    sigma_min: float,
+    sigma_max: float,
+    calls: int = 200,
+    *,
+    flow: bool = False,
+    switch_sigma: float = 0.0,
 ) -> Sample:
     """The teacher that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
 
-    `x` is the noisy sample at sigma_max; the grid is `schedules.fine`.
+    `x` is the noisy sample at sigma_max; the grid is `schedules.fine`. No step remembers the one before, so that it
+    does not matter where a second model takes over (`switch_sigma`).
     """
+    del switch_sigma
     intervals = max(calls // 2, 1)
     sigmas = torch.cat([fine(intervals + 1, sigma_min, sigma_max, flow), torch.zeros(1, dtype=torch.float64)])
     return sample(denoiser, x, sigmas, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals})))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .driver import First, NoMidpoint, trajectory
 from .predictor import Look, PredictorConfig, at_guidance
-from .solvers import Multistep
+from .solvers import Multistep, restarted
 from .spectrum import BANDS, carried
 from .types import Evaluation, Planner, Sample, Sigma, Solver
 
@@ -27,7 +27,8 @@ TOLERANCE = 5e-3  # relative; grids arrive rounded to float32, or to half precis
 class Told(Planner):
     """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
 
-    With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`.
+    With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`. From interval `switch`
+    on, if it is not 0, a second model answers, and neither is told a level of the other's side of `switch_sigma`.
     """
 
     scales: tuple[float, ...]
@@ -35,6 +36,8 @@ class Told(Planner):
     highest: float
     first_sigma: float = 0.0
     gains: Tensor | None = None
+    switch: int = 0
+    switch_sigma: float = 0.0
 
     def updates(self, interval: int) -> Literal[1, 2]:
         return 1
@@ -43,8 +46,12 @@ class Told(Planner):
         del start, sigma_next, interval
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
-        scale = self.scales[interval]
-        return sigma if scale == 1 else (scale * sigma).clamp(self.lowest, self.highest)
+        scale, lowest, highest = self.scales[interval], self.lowest, self.highest
+        if self.switch and interval < self.switch:
+            lowest = max(lowest, self.switch_sigma)
+        elif self.switch:
+            highest = min(highest, self.switch_sigma * (1 - TOLERANCE))
+        return sigma if scale == 1 else (scale * sigma).clamp(lowest, highest)
 
     def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
         if interval or self.gains is None:
@@ -59,7 +66,8 @@ class MultistepTable(nn.Module):
     iPNDM's. A guided one has `guided`, as the weights, a spectral one `spectral` ([guidances,] intervals, vectors,
     BANDS), what weights differ by in each band, the vectors being slopes, the first denoised sample and guidance
     slopes; and one with a first step `gains` ([guidances,] channels, BANDS).
-    All hold for the grid they were fitted on, from its beginning. On other grids it is plain iPNDM.
+    All hold for the grid they were fitted on, from its beginning, or from where a second model takes over, whose steps
+    have no weights of what the first one answered. On other grids it is plain iPNDM.
     """
 
     guided: nn.Parameter
@@ -70,7 +78,7 @@ class MultistepTable(nn.Module):
         super().__init__()
         self.config = config
         asked_at = (config.first_sigma or config.sigmas[0], *config.sigmas[1:])
-        weights = torch.tensor(coefficients(config.build_solver(), asked_at)[1])
+        weights = torch.tensor(coefficients(restarted(config.build_solver(), config.switch), asked_at)[1])
         several = (len(config.guidances),) if config.guidances else ()
         self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
         self.first = nn.Parameter(torch.zeros(*several, config.intervals), requires_grad=False)
@@ -89,20 +97,25 @@ class MultistepTable(nn.Module):
         """All its numbers, by name."""
         return dict(self.named_parameters())
 
-    def is_own(self, sigmas: Sequence[float]) -> bool:
-        """Whether a grid is this table's own, or the beginning of it."""
-        own = self.config.sigmas[: len(sigmas)]
-        return all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(sigmas, own, strict=False)) and (
-            len(sigmas) <= len(self.config.sigmas)
-        )
+    def begins_at(self, sigmas: Sequence[float]) -> int | None:
+        """The interval of this table that a grid begins with: 0, or where a second model takes over; else None."""
+        for begin in dict.fromkeys((0, self.config.switch)):
+            own = self.config.sigmas[begin : begin + len(sigmas)]
+            if len(own) == len(sigmas) and all(
+                math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(sigmas, own, strict=True)
+            ):
+                return begin
+        return None
 
     def solver(self, sigmas: Sequence[float] = (), guidance: float | None = None) -> Solver:
-        """The learned update rule, on this table's own grid or the beginning of it; on others, iPNDM."""
-        if not self.is_own(sigmas):
+        """The learned update rule, on a piece of this table's own grid that it may begin with; on others, iPNDM."""
+        begin = self.begins_at(sigmas)
+        if begin is None:
             return self.config.build_solver()
         first = at_guidance(self.config, self.first, guidance).tolist()
-        guided = self._rows(self.guided, guidance) if self.config.guided else ()
-        return Multistep(self._rows(self.weights, guidance), tuple(first), guided, self._spectral(guidance))
+        guided = self._rows(self.guided, guidance)[begin:] if self.config.guided else ()
+        weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
+        return Multistep(weights, tuple(first[begin:]), guided, spectral, 0 if begin else self.config.switch)
 
     def _spectral(self, guidance: float | None) -> tuple[Tensor, ...]:
         """Of every interval, what the weights of the vectors that it knows differ by in each band."""
@@ -111,19 +124,23 @@ class MultistepTable(nn.Module):
         values = at_guidance(self.config, self.spectral, guidance).detach()
         return tuple(values[k, self.vectors(k)] for k in range(self.config.intervals))
 
+    def known(self, k: int) -> range:
+        """The intervals whose slopes interval k adds up."""
+        return known_to(k, self.config.switch)
+
     def row(self, k: int) -> Tensor:
         """The weights of interval k (vectors,) of one guidance scale, in the order of `solvers.multistep_vectors`."""
-        guided = [self.guided[k, : k + 1]] if self.config.guided else []
-        return torch.cat([self.weights[k, : k + 1], self.first[k : k + 1], *guided]).detach().double()
+        guided = [self.guided[k, self.known(k)]] if self.config.guided else []
+        return torch.cat([self.weights[k, self.known(k)], self.first[k : k + 1], *guided]).detach().double()
 
     def vectors(self, k: int) -> list[int]:
         """Which of the vectors of `spectral` interval k knows, in the order of `solvers.multistep_vectors`."""
-        n = self.config.intervals
-        return [*range(k + 1), n, *(range(n + 1, n + 2 + k) if self.config.guided else ())]
+        n, known = self.config.intervals, self.known(k)
+        return [*known, n, *((n + 1 + j for j in known) if self.config.guided else ())]
 
     def _rows(self, triangle: Tensor, guidance: float | None) -> tuple[tuple[float, ...], ...]:
         rows = at_guidance(self.config, triangle, guidance).tolist()
-        return tuple(tuple(row[: k + 1]) for k, row in enumerate(rows))
+        return tuple(tuple(row[j] for j in self.known(k)) for k, row in enumerate(rows))
 
     def planner(
         self,
@@ -134,12 +151,17 @@ class MultistepTable(nn.Module):
     ) -> Planner:
         """What the model is told along this table's own grid; on others, the levels themselves."""
         del plain, look
-        if not self.is_own(sigmas):
+        begin = self.begins_at(sigmas)
+        if begin is None:
             return NoMidpoint()
-        scales = tuple(at_guidance(self.config, self.scale_time, guidance).tolist())
+        scales = tuple(at_guidance(self.config, self.scale_time, guidance).tolist())[begin:]
         highest = max(self.config.sigma_max, self.config.sigmas[0])
         gains = at_guidance(self.config, self.gains, guidance).detach() if self.config.first_sigma else None
-        return Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
+        told = Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
+        if not self.config.switch:
+            return told
+        # A run of the second model alone has no first one.
+        return replace(told, switch=self.config.switch - begin or -1, switch_sigma=self.config.switch_sigma)
 
     def alone(self) -> "list[MultistepTable]":
         """One table for each guidance scale: copies, whose numbers may be changed."""
@@ -149,6 +171,11 @@ class MultistepTable(nn.Module):
             for name, values in self.learned.items():
                 table.learned[name].copy_(values[number] if several else values)
         return tables
+
+
+def known_to(k: int, switch: int) -> range:
+    """The intervals whose slopes interval k adds up: all up to it, of the second model from where it takes over."""
+    return range(switch if k >= switch else 0, k + 1)
 
 
 def together(config: PredictorConfig, tables: "Sequence[MultistepTable]") -> MultistepTable:

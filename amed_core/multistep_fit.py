@@ -88,7 +88,6 @@ class MultistepFit:
         judged = Goals(metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
         self.on = TableRuns(settings, config, metered, fitted, judged, workers)
         self.beginning = Beginning(self.on, starts, without)
-        self.layout = layout(settings.intervals, guided=settings.guided)
         # What a state holds: the table under way, how it does, and the best so far.
         self.predictor = self.current = predictor
         self.start = ""
@@ -136,7 +135,9 @@ class MultistepFit:
     @property
     def _derivatives(self) -> int:
         """The model calls of a trajectory's expansion: for every number, those that come after it."""
-        return sum(self.settings.calls - number.interval - (number.kind != "scale_time") for number in self.layout)
+        # A second model only leaves numbers out.
+        numbers = layout(self.settings.intervals, guided=self.settings.guided)
+        return sum(self.settings.calls - number.interval - (number.kind != "scale_time") for number in numbers)
 
     @property
     def _each(self) -> int:
@@ -269,6 +270,7 @@ class MultistepFit:
             return
         runs = {goal.number: moved_to(self._runs[goal.number], goal.x.device) for goal in goals}
         last, tables = self.settings.calls - 1, self.current.alone()
+        known = self.current.known(last)
         for group, table in enumerate(tables):
             sums = Sums.zeros(BANDS, len(table.vectors(last)))
             for goal in goals:
@@ -276,7 +278,7 @@ class MultistepFit:
                     start = runs[goal.number][-1].start
                     slope = (goal.target - start.x) / -start.sigma
                     history = tuple(step.start for step in runs[goal.number])
-                    sums.add([*multistep_vectors(history, guided=self.settings.guided), slope])
+                    sums.add([*multistep_vectors(history[known.start :], guided=self.settings.guided), slope])
             sums.products, sums.sizes = self.workers.sum(sums.products), self.workers.sum(sums.sizes)
             table.spectral[last, table.vectors(last)] = sums.solved_apart(table.row(last)).to(table.spectral)
         polished, ends = together(self.current.config, tables), {}
@@ -320,7 +322,8 @@ class MultistepFit:
         steps = steps or self.on.run(goal, self.current)
         end, here = steps[-1].x, numbers_of(self.current)
         columns = []
-        for place, number in enumerate(self.layout):
+        config = self.current.config
+        for place, number in enumerate(layout(config.intervals, guided=config.guided, switch=config.switch)):
             step = -DIFFERENCE if number == Number("scale_time", 0) else DIFFERENCE  # the model knows nothing above
             changed = here.clone()
             changed[goal.group, place] += step

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .driver import NoMidpoint, trajectory
+from .predictor import switch_of
 from .schedules import fine
-from .solvers import Ipndm
-from .types import Denoiser, Sample, Step
+from .solvers import Ipndm, restarted
+from .types import Denoiser, Sample, Solver, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
@@ -57,14 +58,20 @@ def levels(sigma_min: float, sigma_max: float, calls: int, flow: bool) -> tuple[
     return (*fine(calls, sigma_min, sigma_max, flow).tolist(), 0.0)
 
 
+def teacher(grid: Sequence[float], switch_sigma: float = 0.0) -> Solver:
+    """The teacher on a grid; below `switch_sigma` a second model answers, and there it begins anew."""
+    return restarted(Ipndm(ORDER), switch_of(grid, switch_sigma))
+
+
 @torch.no_grad()
-def path(denoiser: Denoiser, x: Sample, grid: Sequence[float]) -> Path:
+def path(denoiser: Denoiser, x: Sample, grid: Sequence[float], switch_sigma: float = 0.0) -> Path:
     """Run the teacher on a grid from the noisy sample `x` at its first level, and keep all that it passes, on the CPU.
 
     The device holds no more than it does in sampling.
     """
     samples, slopes = [x.cpu()], []
-    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()):
+    solver = teacher(grid, switch_sigma)
+    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), solver, NoMidpoint()):
         samples.append(step.x.cpu())
         slopes.append(step.start.slope.cpu())
         del step
@@ -73,24 +80,35 @@ def path(denoiser: Denoiser, x: Sample, grid: Sequence[float]) -> Path:
 
 @torch.no_grad()
 def converged(
-    denoiser: Denoiser, x: Sample, sigma_min: float, sigma_max: float, calls: int, *, flow: bool = False
+    denoiser: Denoiser,
+    x: Sample,
+    sigma_min: float,
+    sigma_max: float,
+    calls: int,
+    *,
+    flow: bool = False,
+    switch_sigma: float = 0.0,
 ) -> Sample:
     """The teacher's samples alone, with the memory of sampling."""
-    grid = torch.tensor(levels(sigma_min, sigma_max, calls, flow), dtype=torch.float64)
-    for step in trajectory(denoiser, x, grid, Ipndm(ORDER), NoMidpoint()):
+    grid = levels(sigma_min, sigma_max, calls, flow)
+    solver = teacher(grid, switch_sigma)
+    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), solver, NoMidpoint()):
         x = step.x
     return x
 
 
 @torch.no_grad()
-def passed_at(denoiser: Denoiser, x: Sample, grid: Sequence[float], wanted: Sequence[float]) -> list[Sample]:
+def passed_at(
+    denoiser: Denoiser, x: Sample, grid: Sequence[float], wanted: Sequence[float], switch_sigma: float = 0.0
+) -> list[Sample]:
     """Where the teacher passes these levels, the largest first; of its way no more is held than its solver needs.
 
     The wanted levels end with the grid's last, 0, or lie above the one before it.
     """
     found: list[Sample] = []
     before: Step | None = None
-    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), Ipndm(ORDER), NoMidpoint()):
+    solver = teacher(grid, switch_sigma)
+    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), solver, NoMidpoint()):
         while (
             before is not None and len(found) < len(wanted) and wanted[len(found)] >= (1 - ROUNDING) * grid[step.index]
         ):

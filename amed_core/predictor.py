@@ -58,6 +58,9 @@ class PredictorConfig:
     channels: int = 0
     spectral: bool = False
     guided: bool = False
+    # Of a multistep table: the noise level below which a second model answers, maybe in a run of its own, so that its
+    # steps know nothing of what the first one answered; 0 if there is but one model.
+    switch_sigma: float = 0.0
     centred: bool = False  # the network's answers are corrections of a table that it carries
     guidance: float = 1.0  # the cfg scale it was trained at
     guidances: tuple[float, ...] = ()  # of a table that was fitted at several, rising; between them it interpolates
@@ -107,10 +110,22 @@ class PredictorConfig:
                 f"A first step without a call leads from {grid[0]} to a lower level, for samples of some channels, but "
                 f"found {self.first_sigma} and {self.channels}."
             )
-        if (self.first_sigma or self.spectral or self.guided) and self.kind != "multistep":
-            raise ValueError("Only a multistep predictor has a learned first step, or weights for bands and guidance.")
+        if (self.first_sigma or self.spectral or self.guided or self.switch_sigma) and self.kind != "multistep":
+            raise ValueError(
+                "Only a multistep predictor has a learned first step, weights for bands or guidance, or a second model."
+            )
+        if not 0 <= self.switch_sigma < grid[0] or (self.switch_sigma and self.first_sigma):
+            raise ValueError(
+                f"A second model takes over below {grid[0]}, after a first step that asks the first one, but found "
+                f"switch_sigma {self.switch_sigma} and first_sigma {self.first_sigma}."
+            )
         if self.first_sigma and self.first_sigma <= grid[1]:
             raise ValueError(f"The first step must not lead beyond the first interval, {grid[0]} to {grid[1]}.")
+
+    @property
+    def switch(self) -> int:
+        """The first interval that the second model begins; 0 if one model answers all calls."""
+        return switch_of(self.sigmas, self.switch_sigma)
 
     @property
     def intervals(self) -> int:
@@ -175,6 +190,12 @@ class PredictorConfig:
             return cls(**{**header, **lists, "model": plain_facts(header.get("model", {}))})
         except (KeyError, TypeError) as error:
             raise ValueError(f"its settings are incomplete or of the wrong type ({error})") from error
+
+
+def switch_of(sigmas: Sequence[float], switch_sigma: float) -> int:
+    """The first interval of a grid at whose start a second model answers, which is asked below a level; 0 if none."""
+    above = sum(sigma >= switch_sigma for sigma in sigmas[:-1])
+    return above if switch_sigma and above < len(sigmas) - 1 else 0
 
 
 def plain_text(text: str, longest: int | None = LONGEST_TEXT) -> str:

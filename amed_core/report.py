@@ -1,7 +1,7 @@
 """What a predictor does, interval by interval, on noise that it was not fitted on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -11,7 +11,7 @@ from .driver import FixedMidpoint, NoMidpoint, trajectory
 from .multistep import MultistepTable, Told
 from .paths import levels, passed_at
 from .predictor import Look
-from .solvers import Multistep
+from .solvers import Multistep, restarted
 from .table import COLUMNS, AnyPredictor
 from .types import Denoiser, Planner, Sample
 
@@ -31,6 +31,7 @@ class Learned:
     told: Sequence[float] = ()  # the noise level its model is told, relative to the true one
     guided: Sequence[Sequence[float]] = ()  # its weights of what guidance adds to those slopes
     first_sigma: float = 0.0  # where its first step leads to, without a model call
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # RMSE of each at the end; of the base, too
 
     def text(self) -> str:
         """A table to read."""
@@ -55,6 +56,8 @@ class Learned:
             else:
                 line += "   one plain call"
             lines.append(line)
+        for name, (error, base) in self.parts.items():
+            lines.append(f"{f'part {name}':36}{error:9.4f}{base:9.4f}, of the finished sample, each by itself")
         return "\n".join(lines)
 
 
@@ -68,20 +71,23 @@ def learned(
     look: Look | None = None,
     guidance: float | None = None,
     teacher_calls: int = 40,
+    parts: Callable[[Sample], Mapping[str, Tensor]] = lambda _: {},
 ) -> Learned:
     """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise `x`.
 
-    `x` is at the grid's first level.
+    `x` is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their own.
     """
     config = predictor.config
     fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)
-    truth = passed_at(denoiser, x, fine, config.sigmas[1:])
+    truth = passed_at(denoiser, x, fine, config.sigmas[1:], config.switch_sigma)
     plain = frozenset(range(config.planned, config.intervals))
     halves: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
     multistep = isinstance(predictor, MultistepTable)
-    base = (config.build_solver(), NoMidpoint() if multistep else halves)
+    base = (restarted(config.build_solver(), config.switch), NoMidpoint() if multistep else halves)
     fitted = (predictor.solver(guidance=guidance), predictor.planner(look=look, guidance=guidance))
     errors: list[list[float]] = []
+    apart: list[dict[str, float]] = []
+    ends = parts(truth[-1])
     plans: list[dict[str, Tensor]] = []
     for solver, planner in (base, fitted):
         grid = torch.tensor(config.sigmas, dtype=torch.float64)
@@ -92,7 +98,10 @@ def learned(
                 values = {column: torch.as_tensor(getattr(step.plan, column)).flatten() for column in COLUMNS}
                 plans.append({column: v.float().cpu().expand(len(x)) for column, v in values.items()})
         errors.append(distances)
-    made = Learned(name, base_name, config.sigmas, errors[1], errors[0], plans)
+        found = parts(step.x)
+        apart.append({name: float((found[name] - end).square().mean().sqrt()) for name, end in ends.items()})
+    both = {part: (apart[1][part], apart[0][part]) for part in ends}
+    made = Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, parts=both)
     if isinstance(fitted[0], Multistep):
         rows, data, guided = fitted[0].weights, fitted[0].first, fitted[0].guided
         made = replace(made, weights=rows, first=data, guided=guided, first_sigma=config.first_sigma)

@@ -191,6 +191,41 @@ class DpmSolverPP:
 
 
 @dataclass(frozen=True)
+class Restarted:
+    """A solver with one update per interval that forgets, at the start of interval `switch`, all that came before.
+
+    There another model answers, whose slopes do not go on from those of the first.
+    """
+
+    solver: Solver
+    switch: int
+
+    @property
+    def memory(self) -> int:
+        return self.solver.memory
+
+    @property
+    def multistep(self) -> bool:
+        return self.solver.multistep
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        del history, sigma, stage
+        raise ValueError("A solver that restarts has one update per interval: its planner must have no midpoints.")
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        since = stage.index - self.switch
+        if not self.switch or since <= 0:
+            return self.solver.to_next(history, sigma, plan, stage)
+        own = Stage(since, stage.count - self.switch, stage.to_zero)
+        return self.solver.to_next(history[-since:], sigma, plan, own)
+
+
+def restarted(solver: Solver, switch: int) -> Solver:
+    """The solver, or one that restarts at an interval."""
+    return Restarted(solver, switch) if switch else solver
+
+
+@dataclass(frozen=True)
 class Multistep:
     """A linear multistep method with weights of its own for every interval (Shaul et al. 2024: non-stationary solvers).
 
@@ -199,14 +234,16 @@ class Multistep:
     grid and v = 0. With the first denoised sample, which is the starting noise less its slope times its level,
     it is any linear combination of the starting noise and of what the model has answered. A guided model answers
     twice; u_kj guidance_slope_j, added in the same way, makes it any combination of all answers: u_kk changes the
-    guidance scale of a step, the others how the guidance of earlier steps goes on.
+    guidance scale of a step, the others how the guidance of earlier steps goes on. From interval `switch` on, if there
+    is a second model, the sums are of its own answers alone.
     """
 
-    weights: tuple[tuple[float, ...], ...]  # of interval k: k + 1, the oldest slope's first
+    weights: tuple[tuple[float, ...], ...]  # of interval k: of all slopes that it knows, the oldest's first
     first: tuple[float, ...] = ()  # v of every interval; none are zeros
     guided: tuple[tuple[float, ...], ...] = ()  # u, as the weights; none are zeros
     # What all these weights differ by in each band of frequency (vectors, BANDS), of every interval; none are zeros.
     spectral: tuple[Tensor, ...] = ()
+    switch: int = 0
     multistep: bool = True
 
     @property
@@ -221,7 +258,8 @@ class Multistep:
         del plan
         start, k = history[-1], stage.index - 1
         weights = (*self.weights[k], self.first[k] if self.first else 0.0, *(self.guided[k] if self.guided else ()))
-        vectors = multistep_vectors(history, guided=bool(self.guided))
+        known = history[self.switch :] if k >= self.switch else history
+        vectors = multistep_vectors(known, guided=bool(self.guided))
         weighted = [w * vector for w, vector in zip(weights, vectors, strict=True) if w]
         slope = sum(weighted[1:], weighted[0])
         if self.spectral:

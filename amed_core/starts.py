@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .driver import FixedMidpoint, NoMidpoint
 from .multistep import coefficients
+from .predictor import switch_of
 from .schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
-from .solvers import Dpm2, DpmSolverPP, Ipndm
+from .solvers import Dpm2, DpmSolverPP, Ipndm, restarted
 from .types import Solver
 
 SPACINGS: dict[str, tuple[Schedule, float]] = {name: (made, USUAL_RHO[name]) for name, made in SCHEDULES.items()}
@@ -54,20 +55,33 @@ def grids(
 
 
 def starts(
-    calls: int, sigma_min: float, sigma_max: float, *, flow: bool = False, table: Tensor | None = None
+    calls: int,
+    sigma_min: float,
+    sigma_max: float,
+    *,
+    flow: bool = False,
+    table: Tensor | None = None,
+    switch_sigma: float = 0.0,
 ) -> list[Start]:
-    """Every unlearned solver on every usual grid in `calls` model calls."""
+    """Every unlearned solver on every usual grid in `calls` model calls; they restart where a second model answers."""
     made = []
     for grid_name, grid in grids(calls, sigma_min, sigma_max, table):
-        made += [start(f"{name} {grid_name}", solver, grid) for name, solver in solvers(flow).items()]
-    if calls % 2 == 1:  # the last call is plain
+        listed = solvers(flow).items()
+        made += [start(f"{name} {grid_name}", solver, grid, switch_sigma=switch_sigma) for name, solver in listed]
+    if calls % 2 == 1 and not switch_sigma:  # the last call is plain; a switch may lie within two calls
         for grid_name, grid in grids(calls // 2 + 1, sigma_min, sigma_max, table):
             halves = FixedMidpoint(0.5, plain=frozenset({calls // 2}))
             made.append(Start(f"dpm_2 {grid_name}", *coefficients(Dpm2(), grid, halves)))
     return made
 
 
-def start(name: str, solver: Solver, grid: Sequence[float], first_sigma: float = 0.0) -> Start:
-    """A solver on a grid, with one call per interval; it may begin after a first step without a call."""
+def start(
+    name: str, solver: Solver, grid: Sequence[float], first_sigma: float = 0.0, switch_sigma: float = 0.0
+) -> Start:
+    """A solver on a grid, with one call per interval.
+
+    It may begin after a first step without a call, and restart where a second model answers.
+    """
+    solver = restarted(solver, switch_of(grid, switch_sigma))
     _, weights = coefficients(solver, (first_sigma or grid[0], *grid[1:]), NoMidpoint())
     return Start(name, tuple(grid), weights, first_sigma)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .multistep import MultistepTable
+from .multistep import MultistepTable, known_to
 
 Kind = Literal["weight", "guided", "first", "scale_time"]
 NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved end to end; in the last interval all, at no call
@@ -21,7 +21,7 @@ class Number:
     slope: int = 0  # of a weight, also of one of guidance
 
 
-def layout(intervals: int, *, guided: bool) -> list[Number]:
+def layout(intervals: int, *, guided: bool, switch: int = 0) -> list[Number]:
     """The numbers of a table at one guidance scale, but for its first step's gains, which stay as they are."""
     triangles: tuple[Kind, ...] = ("weight", "guided") if guided else ("weight",)
     vectors: tuple[Kind, ...] = ("first", "scale_time")
@@ -29,7 +29,7 @@ def layout(intervals: int, *, guided: bool) -> list[Number]:
         Number(kind, k, slope)
         for kind in triangles
         for k in range(intervals)
-        for slope in range(0 if k == intervals - 1 else max(0, k + 1 - NEWEST[kind]), k + 1)
+        for slope in known_to(k, switch)[0 if k == intervals - 1 else -NEWEST[kind] :]
     ]
     return weights + [Number(kind, k) for kind in vectors for k in range(intervals)]
 
@@ -62,7 +62,8 @@ def _values(table: MultistepTable) -> list[Tensor]:
 
 def _places(table: MultistepTable) -> list[list[int]]:
     """Where in those rows the layout's numbers are."""
-    n, numbers = table.config.intervals, layout(table.config.intervals, guided=table.config.guided)
+    config, n = table.config, table.config.intervals
+    numbers = layout(n, guided=config.guided, switch=config.switch)
     kinds = dict.fromkeys(number.kind for number in numbers)
     return [
         [number.interval * (n if kind in NEWEST else 1) + number.slope for number in numbers if number.kind == kind]

@@ -8,6 +8,7 @@ from .pictures_model import AMEDDemoCheckpoint
 from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
 from .training import AMEDTrainPredictor
+from .two_models import AMEDTwoModelsGuider
 
 
 class AMEDExtension(ComfyExtension):
@@ -21,6 +22,7 @@ class AMEDExtension(ComfyExtension):
             AMEDApplyPredictor,
             AMEDSampler,
             AMEDScheduler,
+            AMEDTwoModelsGuider,
         ]
 
 

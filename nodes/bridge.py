@@ -107,12 +107,12 @@ def is_known(guider: Any) -> bool:
 def shows_guidance(guider: Any) -> bool:
     """Whether this run's model calls show what guidance adds to them, which may be nothing.
 
-    Guiders with more than two prompts, and those of other packs, add up their answers unseen. ComfyUI's own for two
-    models asks the second one for the negative answer.
+    Guiders with more than two prompts, and those of other packs, add up their answers unseen.
     """
     kind = type(guider)
     plain = kind.predict_noise is comfy.samplers.CFGGuider.predict_noise
-    return (plain or kind.__name__ == "Guider_DualModel") and bool(guider.conds.get("negative"))
+    shows = plain or kind.__name__ in ("Guider_DualModel", "TwoModelsGuider")
+    return shows and bool(guider.original_conds.get("negative"))
 
 
 class ComfyDenoiser:

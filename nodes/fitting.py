@@ -29,6 +29,7 @@ from ..amed_core.types import Answer, Denoiser, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training
 from .previews import Preview
+from .streams import Balance, packed_shapes
 
 SAVED_EVERY = 60.0  # seconds between states, against a crash
 TOLD_EVERY = 1.0  # seconds between texts on the node
@@ -178,11 +179,12 @@ class TrainSampler(comfy.samplers.Sampler):
             if progress is not None and self.fit is not None:
                 progress.update(self.model_calls + self.fit.model_calls)
 
-        sources = self._sources(guider, sigmas, extra_args, like, on_call)
-        see = look(job.config, guider)
+        balance = Balance.of(packed_shapes(guider), like)
+        sources = self._sources(guider, sigmas, extra_args, like, on_call, balance)
+        see = balance.look(look(job.config, guider))
         saved = self._saved_state()
         stage = int(saved["stage"]) if saved else 0
-        preview = Preview(guider, like)
+        preview = Preview(guider, like, balance)
         table = getattr(guider.inner_model.model_sampling, "sigmas", None)
         for number, make in enumerate([self._table_fit, self._last_fit][job.table is None :]):
             fit = make(sources, see, like) if job.config.kind != "multistep" else self._multistep_fit(sources, table)
@@ -214,7 +216,7 @@ class TrainSampler(comfy.samplers.Sampler):
         metered = self.fit.metered if isinstance(self.fit, Trainer) else self.fit.metered[0]  # knows what fits
         x, denoiser = metered(range(HELD_OUT, HELD_OUT + min(REPORTED, job.batch_size)))
         names, calls = (job.config.solver, "base solver"), job.objective.teacher_calls
-        self.report = learned(*names, self.predictor, denoiser, x, see, job.scales[0], calls)
+        self.report = learned(*names, self.predictor, denoiser, x, see, job.scales[0], calls, balance.parts)
         job.state.unlink(missing_ok=True)
 
     def _steps(self, fit: Fit, stage: int, preview: Preview, progress: Progress) -> Iterator[Any]:
@@ -261,7 +263,7 @@ class TrainSampler(comfy.samplers.Sampler):
         return EndToEnd(TablePredictor(job.config).to(like.device), sources, job.objective, see)
 
     def _sources(
-        self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], like: Tensor, on_call: OnCall
+        self, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], like: Tensor, on_call: OnCall, balance: Balance
     ) -> list[Source]:
         """One per guidance scale. A batch of trajectories has one prompt, and its number says which."""
         job, prompts = self.job, self._processed(guider, like)
@@ -278,7 +280,7 @@ class TrainSampler(comfy.samplers.Sampler):
                 turns = job.held_out_prompts if rows.start >= HELD_OUT else job.fitted_prompts
                 conds, denoiser = asked[turns[rows.start % HELD_OUT // job.batch_size % len(turns)]]
                 x = noisy(guider, rows, like, float(sigmas[0]), job.seed)
-                return x, Question(guider, conds, scale, denoiser)
+                return balance.scaled(x), balance.denoiser(Question(guider, conds, scale, denoiser))
 
             return draw
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import comfy.samplers
 from torch import Tensor
 
 from ..amed_core import PredictorConfig
@@ -16,6 +17,8 @@ ANOTHER_MODEL = ("family", "prediction", "latent_channels")  # nothing good can 
 LOOKED_INTO = 4  # patched weights; two LoRAs differ in all of them
 # Keys of wrappers, and of options, that change how a model is computed and not what it answers.
 KERNELS = ("torch.compile", "optimized_attention_override")
+OF_LOW = "_low_noise"  # ends the names of facts of the second of two models
+LOOKED_AT = 8  # values of each weight of a checkpoint
 LONGEST = 160  # characters of a list of names
 TRAIN_ONE = 'or train a predictor as things are now with "AMED Train Predictor"'
 ADVICE = {  # where to change back what differs
@@ -78,6 +81,23 @@ def loras(model: Any) -> str:
         if n < LOOKED_INTO:
             digest.update("".join(_leaves(adapter)).encode())
     return f"{len(model.patches) + len(adapters)} weights, {digest.hexdigest()[:8]}"
+
+
+def checkpoint(model: Any) -> str:
+    """A digest of a MODEL's own weights: a few values of each, as they are without the patches on them.
+
+    Fine-tunes of one family differ in it, and what is loaded, where to, and how it is patched does not matter.
+    """
+    digest = hashlib.sha256()
+    for key, weight in model.model.diffusion_model.state_dict().items():
+        kept = model.backup.get(f"diffusion_model.{key}")  # the weight itself, while patches are in its place
+        try:
+            values = (weight if kept is None else kept.weight).detach().flatten()
+            shown = values[:: max(1, len(values) // LOOKED_AT)][:LOOKED_AT].float().tolist()
+        except (NotImplementedError, RuntimeError, TypeError):  # a packed kind of another pack's
+            shown = []
+        digest.update(f"{key} {tuple(weight.shape)} {shown}".encode())
+    return digest.hexdigest()[:16]
 
 
 def bypassed(model: Any) -> list[tuple[str, Any, float]]:
@@ -179,9 +199,14 @@ def refuse_other_model(config: PredictorConfig, found: Mapping[str, Any]) -> Non
         )
 
 
-def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any) -> list[str]:
-    """What is not as it was when the predictor was made, and what to do: one sentence each."""
+def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any, *, low: bool = False) -> list[str]:
+    """What is not as it was when the predictor was made, and what to do: one sentence each.
+
+    `low` says that the run is the second model's alone, of two.
+    """
     made_for = dict(config.model)
+    if low:
+        made_for |= {name.removesuffix(OF_LOW): value for name, value in made_for.items() if name.endswith(OF_LOW)}
     sentences = [
         f"{key} was {_shown(made_for[key])} when the predictor was made and is {_shown(found[key])} now: {advice}."
         for key, advice in ADVICE.items()
@@ -189,14 +214,30 @@ def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any) 
     ]
     found_scale, cfg = scale(guider), guidance(guider)
     if config.guidances:
-        low, high = config.guidances[0], config.guidances[-1]
-        made, right = f"cfg {low:g} to {high:g}", found_scale is not None and low <= found_scale <= high
+        least, most = config.guidances[0], config.guidances[-1]
+        made, right = f"cfg {least:g} to {most:g}", found_scale is not None and least <= found_scale <= most
     else:
-        made = f"cfg {config.guidance:g}"
+        made = str(made_for.get("guidance", f"cfg {config.guidance:g}"))
         right = cfg == made
     if not right:
         sentences.append(f"guidance was {made} when the predictor was made and is {cfg} now: set it back, {TRAIN_ONE}.")
     return sentences
+
+
+def models_beside(guider: Any) -> list[Any]:
+    """The MODELs that a guider asks besides its first: one for low noise, or one for the negative answer."""
+    found = (getattr(guider, name, None) for name in ("low", "uncond_model_patcher"))
+    return [model for model in found if model is not None]
+
+
+def of_guider(guider: Any) -> dict[str, str | int | float]:
+    """What a predictor remembers of the guider that it was made for, if that is another than CFGGuider."""
+    if type(guider) is comfy.samplers.CFGGuider:
+        return {}
+    found: dict[str, str | int | float] = {"guider": type(guider).__name__, "guidance": guidance(guider)}
+    if (low := getattr(guider, "low", None)) is not None:
+        found |= {f"{name}{OF_LOW}": value for name, value in fingerprint(low).items() if name in ADVICE}
+    return found
 
 
 def scale(guider: Any) -> float | None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..amed_core.report import Learned
-from .streams import packed_shapes, streams
+from .streams import Balance, streams
 
 SHOWN = 4  # samples side by side
 SIDE = 128  # pixels of each at least
@@ -29,10 +29,10 @@ class Preview:
     Of packed latents it shows the first stream. A preview that fails is the last one, and ends no fit.
     """
 
-    def __init__(self, guider: Any, like: Tensor) -> None:
+    def __init__(self, guider: Any, like: Tensor, balance: Balance) -> None:
         self.previewer: Any = None
-        self.first = packed_shapes(guider)[:1]
-        if (len(self.first[0]) if self.first else like.ndim) in (4, 5):
+        self.balance = balance
+        if (len(balance.shapes[0]) if balance.shapes else like.ndim) in (4, 5):
             with self._harmless():
                 self.previewer = previewer_of(like.device, guider.inner_model.latent_format)
 
@@ -60,7 +60,7 @@ class Preview:
     def _sheet(self, teacher: Tensor, student: Tensor) -> Image.Image:
         rows = [
             [self.previewer.decode_latent_to_preview(x[n : n + 1]) for n in range(min(SHOWN, len(x)))]
-            for x in (streams(latents, self.first)[0] for latents in (teacher, student))
+            for x in (streams(self.balance.unscaled(x), self.balance.shapes)[0] for x in (teacher, student))
         ]
         width, height = rows[0][0].size
         scale = max(1, math.ceil(SIDE / min(width, height)))

@@ -8,7 +8,7 @@ from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
 from ..amed_core.calls import call_sigmas
-from .pairing import fingerprint, refuse_other_model
+from .pairing import fingerprint, refuse_other_model, refuse_unfit
 from .sampling import sample_amed
 from .timesteps import interpolated
 from .values import ATTACHMENT, CATEGORY, Predictor, PredictorSocket
@@ -39,6 +39,7 @@ class AMEDApplyPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, predictor: Predictor) -> io.NodeOutput:
+        refuse_unfit(model)
         refuse_other_model(predictor.network.config, fingerprint(model))
         applied = model.clone()
         applied.set_attachments(ATTACHMENT, predictor)

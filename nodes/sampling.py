@@ -55,7 +55,8 @@ def sample_amed(
     levels = sigmas.tolist()
     run = read(levels, config)
     unplanned = _why_unplanned(run, config, guider)
-    warn([*_sentences(run, config, found, guider), *filter(None, [unplanned])])
+    second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
+    warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned])])
 
     network = predictor.network
     if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
@@ -137,9 +138,9 @@ def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None
     return None
 
 
-def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider: Any) -> list[str]:
+def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider: Any, second: bool) -> list[str]:
     """What the user should know of a run before looking at its picture."""
-    sentences = differences(config, found, guider)
+    sentences = differences(config, found, guider, low=second)
     if not run.own_grid:
         what = f"plans {run.planned} of their intervals by interpolation" if run.planned else "plans none of them"
         sentences.append(

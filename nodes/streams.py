@@ -1,10 +1,21 @@
-"""Packed latents: newer ComfyUI puts streams of several shapes, such as video with audio, into one flat sample."""
+"""Packed latents: newer ComfyUI puts streams of several shapes, such as video with audio, into one flat sample.
+
+A fit minimises mean squares over elements, and a video has many times those of its sound. So it runs on samples in
+which every stream is scaled to count alike, which changes no sampler: all that we fit are linear in samples and act on
+each element alone.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from ..amed_core.derivatives import directional
+from ..amed_core.predictor import Look
+from ..amed_core.types import Answer, Denoiser, Evaluation, Sample, Sigma
 
 Shapes = Sequence[Sequence[int]]  # of every stream, with the batch
 
@@ -28,3 +39,72 @@ def streams(packed: Tensor, shapes: Shapes) -> list[Tensor]:
         found.append(packed[..., begin : begin + size].reshape(len(packed), *shape[1:]))
         begin += size
     return found
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Scales the streams of packed samples to count alike; of other samples it changes nothing.
+
+    `factors` (1, 1, elements) are sqrt(elements / (streams * a stream's own elements)), so that their squares have the
+    mean 1; None for samples of one stream.
+    """
+
+    shapes: Shapes
+    factors: Tensor | None
+
+    @classmethod
+    def of(cls, shapes: Shapes, like: Tensor) -> "Balance":
+        """For samples like these."""
+        if not shapes:
+            return cls(shapes, None)
+        sizes = [math.prod(shape[1:]) for shape in shapes]
+        each = [torch.full((1, 1, size), math.sqrt(sum(sizes) / (len(sizes) * size))) for size in sizes]
+        return cls(shapes, torch.cat(each, -1).to(like))
+
+    def scaled(self, x: Sample) -> Sample:
+        """As a fit sees it."""
+        return x if self.factors is None else x * self.factors
+
+    def unscaled(self, x: Sample) -> Sample:
+        """The inverse."""
+        return x if self.factors is None else x / self.factors
+
+    def denoiser(self, inner: Denoiser) -> Denoiser:
+        """A model as a fit sees it."""
+        return inner if self.factors is None else Balanced(self, inner)
+
+    def look(self, see: Look) -> Look:
+        """What is looked at are the samples as they are."""
+
+        def unscaled(start: Evaluation) -> Tensor:
+            return see(replace(start, x=self.unscaled(start.x), denoised=self.unscaled(start.denoised)))
+
+        return see if self.factors is None else unscaled
+
+    def parts(self, x: Sample) -> dict[str, Tensor]:
+        """The streams of a scaled sample as they are, by their shapes; nothing if there is but one."""
+        return {
+            f"{number}: {' x '.join(map(str, shape[1:]))}": stream
+            for number, (shape, stream) in enumerate(
+                zip(self.shapes, streams(self.unscaled(x), self.shapes), strict=False), start=1
+            )
+        }
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """A model that is asked, and answers, in scaled samples."""
+
+    balance: Balance
+    inner: Any
+
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        denoised, features, guidance = self.inner(self.balance.unscaled(x), sigma)
+        scaled = self.balance.scaled
+        return scaled(denoised), features, None if guidance is None else scaled(guidance)
+
+    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
+        """The answer and its derivative."""
+        unscaled, scaled = self.balance.unscaled, self.balance.scaled
+        denoised, derivative = directional(self.inner, unscaled(x), sigma, unscaled(dx), dsigma)
+        return scaled(denoised), scaled(derivative)

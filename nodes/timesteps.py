@@ -29,13 +29,16 @@ def interpolated(model_sampling: Any) -> Any:
 
 
 def timestep(model_sampling: Any, sigma: Tensor) -> Tensor:
-    """The inverse of ComfyUI's own `model_sampling.sigma(timestep)`: fractional between two table entries."""
-    table = model_sampling.log_sigmas
-    log_sigma = sigma.to(table.device, table.dtype).log().flatten()
+    """The inverse of ComfyUI's own `model_sampling.sigma(timestep)`: fractional between two table entries.
+
+    The table goes to the levels' device. The other way round, every model call would wait for the GPU.
+    """
+    table = model_sampling.log_sigmas.to(sigma.device, non_blocking=True)
+    log_sigma = sigma.to(table.dtype).log().flatten()
     above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
     low, high = table[above - 1], table[above]
     fraction = ((log_sigma - low) / (high - low)).clamp(0, 1)
-    return (above - 1 + fraction).reshape(sigma.shape).to(sigma.device)
+    return (above - 1 + fraction).reshape(sigma.shape)
 
 
 def describe(model_sampling: Any) -> str:

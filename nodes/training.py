@@ -1,5 +1,6 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -31,12 +32,22 @@ from ..amed_core.schedules import SCHEDULES, SEARCHED
 from ..amed_core.states import outcome, verdict
 from ..amed_core.table import centred_config, table_config
 from ..amed_core.training import TEACHERS
-from .bridge import ComfyDenoiser
+from .bridge import ComfyDenoiser, shows_guidance
 from .fitting import Job, TrainSampler, duration, noisy, prompt_names
 from .gradients import without_inference_tensors
-from .pairing import fingerprint, on_several_gpus, refuse_unfit
+from .pairing import (
+    checkpoint,
+    fingerprint,
+    guidance,
+    models_beside,
+    of_guider,
+    on_several_gpus,
+    refuse_unfit,
+)
 from .previews import plot
+from .streams import Balance, packed_shapes
 from .timesteps import with_interpolated_timesteps
+from .two_models import TwoModelsGuider
 from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, settings, tell
 
 AUTO = "auto"  # the preset's choice for the sampler
@@ -69,6 +80,11 @@ def sized_for(model: Any, latent: Mapping[str, Any]) -> Any:
     ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # newer ComfyUI; so it spells them
     said = {name: latent[name] for name in ratios if latent.get(name) is not None}
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **said)
+
+
+def prepared(model: Any) -> Any:
+    """A MODEL as it is trained on: asked at every call, and between its timesteps."""
+    return without_caches(with_interpolated_timesteps(model))
 
 
 def without_caches(model: Any) -> Any:
@@ -141,7 +157,9 @@ def on_searched_grid(
 
     def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
         x = noisy(model_wrap, range(count), like, config.sigmas[0], seed)
-        return search(ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False), x, config)
+        balance = Balance.of(packed_shapes(model_wrap), like)
+        denoiser = ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False)
+        return search(balance.denoiser(denoiser), balance.scaled(x), config)
 
     found: PredictorConfig = inside(guider, empty(latent, count), seed, config.sigmas, work)
     return found
@@ -178,6 +196,33 @@ class Asked:
     held_out: int = 32
     epochs: int = 1
     teacher_calls: int = 0
+    guider: Any = None
+
+    def through_guider(self) -> "tuple[Asked, Any]":
+        """These inputs with the guider's model and cfg, and a copy of the guider to train through; None without one.
+
+        Raises ValueError for inputs that a guider leaves no room for.
+        """
+        if self.guider is None:
+            return self, None
+        if self.prompts.strip() or self.cfg_max:
+            raise ValueError(
+                "A guider brings its own prompts and cfg. Clear prompts and set cfg_max to 0, or disconnect guider, in "
+                '"AMED Train Predictor".'
+            )
+        guider = self.guider
+        if isinstance(guider, TwoModelsGuider):
+            made: Any = guider.replaced(prepared(guider.model_patcher), prepared(guider.low))
+        else:
+            made = copy.copy(guider)
+            made.model_patcher = prepared(guider.model_patcher)
+            made.model_options = made.model_patcher.model_options
+        if made.cfg is None or "positive" not in made.original_conds:
+            raise ValueError(
+                f"{type(guider).__name__} is no guider with a positive prompt. Connect one such as CFGGuider or "
+                '"AMED Two Models Guider" to guider of "AMED Train Predictor".'
+            )
+        return replace(self, model=made.model_patcher, cfg=float(made.cfg), guider=None), made
 
     @property
     def student(self) -> str:
@@ -438,6 +483,13 @@ def inputs() -> list[Any]:
             optional=True,
             tooltip="How often a network per interval sees the same noises; the teacher sees them once.",
         ),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip="The guider that you will sample with, if it is another than CFGGuider: for two models "
+            '("AMED Two Models Guider", DualModelGuider), or more than two prompts. It takes the place of model, '
+            "positive, negative and cfg.",
+        ),
         io.Int.Input(
             "teacher_calls",
             default=0,
@@ -511,8 +563,9 @@ def encoded(clip: Any, text: str) -> list[Any]:
 def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
     """Do what the node was asked."""
     begin = time.monotonic()
+    asked, given = asked.through_guider()
     refuse_unfit(asked.model)
-    model = without_caches(with_interpolated_timesteps(asked.model))
+    model = prepared(asked.model) if given is None else given.model_patcher
     if asked.gradient == "reverse" and on_several_gpus(model):
         raise ValueError(
             "Autograd does not reach the copies of a model that MultiGPU CFG Split asks. Set gradient to "
@@ -521,14 +574,21 @@ def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> i
     latent = sized_for(model, asked.latent_image)
     # ComfyUI runs nodes in inference mode, where nothing can be trained.
     with torch.inference_mode(False), torch.no_grad():
-        guider = comfy.samplers.CFGGuider(model)
-        prompts = {
-            name: without_inference_tensors(p) for name, p in zip(prompt_names(len(positives)), positives, strict=True)
-        }
-        guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
-        guider.set_cfg(asked.cfg)
-        rows = max(len(cond[0]) for prompt in prompts.values() for cond in prompt)
-        job = job_of(asked, model, guider, latent, digest([*prompts.values(), asked.negative]), len(positives), rows)
+        if given is None:
+            guider = comfy.samplers.CFGGuider(model)
+            named = dict(zip(prompt_names(len(positives)), positives, strict=True))
+            prompts = {name: without_inference_tensors(prompt) for name, prompt in named.items()}
+            guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
+            guider.set_cfg(asked.cfg)
+            rows = max(len(cond[0]) for prompt in prompts.values() for cond in prompt)
+            about = digest([*prompts.values(), asked.negative])
+        else:
+            guider, prompts, positives = given, {"positive": None}, positives[:1]
+            guider.original_conds = without_inference_tensors(guider.original_conds)
+            about = digest([guider.original_conds, type(guider).__qualname__, guidance(guider)])
+            tensors = [c.get("cross_attn") for c in guider.original_conds["positive"]]
+            rows = max((len(t) for t in tensors if t is not None), default=1)
+        job = job_of(asked, model, guider, latent, about, len(positives), rows)
         sampler = TrainSampler(job, list(prompts), partial(tell, node))
         with torch.enable_grad():
             noise, image = (empty(latent, job.batch_size) for _ in range(2))
@@ -569,7 +629,7 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
         trajectories = max(len(fitted) * batch, min(trajectories, most))
     scales = asked.scales
     if multistep:
-        config = multistep_config_of(model, asked)
+        config = multistep_config_of(model, asked, guider)
     else:
         features = "none" if table else chosen_features(asked, model, guider, latent)
         config = student_config(
@@ -581,6 +641,7 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
             guidance=asked.cfg,
             **asked.overrides,
         )
+        config = replace(config, model={**config.model, **of_guider(guider)})
     spent = 0
     if asked.scheduler == SEARCHED and not multistep:
         if asked.preset == PAPER:
@@ -625,7 +686,10 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
     few = replace(
         fitting, trajectories=max(min(trajectories, TABLE_TRAJECTORIES), len(fitted) * batch), gradient=FINITE
     )
-    about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, list(latent.shape), prompts]
+    shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
+    about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, shapes, prompts]
+    # Prompts and settings are alike for all fine-tunes of a family.
+    about += [checkpoint(one) for one in (model, *models_beside(guider))]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
     return Job(
@@ -643,9 +707,10 @@ def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, cou
     )
 
 
-def multistep_config_of(model: Any, asked: Asked) -> PredictorConfig:
-    """The settings of a multistep predictor for this MODEL."""
+def multistep_config_of(model: Any, asked: Asked, guider: Any) -> PredictorConfig:
+    """The settings of a multistep predictor for this MODEL under a guider."""
     sampling, scales = model.get_model_object("model_sampling"), asked.scales
+    one_answer = any(math.isclose(scale, 1.0) for scale in scales)  # at cfg 1
     return multistep_student(
         asked.steps,
         float(sampling.sigma_min),
@@ -653,8 +718,9 @@ def multistep_config_of(model: Any, asked: Asked) -> PredictorConfig:
         flow=isinstance(sampling, comfy.model_sampling.CONST),
         guidance=asked.cfg,
         guidances=scales if len(scales) > 1 else (),
-        guided=not any(math.isclose(scale, 1.0) for scale in scales),  # at cfg 1 there is but one answer
-        model=fingerprint(model),
+        guided=shows_guidance(guider) and not one_answer,
+        switch_sigma=getattr(guider, "switch_sigma", 0.0),
+        model=fingerprint(model) | of_guider(guider),
     )
 
 

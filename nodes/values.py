@@ -60,7 +60,8 @@ def describe(predictor: Predictor) -> str:
 def settings(predictor: Predictor) -> str:
     """What to set on KSampler for a predictor."""
     config = predictor.network.config
-    return f"sampler {sampler_name(predictor.network)}, scheduler amed, steps {config.calls}, cfg {_scales(config)}"
+    chosen = f"sampler {sampler_name(predictor.network)}, scheduler amed, steps {config.calls}, cfg {_scales(config)}"
+    return f"{chosen}, second model from step {config.switch}" if config.switch else chosen
 
 
 def _scales(config: PredictorConfig) -> str:

@@ -1,6 +1,7 @@
 """Files that load completely or not at all."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -161,3 +162,16 @@ def test_killed_at_any_moment_a_writer_leaves_the_old_file_or_the_new_one(tmp_pa
             time.sleep(delay)
             writer.kill()
         assert load_predictor(file).config.hidden in (2000, 2001)
+
+
+def test_texts_of_a_file_are_made_plain_and_odd_facts_are_refused(tmp_path: Path) -> None:
+    """What a file says of its model is shown in browsers: it holds no markup, however it was made."""
+    facts = {"family": "SDXL<img src=x onerror=alert(1)>", "loras": "none", "shift": 1.5, "patches": "x" * 5000}
+    path = tmp_path / "shared.safetensors"
+    save_predictor(AMEDPredictor(replace(CONFIG, model=facts)), path)
+    found = load_predictor(path).config.model
+    assert found == {"family": "SDXLimg srcx onerroralert(1)", "loras": "none", "shift": 1.5, "patches": "x" * 200}
+    for odd in ({"family": ["SDXL"]}, {"shift": math.inf}, {"<b>": 1.0}, {f"fact_{n}": 1.0 for n in range(100)}):
+        save_predictor(AMEDPredictor(replace(CONFIG, model=odd)), path)
+        with pytest.raises(PredictorFileError, match="model "):
+            load_predictor(path)

@@ -10,8 +10,9 @@ import torch
 from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
-from amed_core import multistep_fit
+from amed_core import multistep_fit, sample
 from amed_core.beginnings import Beginning
+from amed_core.calls import read
 from amed_core.end_to_end import FitConfig
 from amed_core.files import load_state, save_state
 from amed_core.multistep import MultistepTable
@@ -303,3 +304,33 @@ def test_tables_of_single_guidance_scales_are_copies(settings: PredictorConfig) 
     for single in table.alone():
         single.weights.add_(1.0)
         assert (table.weights - single.weights).abs().max() == 1.0
+
+
+def test_what_two_models_share_a_run_or_take_one_each_is_the_same() -> None:
+    """Below a level another model answers: no step of its own knows the first one's answers, so that its part of the
+    run may be a run of its own, and the whole is nearer to the teacher than every solver that restarts there.
+    """
+    switch = 2.0
+
+    def two(x: Tensor, sigma: Tensor) -> Tensor:
+        return mixture(x, sigma)[0] if float(sigma.max()) >= switch else 0.9 * mixture(x, sigma)[0] + 0.05
+
+    settings = replace(CONFIG, switch_sigma=switch, guidances=())
+    begin = starts(4, SIGMA_MIN, SIGMA_MAX, switch_sigma=switch)
+    fitting = fit(denoiser=two, settings=settings, begin=begin)
+    list(fitting.events())
+    summary, table = fitting.summary(), fitting.predictor
+    assert summary["error"] < 0.7 * summary["base_solver_error"]
+    sigmas, at = table.config.sigmas, table.config.switch
+    assert sigmas[at - 1] >= switch > sigmas[at]
+    assert (table.weights[at:, :at] == 0).all()
+
+    def run(x: Tensor, levels: tuple[float, ...]) -> Tensor:
+        grid = torch.tensor(levels, dtype=torch.float64)
+        return sample(two, x, grid, table.solver(levels), table.planner(levels))
+
+    x = gaussian(two, SHAPE, SIGMA_MAX)(range(HELD_OUT, HELD_OUT + 4))[0].double()
+    whole = run(x, sigmas)
+    torch.testing.assert_close(run(run(x, sigmas[: at + 1]), sigmas[at:]), whole, rtol=1e-12, atol=1e-12)
+    assert read(sigmas[at:], table.config).own_grid
+    assert not read(sigmas[at - 1 :], table.config).own_grid, "it begins with the first model's last call"

@@ -10,7 +10,7 @@ from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, nois
 from torch import Tensor
 
 from amed_core import Amed, Dpm2, DpmSolverPP, FixedMidpoint, Ipndm, NoMidpoint, logsnr, polynomial, sample, trajectory
-from amed_core.solvers import dynamic_threshold, solver
+from amed_core.solvers import dynamic_threshold, restarted, solver
 from amed_core.types import Evaluation, Planner, Solver, Stage, StepPlan
 
 NO, HALF, END = NoMidpoint(), FixedMidpoint(0.5), FixedMidpoint(1.0)
@@ -253,3 +253,13 @@ def test_the_flow_models_solver_converges_with_its_order() -> None:
             drawn = sample(model, x, lambdas.sigmoid(), rule, NO)
             errors.append(float((drawn - exact).abs().max()))
         assert slope_of(errors) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("way", [Ipndm(4), DpmSolverPP(3, lower_order_final=False), Ipndm(1)], ids=str)
+def test_a_solver_that_restarts_is_two_runs_of_it(way: Solver) -> None:
+    model, x = Gaussian(), noise(3, 1, 4, 4)
+    grid = torch.tensor([80.0, 20.0, 8.0, 3.0, 1.0, 0.3, 0.0], dtype=torch.float64)
+    parts = sample(model, sample(model, 80 * x, grid[:4], way, NoMidpoint()), grid[3:], way, NoMidpoint())
+    whole = sample(model, 80 * x, grid, restarted(way, 3), NoMidpoint())
+    torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
+    assert restarted(way, 0) is way

@@ -1,7 +1,9 @@
 """Graphs in ComfyUI's API format, built from stock nodes and ours."""
 
+from pathlib import Path
 from typing import Any
 
+PREDICTORS = Path(__file__).parents[2] / "predictors"
 Graph = dict[str, dict[str, Any]]
 
 

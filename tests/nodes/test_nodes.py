@@ -87,12 +87,12 @@ def test_features_are_those_of_the_positive_rows(pack: Any, demo: Any) -> None:
         guider.set_cfg(cfg)
         guider.sample(x, torch.zeros_like(x), Look(), torch.tensor([0.7, 0.0]), disable_pbar=True, seed=0)
         expected = DigitsDenoiser().for_rows(range(10))(x, torch.tensor(0.7))[1]
-        torch.testing.assert_close(seen["answer"][1], pool(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen["answer"][1].cpu(), pool(expected), rtol=1e-4, atol=1e-4)
 
 
 def fingerprint_of(model: Any) -> Any:
     """Everything of a ModelPatcher that sampling or training could leave changed."""
-    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    weights = {name: value.cpu().clone() for name, value in model.model.state_dict().items()}
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules()]
     grads = [p.requires_grad for p in model.model.parameters()]
     return weights, hooks, grads, str(model.model_options), dict(model.object_patches), dict(model.attachments)

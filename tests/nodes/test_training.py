@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import SPECS, Family, make, prompt
+from families import FUSED, SPECS, Family, make, prompt
 from stock import stock
 from torch import Tensor
 from toys import apply, guided, inside, k_sample, train
@@ -47,7 +47,7 @@ def gradient_of(pack: Any, family: Family, gradient: str) -> tuple[Tensor, str]:
             if gradient == "reverse":
                 stack.enter_context(nodes.gradients.differentiable(wrapped.inner_model))
             config = nodes.training.student_config(model, "amed", 3, features="latent", scale_time=0.2)
-            network = core.AMEDPredictor(config, torch.Generator().manual_seed(1))
+            network = core.AMEDPredictor(config, torch.Generator().manual_seed(1)).to(x.device)
             denoiser = nodes.bridge.ComfyDenoiser(wrapped, extra_args, config.sigmas, bottleneck=False)
             start = x.clone() * config.sigmas[0]
             settings = core.TrainConfig(
@@ -62,16 +62,26 @@ def gradient_of(pack: Any, family: Family, gradient: str) -> tuple[Tensor, str]:
     return inside(guider, family, work)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in FUSED])
 def test_all_three_ways_give_the_same_gradient(pack: Any, name: str) -> None:
     """Forward and reverse mode to rounding; finite differences of toys with random weights, which are rough, to 3 %."""
     family = make(name, batch=1)
+    rough = 0.1 if name == "hunyuan3d" else 0.03  # whose embedding of the noise level has ten times the frequencies
     reverse, _ = gradient_of(pack, family, "reverse")
     forward, used = gradient_of(pack, family, "forward")
     differences, _ = gradient_of(pack, family, "finite difference")
     assert used == "forward", "it passed its check"
     assert float((forward - reverse).norm() / reverse.norm()) < 1e-3
-    assert float((differences - reverse).norm() / reverse.norm()) < 0.03
+    assert float((differences - reverse).norm() / reverse.norm()) < rough
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_where_a_model_has_no_derivative_forward_mode_gives_way_to_finite_differences(pack: Any, name: str) -> None:
+    """Or it has one after all, in an older ComfyUI."""
+    family = make(name, batch=1)
+    forward, _ = gradient_of(pack, family, "forward")
+    differences, _ = gradient_of(pack, family, "finite difference")
+    assert float((forward - differences).norm() / differences.norm()) < 0.03
 
 
 # What is left behind
@@ -206,7 +216,7 @@ def asked_for(family: Family) -> tuple[Any, list[float]]:
     model = family.model.clone()
 
     def wrapper(apply_model: Any, parameters: Any) -> Tensor:
-        marks.extend(round(float(row.sum()), 3) for row in parameters["c"]["c_crossattn"])
+        marks.extend(round(float(row.sum()), 3) for row in parameters["c"]["c_crossattn"].cpu())
         answer: Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
         return answer
 

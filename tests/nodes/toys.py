@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from families import SPECS, UNETS, Family
+from families import SPECS, UNETS, Family, joined
 from stock import stock
 
 from amed_core import AMEDPredictor, evaluate
@@ -26,6 +26,23 @@ def apply(pack: Any, family: Family, made: Any, model: Any = None) -> Any:
     return applied
 
 
+def streams(latent: Any) -> list[torch.Tensor]:
+    """Those that a latent consists of, which is one but for video with audio and its like."""
+    return latent.unbind() if latent.is_nested else [latent]
+
+
+def flat(latent: Any) -> torch.Tensor:
+    """A latent as ComfyUI's samplers see it: several streams are packed into one."""
+    parts = streams(latent)
+    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(part), 1, -1) for part in parts], dim=-1)
+
+
+def image(family: Family, seed: int = 7) -> Any:
+    """Something to start from that is not empty."""
+    generator = torch.Generator().manual_seed(seed)
+    return joined([torch.randn(part.shape, generator=generator) for part in streams(family.latent["samples"])])
+
+
 def k_sample(
     family: Family, model: Any, steps: int, cfg: float, sampler: str = "amed", scheduler: str = "amed", **more: Any
 ) -> torch.Tensor:
@@ -36,7 +53,7 @@ def k_sample(
     positive, negative = more.pop("positive", family.positive), more.pop("negative", family.negative)
     noise = comfy.sample.prepare_noise(latent, 3)
     with torch.inference_mode():
-        drawn: torch.Tensor = comfy.sample.sample(
+        drawn = comfy.sample.sample(
             model,
             noise,
             steps,
@@ -50,7 +67,7 @@ def k_sample(
             disable_pbar=True,
             **more,
         )
-    return drawn
+    return flat(drawn)
 
 
 def guided(family: Family, model: Any = None, cfg: float = 3.0, positive: Any = None, negative: Any = None) -> Any:
@@ -71,7 +88,10 @@ def dual_cfg(family: Family, other: Any, model: Any = None, **changes: Any) -> A
 
 
 def inside(guider: Any, family: Family, work: Any, sigmas: tuple[float, ...] = (0.7, 0.0), **more: Any) -> Any:
-    """The result of `work(model, x, sigmas, extra_args)`, run where ComfyUI runs a sampler; x is noise of seed 3."""
+    """The result of `work(model, x, sigmas, extra_args)`, run where ComfyUI runs a sampler; x is noise of seed 3.
+
+    Tensors among it come back from the GPU, if that is where it ran.
+    """
     import comfy.sample  # noqa: PLC0415
     import comfy.samplers  # noqa: PLC0415
 
@@ -86,7 +106,14 @@ def inside(guider: Any, family: Family, work: Any, sigmas: tuple[float, ...] = (
     noise = comfy.sample.prepare_noise(latent, 3)
     with torch.inference_mode():
         guider.sample(noise, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=3, **more)
-    return result[0]
+    return on_host(result[0])
+
+
+def on_host(result: Any) -> Any:
+    """The same, with tensors in it on the CPU."""
+    if isinstance(result, torch.Tensor):
+        return result.cpu()
+    return type(result)(on_host(part) for part in result) if type(result) in (tuple, list) else result
 
 
 def seen(pack: Any, guider: Any, family: Family, kind: str = "bottleneck") -> torch.Tensor:
@@ -106,7 +133,13 @@ def seen(pack: Any, guider: Any, family: Family, kind: str = "bottleneck") -> to
 def train(pack: Any, family: Any, model: Any = None, **changes: Any) -> Any:
     """The training node's outputs, with its inputs as ComfyUI's executor hands them on; `positives` are several."""
     settings: dict[str, Any] = {"seed": 0, "cfg": 3.0, "steps": 5, "sampler_name": "amed", "preset": "recommended"}
-    settings |= {"trajectories": 2, "batch_size": 2, "learning_rate": 0.005, "scheduler": "auto", "rho": 0.0}
+    settings |= {
+        "trajectories": 2,
+        "batch_size": min(2, family.latent["samples"].shape[0]),
+        "learning_rate": 0.005,
+        "scheduler": "auto",
+        "rho": 0.0,
+    }
     settings |= {"scale_dir": -1.0, "scale_time": -1.0, "teacher": "auto", "teacher_points": 0}
     settings |= {"held_out": 2, "teacher_calls": 4, "positives": [family.positive]} | changes
     positives = settings.pop("positives")

@@ -1,0 +1,77 @@
+"""What a person sees, in the real browser interface: needs Chromium on the PATH and the package playwright."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import graphs
+import pytest
+from graphs import Graph, node
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs chromium and pip install playwright",
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+READY = "() => window.app?.graph && Object.keys(LiteGraph.registered_node_types).length > 100"
+SCRIPT = "<img src=x onerror=\"window.ran='{}'\">"
+
+
+@pytest.fixture(scope="module")
+def page(server: Any) -> Iterator[Any]:
+    """ComfyUI's own page, ready to be given a graph."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        opened = browser.new_page(viewport={"width": 1600, "height": 1000})
+        opened.goto(f"http://127.0.0.1:{server.port}/")
+        opened.wait_for_function(READY, timeout=120_000)
+        yield opened
+        browser.close()
+
+
+def run(page: Any, server: Any, graph: Graph) -> str:
+    """Queue a graph in the page as a press of Run does; the texts that are then on it."""
+    before = len(server.get("/history"))
+    page.evaluate("graph => app.loadApiJson(graph, 'test')", graph)
+    page.evaluate("() => app.graph.arrange()")
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    for _ in range(600):
+        if len(server.get("/history")) > before:
+            break
+        page.wait_for_timeout(100)
+    (latest,) = list(server.get("/history?max_items=1").values())
+    assert latest["status"]["status_str"] == "success", json.dumps(latest["status"])
+    page.wait_for_timeout(1000)  # for the texts, which travel by themselves, and for scripts, if any
+    shown: str = page.evaluate(
+        "() => document.body.innerText + [...document.querySelectorAll('textarea')].map(t => t.value)"
+    )
+    return shown
+
+
+def test_a_predictor_file_runs_no_script(page: Any, server: Any) -> None:
+    """Neither what it says of its model, nor a name that it is saved under: loading it once was enough."""
+    own = server.base / "models" / "amed_predictors"
+    own.mkdir(parents=True, exist_ok=True)
+    shipped = next(iter((graphs.PREDICTORS).glob("digits_amed_5*")))
+    with safe_open(shipped, framework="pt") as file:
+        metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = json.loads(metadata["header"])
+    header["config"]["model"] |= {"family": "AMEDDigits" + SCRIPT.format("file"), "loras": SCRIPT.format("loras")}
+    save_file(weights, own / "odd.safetensors", metadata | {"header": json.dumps(header)})
+    server.get("/object_info/AMEDLoadPredictor")  # lists the folder anew
+    load = node("AMEDLoadPredictor", predictor_name="odd.safetensors")
+    graph = {
+        "load": load,
+        "file": node("AMEDSavePredictor", predictor=["load", 0], filename_prefix=SCRIPT.format("name")),
+    }
+    shown = run(page, server, graph)
+    assert "AMEDDigitsimg srcx" in shown, "the text is there"
+    assert "Saved as <img src=x" in shown, "and what is no markup is shown as it is"
+    assert page.evaluate("() => window.ran ?? null") is None
