@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.latent_formats
@@ -163,3 +164,11 @@ def subject(pack: Any, name: str) -> Subject:
             training=tuple(prompts(size * n, size) for n in range(batches)),
         )
     raise ValueError(f'There is no model "{name}": choose digits, colours, mixture or pictures.')
+
+
+def checkpoint(pack: Any, batch: int = 1, side: int = 16) -> Any:
+    """The bundled text-to-picture model with two prompts and an empty latent, as the node tests have a family."""
+    model, clip, _ = pack.nodes.AMEDDemoCheckpoint.execute().args
+    positive, negative = ([[clip.encode_from_tokens(clip.tokenize(prompt)), {}]] for prompt in ("strawberry", ""))
+    latent = {"samples": torch.zeros(batch, model.model.latent_format.latent_channels, side, side)}
+    return SimpleNamespace(model=model, positive=positive, negative=negative, latent=latent)

@@ -2,9 +2,10 @@
 
     python benchmarks/model_matrix.py
 
-Every family has ComfyUI's own classes at toy size, with random weights. A cell is "pass" if a predictor was trained
-through the nodes, saved, loaded, applied, and sampled a finite picture with KSampler in 5 calls, twice the same to the
-bit, both from noise and with denoise 0.5. Else it says with which words the nodes refused.
+Every family has ComfyUI's own classes at toy size, with random weights; the last is the bundled text-to-picture model
+with its own. A cell is "pass" if a predictor was trained through the nodes, saved, loaded, applied, and sampled a
+finite picture with KSampler in 5 calls, twice the same to the bit, both from noise and with denoise 0.5. Else it says
+with which words the nodes refused.
 """
 
 import sys
@@ -53,6 +54,10 @@ def main() -> None:
         cells = [cell(pack, make(name), features) for features in FEATURES]
         shape = " x ".join(map(str, spec.shape))
         print(f"| {spec.kind} | {shape} | {kind} | {' | '.join(cells)} |", flush=True)
+    from benchmarks.comfyui_models import checkpoint  # noqa: PLC0415 - needs ComfyUI
+
+    cells = [cell(pack, checkpoint(pack), features) for features in FEATURES]
+    print(f"| AMEDPictures | 8 x 16 x 16 | CONST | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
