@@ -14,7 +14,7 @@ from .measures import error
 from .multistep import MultistepTable
 from .multistep_fit import MultistepFit
 from .pictures import FINGERPRINT, PicturesDenoiser, PicturesModel, load_pictures
-from .plots import save_sheet
+from .plots import sheet
 from .recipes import MULTISTEP_STUDENT, multistep_fit
 from .sources import gaussian
 from .types import Answer, Sample, Sigma
@@ -92,7 +92,7 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
     print(table([learned, *unlearned]))
     print(conclusion(learned, unlearned[0], samples))
     write_json(output / "bench.json", as_json([learned, *unlearned]))
-    save_sheet(PROMPTS, labelled([learned, unlearned[0]], latents, pictures), output / "pictures.png")
+    sheet(PROMPTS, labelled(learned, unlearned[0], latents, pictures)).save(output / "pictures.png")
     print(f"{output}/: pictures.png, bench.json and the predictor, in {time.monotonic() - begin:.0f} s")
 
 
@@ -126,16 +126,15 @@ def conclusion(learned: Row, unlearned: Row, samples: int) -> str:
     return "\n".join(lines)
 
 
-def labelled(rows: Sequence[Row], latents: Sequence[Tensor], model: PicturesModel) -> list[tuple[str, Tensor]]:
+def labelled(learned: Row, unlearned: Row, latents: Sequence[Tensor], model: PicturesModel) -> list[tuple[str, Tensor]]:
     """The sheet's rows: the teacher's pictures, and each method's with their differences to those."""
-    learned, unlearned = rows
     teacher, theirs, ours = (model.vae.decode(drawn).clamp(-1, 1) for drawn in latents)
     name = unlearned.method.removesuffix(" zero")
-    sheet = [(f"teacher\n{TEACHER_CALLS} calls", teacher)]
+    rows = [(f"teacher\n{TEACHER_CALLS} calls", teacher)]
     for label, row, drawn in ((f"best stock\n{name}", unlearned, theirs), ("AMED", learned, ours)):
-        sheet.append((f"{label}\n{CALLS} calls\nerror {row.error or 0.0:.3f}", drawn))
-        sheet.append((f"{GAIN} x its\ndifference", GAIN * (drawn - teacher).abs() - 1))  # black is none
-    return sheet
+        rows.append((f"{label}\n{CALLS} calls\nerror {row.error or 0.0:.3f}", drawn))
+        rows.append((f"{GAIN} x its\ndifference", GAIN * (drawn - teacher).abs() - 1))  # black is none
+    return rows
 
 
 def _error(row: Row) -> float:

@@ -1,6 +1,7 @@
 """Pictures of samples, for the command line."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,17 +48,17 @@ def save_samples(samples: Sample, path: Path) -> None:
     Image.fromarray(torch.cat(rows).numpy()).save(path)
 
 
-def save_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Tensor]], path: Path) -> None:
-    """Write rows of pictures (columns, 3, side, side) in [-1, 1], under the columns' titles and beside their labels."""
+def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Tensor]]) -> Image.Image:
+    """Rows of pictures (columns, 3, side, side) in [-1, 1], under the columns' titles and beside their labels."""
     side = rows[0][1].shape[-1]
     font, left, top = ImageFont.load_default(side * 0.15), round(1.9 * side), round(0.45 * side)
-    sheet = Image.new("RGB", (left + side * len(columns), top + side * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
+    drawn = Image.new("RGB", (left + side * len(columns), top + side * len(rows)), "white")
+    draw = ImageDraw.Draw(drawn)
     for n, title in enumerate(columns):
-        draw.text((left + side * (n + 0.5), top / 2), title.replace(" ", "\n", 1), "black", font, "mm", align="center")
+        lines = "\n".join(textwrap.wrap(title, 11))
+        draw.text((left + side * (n + 0.5), top / 2), lines, "black", font, "mm", align="center")
     for n, (label, pictures) in enumerate(rows):
         draw.text((left - side * 0.1, top + side * (n + 0.5)), label, "black", font, "rm", align="right")
         pixels = ((pictures.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1)
-        sheet.paste(Image.fromarray(torch.cat(list(pixels), dim=1).numpy()), (left, top + side * n))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+        drawn.paste(Image.fromarray(torch.cat(list(pixels), dim=1).numpy()), (left, top + side * n))
+    return drawn
