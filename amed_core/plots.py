@@ -51,14 +51,20 @@ def save_samples(samples: Sample, path: Path) -> None:
 def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Tensor]]) -> Image.Image:
     """Rows of pictures (columns, 3, side, side) in [-1, 1], under the columns' titles and beside their labels."""
     side = rows[0][1].shape[-1]
-    font, left, top = ImageFont.load_default(side * 0.15), round(1.9 * side), round(0.45 * side)
+    font, gap = ImageFont.load_default(side * 0.15), round(side * 0.1)
+    titles = ["\n".join(textwrap.wrap(title, 11)) for title in columns]
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def largest(texts: Sequence[str], axis: int) -> int:
+        return round(max(ruler.multiline_textbbox((0, 0), text, font)[2 + axis] for text in texts)) + 2 * gap
+
+    left, top = largest([label for label, _ in rows], 0), largest(titles, 1)
     drawn = Image.new("RGB", (left + side * len(columns), top + side * len(rows)), "white")
     draw = ImageDraw.Draw(drawn)
-    for n, title in enumerate(columns):
-        lines = "\n".join(textwrap.wrap(title, 11))
-        draw.text((left + side * (n + 0.5), top / 2), lines, "black", font, "mm", align="center")
+    for n, title in enumerate(titles):
+        draw.text((left + side * (n + 0.5), top / 2), title, "black", font, "mm", align="center")
     for n, (label, pictures) in enumerate(rows):
-        draw.text((left - side * 0.1, top + side * (n + 0.5)), label, "black", font, "rm", align="right")
+        draw.text((left - gap, top + side * (n + 0.5)), label, "black", font, "rm", align="right")
         pixels = ((pictures.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1)
         drawn.paste(Image.fromarray(torch.cat(list(pixels), dim=1).numpy()), (left, top + side * n))
     return drawn
