@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import inspect as inspection
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from .measures import chunks, conditioned
 from .multistep import MultistepTable
 from .multistep_fit import MultistepFit
 from .parallel import Workers, torchrun
+from .pictures import PicturesDenoiser
 from .predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
 from .recipes import MULTISTEP_STUDENT, multistep_fit
 from .schedules import SCHEDULES, SEARCHED
@@ -49,20 +51,21 @@ from .table import AnyPredictor, TablePredictor, build
 from .training import TEACHERS, TrainConfig, Trainer, TrainEvent
 from .types import Source
 
+BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
 REQUIRED = ("shape", "sigma_min", "sigma_max")
 SHAPING = ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")  # what is fitted
 
 
 def load_denoiser(place: str, cfg: float | None = None) -> Model:
-    """Build the denoiser that `--denoiser` names: "digits", or FILE.py:NAME where NAME() returns one.
+    """Build the denoiser that `--denoiser` names: a bundled one, or FILE.py:NAME where NAME() returns one.
 
     Raises ValueError or FileNotFoundError that says what is missing.
     """
-    if place == "digits":
-        return DigitsDenoiser(1.0 if cfg is None else cfg)
+    if place in BUNDLED:
+        return BUNDLED[place](1.0 if cfg is None else cfg)
     file, _, name = place.rpartition(":")
     if not file:
-        raise ValueError(f'--denoiser is "digits" or FILE.py:NAME, but found {place!r}.')
+        raise ValueError(f'--denoiser is "digits", "pictures" or FILE.py:NAME, but found {place!r}.')
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} (from --denoiser {place}).")
@@ -122,8 +125,9 @@ def refuse_other_model(predictor: AnyPredictor, place: str, model: Model) -> Non
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    from .demo import demo  # noqa: PLC0415 - needs matplotlib, which only the demo does
+    from .demo import demo  # noqa: PLC0415 - needs Pillow
 
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
     demo(arguments.output, arguments.samples, arguments.trajectories)
 
 
@@ -253,7 +257,10 @@ def run_sample(arguments: argparse.Namespace) -> None:
     drawn = []
     for rows in tqdm(list(chunks(arguments.samples, arguments.batch)), unit="batch"):
         drawn.append(method.run(conditioned(model, rows), x[rows.start : rows.stop]))
-    save_samples(torch.cat(drawn), arguments.output)
+    samples, decode = torch.cat(drawn), getattr(model, "images", None)
+    if decode is not None and arguments.output.suffix == ".png":
+        samples = torch.cat([decode(samples[n : n + 1]) for n in range(len(samples))])
+    save_samples(samples, arguments.output)
     print(f"{arguments.output}: {arguments.samples} samples in {predictor.config.calls} model calls each")
 
 
@@ -334,9 +341,9 @@ def parser() -> argparse.ArgumentParser:
         to.add_argument(
             "--denoiser",
             default="digits",
-            help='"digits" (bundled) or FILE.py:NAME, where NAME() returns an object with __call__(x, sigma) -> '
-            "denoised or (denoised, features), shape (without the batch), sigma_min, sigma_max and, optionally, "
-            "data(n) that returns n real samples",
+            help='"digits" or "pictures" (bundled), or FILE.py:NAME, where NAME() returns an object with __call__(x, '
+            "sigma) -> denoised or (denoised, features), shape (without the batch), sigma_min, sigma_max and, "
+            "optionally, data(n) that returns n real samples, and images(samples) that decodes latents",
         )
         scale = "guidance scale, for denoisers whose NAME takes a cfg"
         if several:
@@ -345,10 +352,10 @@ def parser() -> argparse.ArgumentParser:
             to.add_argument("--cfg", type=float, help=scale + "; a predictor's own where one is given")
         to.add_argument("--seed", type=int, default=0)
 
-    demo = command("demo", run_demo, "Train AMED-Solver and the iPNDM plugin on the bundled model, and compare.")
-    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for pictures, table and predictors")
-    demo.add_argument("--samples", type=int, default=200, help="evaluation noises")
-    demo.add_argument("--trajectories", type=int, default=1600, help="training noises of each fit")
+    demo = command("demo", run_demo, "Fit the default predictor to the bundled text-to-picture model, and compare.")
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for picture, table and predictor")
+    demo.add_argument("--samples", type=int, default=48, help="evaluation noises, at least 12")
+    demo.add_argument("--trajectories", type=int, default=0, help="training noises; 0: as many as usual")
 
     train = command("train", run_train, "Train a predictor and save it.")
     model_options(train, several=True)

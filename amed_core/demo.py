@@ -1,83 +1,141 @@
-"""The whole job on the bundled model: fit, compare at equal calls, look."""
+"""The whole job on the bundled text-to-picture model: fit, compare at equal calls, look."""
 
-import os
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from .bench import (
-    EVALUATION_SEED,
-    Fit,
-    Row,
-    Settings,
-    as_json,
-    baselines,
-    bench_with_bar,
-    best_of_each,
-    method_of,
-    table,
+from .bench import Bench, Method, Row, Settings, as_json, baselines, method_of, starts_for, student_config, table
+from .files import provenance, save_predictor, write_json
+from .measures import error
+from .multistep import MultistepTable
+from .multistep_fit import MultistepFit
+from .pictures import FINGERPRINT, PicturesDenoiser, PicturesModel, load_pictures
+from .plots import sheet
+from .recipes import MULTISTEP_STUDENT, multistep_fit
+from .sources import gaussian
+from .types import Answer, Sample, Sigma
+
+CALLS, CFG = 5, 3.0
+TEACHER_CALLS, BATCH = 100, 16
+PROMPTS = (
+    *("strawberry", "penguin", "rocket", "cat face", "octopus", "hamburger"),
+    *("tulip", "snowman", "owl", "rose", "slice of pizza", "birthday cake"),
 )
-from .digits import CLASSES, SHAPE, DigitsDenoiser
-from .files import load_predictor, provenance, save_predictor, write_json
-from .measures import converged
-from .plots import save_comparison, save_learned
-from .report import Learned, learned
-from .table import AnyPredictor
+SHOWN = len(PROMPTS)
+UNSEEN = 1000  # rows from here on ask for other drawings than the first ones, which a fit learns from
+KEPT = 4  # unlearned pairs that are measured on all noises: the best on those that are shown
+GAIN = 4  # of the differences that are shown
 
-CALLS = 5
-STUDENTS = {"amed": "AMED-Solver", "amed_multistep": "learned multistep"}
-BASES = {"amed": "DPM-Solver-2, r = 0.5", "amed_multistep": "iPNDM"}
-PICTURED = ("heun", "dpm_2", "euler", "dpmpp", "ipndm")  # base solvers in the picture, each at its best
+Heard = Callable[[int], object]  # is told how many samples a model call has
 
 
-def demo(output: Path, samples: int, trajectories: int) -> None:
-    """Train both students at 5 calls, print the table, write pictures, table and predictors to `output`."""
+class Counted(PicturesDenoiser):
+    """The bundled model at the demo's cfg, with its calls counted."""
+
+    def __init__(self, model: PicturesModel, heard: Heard) -> None:
+        super().__init__(CFG, model)
+        self.heard = heard
+
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        self.heard(len(x))
+        return super().__call__(x, sigma)
+
+
+class Judged(Counted):
+    """The same, asked for the shown prompts first, and then for drawings that no fit has asked for."""
+
+    def for_rows(self, rows: Sequence[int]) -> PicturesDenoiser:
+        others = super().for_rows([row + UNSEEN for row in rows]).prompts or ()
+        shown = [PROMPTS[row] if row < SHOWN else other for row, other in zip(rows, others, strict=True)]
+        return self.for_prompts(shown)
+
+
+def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel | None = None) -> None:
+    """Fit the default predictor at 5 calls and cfg 3, print a table, write picture, table and predictor to `output`.
+
+    `trajectories` are those of the fit, 0 for as many as usual.
+    """
     begin = time.monotonic()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
-    model = DigitsDenoiser()
-    settings = Settings(
-        calls=(CALLS,),
-        samples=samples,
-        trajectories=trajectories,
-        teacher_calls=100,
-        methods=("euler*", "heun*", "dpm_2*", "ipndm*", "dpmpp*", *STUDENTS),
+    pictures, samples = model or load_pictures(), max(samples, SHOWN)
+    pairs = stock_pairs(pictures)
+    print(
+        f"{MULTISTEP_STUDENT} is fitted to the bundled text-to-picture model at cfg {CFG:g} and compared with "
+        f"{len(pairs)} pairs of an unlearned solver and grid, at {CALLS} model calls:"
     )
-    print(f"Training {' and '.join(STUDENTS.values())}, then comparing at {CALLS} model calls:")
-    rows = bench_with_bar(model, settings, keep=lambda name, trainer: _save(output, name, trainer))
-    print(table(best_of_each(rows)))
-    write_json(output / "bench.json", as_json(rows))
-    predictors = {name: load_predictor(output / f"{name}.safetensors") for name in STUDENTS}
-    _picture(model, rows, predictors, settings, output / "samples.png")
-    save_learned([_learned(model, name, predictor) for name, predictor in predictors.items()], output / "fit.png")
-    print(f"{output}/: samples.png, fit.png, bench.json and both predictors, in {time.monotonic() - begin:.0f} s")
+    usual = multistep_fit(CALLS)
+    fitting = replace(usual, trajectories=trajectories or usual.trajectories)
+    measuring = samples * (TEACHER_CALLS + CALLS * (KEPT + 1)) + SHOWN * CALLS * (len(pairs) + 2)
+    with tqdm(total=fitting.budget + measuring, unit="call", unit_scale=True) as bar:
+        counted, judged = Counted(pictures, bar.update), Judged(pictures, bar.update)
+        config = student_config(MULTISTEP_STUDENT, CALLS, counted, guidance=CFG, model=FINGERPRINT)
+        source = gaussian(counted, tuple(counted.shape), config.sigmas[0])
+        fit = MultistepFit(MultistepTable(config), source, fitting, starts_for(counted, config))
+        for event in fit.events():
+            bar.set_postfix_str(f"fit, iteration {event.iteration}")
+        seconds = time.monotonic() - begin
+        save_predictor(fit.predictor, output / f"{MULTISTEP_STUDENT}.safetensors", provenance(fit.summary()))
+
+        bar.set_postfix_str("comparison")
+        settings = Settings((CALLS,), samples, teacher_calls=TEACHER_CALLS, batch=BATCH)
+        bench = Bench(judged, settings, lambda name, calls: None)
+        ours = method_of(fit.predictor, MULTISTEP_STUDENT)
+        learned = bench.row(ours, CALLS, fit.model_calls, seconds)
+        unlearned = sorted((bench.row(pair, CALLS) for pair in screened(pairs, judged, bench)), key=_error)
+        winner = next(pair for pair in pairs if pair.name == unlearned[0].method)
+        asked, x, teacher = judged.for_rows(range(SHOWN)), bench.x[:SHOWN], bench.teacher[:SHOWN]
+        latents = (teacher, winner.run(asked, x), ours.run(asked, x))
+        bar.total = bar.n
+    print(table([learned, *unlearned]))
+    print(conclusion(learned, unlearned[0], samples))
+    write_json(output / "bench.json", as_json([learned, *unlearned]))
+    sheet(PROMPTS, labelled(learned, unlearned[0], latents, pictures)).save(output / "pictures.png")
+    print(f"{output}/: pictures.png, bench.json and the predictor, in {time.monotonic() - begin:.0f} s")
 
 
-def _save(output: Path, name: str, trainer: Fit) -> None:
-    save_predictor(trainer.predictor, output / f"{name}.safetensors", provenance(trainer.summary()))
+def stock_pairs(model: PicturesModel) -> list[Method]:
+    """The unlearned solvers and grids that are like ComfyUI's own: they end at 0, and every step asks the model."""
+    every = baselines(Judged(model, lambda count: None), CALLS)
+    return [pair for pair in every if pair.name.endswith(" zero")]
 
 
-def _picture(
-    model: DigitsDenoiser, rows: list[Row], predictors: dict[str, AnyPredictor], settings: Settings, path: Path
-) -> None:
-    """The ten digits, from the same noise, through the teacher, the base solvers and the students."""
-    generator = torch.Generator().manual_seed(EVALUATION_SEED - 1)
-    x = model.sigma_max * torch.randn(CLASSES, *SHAPE, generator=generator)
-    asked = model.for_rows(range(CLASSES))
-    labelled = [("teacher, 100 calls", converged(asked, x, model.sigma_min, model.sigma_max, settings.teacher_calls))]
-    methods = {method.name: method for method in baselines(model, CALLS)}
-    bases = [row for row in best_of_each(rows) if row.method in methods and row.error is not None]
-    for solver in PICTURED:
-        row = min((r for r in bases if r.method.startswith(solver)), key=lambda r: r.error or 0.0)
-        labelled.append((f"{row.method}\nerror {row.error:.3f}", methods[row.method].run(asked, x)))
-    for name, title in STUDENTS.items():
-        row = next(r for r in rows if r.method == name)
-        labelled.append((f"{title}\nerror {row.error:.3f}", method_of(predictors[name], name).run(asked, x)))
-    save_comparison(labelled, path)
+def screened(pairs: Sequence[Method], judged: Judged, bench: Bench) -> list[Method]:
+    """The best pairs on the noises that are shown."""
+    asked, x, teacher = judged.for_rows(range(SHOWN)), bench.x[:SHOWN], bench.teacher[:SHOWN]
+    return sorted(pairs, key=lambda pair: error(pair.run(asked, x), teacher).rmse)[:KEPT]
 
 
-def _learned(model: DigitsDenoiser, name: str, predictor: AnyPredictor, samples: int = 50) -> Learned:
-    """What the predictor does interval by interval, on noise it has not seen."""
-    generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    x = predictor.config.sigmas[0] * torch.randn(samples, *SHAPE, generator=generator)
-    return learned(STUDENTS[name], BASES[name], predictor, model.for_rows(range(samples)), x, teacher_calls=60)
+def conclusion(learned: Row, unlearned: Row, samples: int) -> str:
+    """Who wins, in words: by the error over all samples, and on the sample in the middle."""
+    lines = []
+    for name, ours, theirs in (
+        ("all pictures (RMSE)", learned.error, unlearned.error),
+        ("the picture in the middle (median)", learned.error_median, unlearned.error_median),
+    ):
+        if ours is None or theirs is None:
+            continue
+        who = "AMED is nearer to the teacher" if ours < theirs else "stock is nearer to the teacher"
+        lines.append(f"On {name} {who}: AMED {ours:.4f}, best stock pair {theirs:.4f}, ratio {ours / theirs:.2f}.")
+    lines.append(
+        f"Measured on {samples} noises and prompts that the fit has not seen. The best of the pairs is chosen on them, "
+        "which no user could do, and which favours stock."
+    )
+    return "\n".join(lines)
+
+
+def labelled(learned: Row, unlearned: Row, latents: Sequence[Tensor], model: PicturesModel) -> list[tuple[str, Tensor]]:
+    """The sheet's rows: the teacher's pictures, and each method's with their differences to those."""
+    teacher, theirs, ours = (model.vae.decode(drawn).clamp(-1, 1) for drawn in latents)
+    name = unlearned.method.removesuffix(" zero")
+    rows = [(f"teacher\n{TEACHER_CALLS} calls", teacher)]
+    for label, row, drawn in ((f"best stock\n{name}", unlearned, theirs), ("AMED", learned, ours)):
+        rows.append((f"{label}\n{CALLS} calls\nerror {row.error or 0.0:.3f}", drawn))
+        rows.append((f"{GAIN} x its\ndifference", GAIN * (drawn - teacher).abs() - 1))  # black is none
+    return rows
+
+
+def _error(row: Row) -> float:
+    return float("inf") if row.error is None else row.error

@@ -1,22 +1,17 @@
-"""Pictures of samples and of what a predictor learned, for the command line."""
+"""Pictures of samples, for the command line."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from .report import Learned
 from .types import Sample
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SIDE = 96  # pixels a sample is at least enlarged to
 
@@ -53,89 +48,23 @@ def save_samples(samples: Sample, path: Path) -> None:
     Image.fromarray(torch.cat(rows).numpy()).save(path)
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """A figure that needs no screen. Raises ImportError that says what to install."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - only the demo needs it
-    except ImportError as error:
-        raise ImportError("The demo's pictures need matplotlib: pip install matplotlib") from error
-    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Tensor]]) -> Image.Image:
+    """Rows of pictures (columns, 3, side, side) in [-1, 1], under the columns' titles and beside their labels."""
+    side = rows[0][1].shape[-1]
+    font, gap = ImageFont.load_default(side * 0.15), round(side * 0.1)
+    titles = ["\n".join(textwrap.wrap(title, 11)) for title in columns]
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
+    def largest(texts: Sequence[str], axis: int) -> int:
+        return round(max(ruler.multiline_textbbox((0, 0), text, font)[2 + axis] for text in texts)) + 2 * gap
 
-def save_comparison(labelled: Sequence[tuple[str, Sample]], path: Path, gain: float = 4.0) -> None:
-    """One labelled row of images per method, the same noise in every column, and its distance to the first row.
-
-    The distance, on the right, is the absolute difference times `gain`.
-    """
-    reference, columns = labelled[0][1], len(labelled[0][1])
-    figure = new_figure(4.5 + 1.3 * columns, 0.85 * len(labelled))
-    axes = figure.subplots(len(labelled), 2, squeeze=False)
-    for (axis, difference_axis), (label, samples) in zip(axes, labelled, strict=True):
-        axis.imshow(torch.cat(list(as_pixels(samples)), dim=1).numpy())
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
-        difference = gain * (samples - reference).abs() - 1  # black is no difference
-        difference_axis.imshow(torch.cat(list(as_pixels(difference)), dim=1).numpy())
-        for one in (axis, difference_axis):
-            one.set(xticks=[], yticks=[])
-    axes[0, 1].set_title(f"{gain:g} x distance to the teacher", fontsize=11)
-    axes[0, 0].set_title("samples from the same noise", fontsize=11)
-    figure.savefig(path, bbox_inches="tight")
-
-
-def save_learned(learned: Sequence[Learned], path: Path) -> None:
-    """Error at the end of every interval against the base solver's, and what was learned, plans with their spread."""
-    figure = new_figure(12, 3.4 * len(learned))
-    axes = figure.subplots(len(learned), 3, squeeze=False)
-    for (error_axis, r_axis, scale_axis), one in zip(axes, learned, strict=True):
-        places = range(1, len(one.levels))
-        error_axis.plot(places, one.base_errors, "o--", color="tab:gray", label=one.base)
-        error_axis.plot(places, one.errors, "o-", color="tab:blue", label=one.name)
-        error_axis.set_xticks(
-            list(places), [f"{i}\nto {level:.3g}" for i, level in zip(places, one.levels[1:], strict=True)]
-        )
-        error_axis.set(title=one.name, xlabel="interval, to sigma", ylabel="RMSE to the teacher", yscale="log")
-        error_axis.legend()
-        if one.weights:
-            _weights(r_axis, scale_axis, one)
-        else:
-            _plans(r_axis, scale_axis, one)
-    figure.savefig(path)
-
-
-def _plans(r_axis: "Axes", scale_axis: "Axes", one: Learned) -> None:
-    for axis, names, title in (
-        (r_axis, ("r",), "learned midpoint r"),
-        (scale_axis, ("scale_dir", "scale_time"), "learned scales"),
-    ):
-        for name in names:
-            values = [plan[name].flatten() for plan in one.plans]
-            axis.errorbar(
-                range(1, len(values) + 1),
-                [float(v.mean()) for v in values],
-                [float(v.std()) for v in values],
-                fmt="o-",
-                capsize=4,
-                label=name,
-            )
-        axis.set(title=title, xlabel="interval (mean and standard deviation)")
-        axis.set_xticks(range(1, len(one.plans) + 1))
-        axis.legend()
-    r_axis.set_ylim(0, 1)
-    r_axis.axhline(0.5, color="tab:gray", linestyle="--", linewidth=1)
-    scale_axis.axhline(1.0, color="tab:gray", linestyle="--", linewidth=1)
-
-
-def _weights(axis: "Axes", told_axis: "Axes", one: Learned) -> None:
-    """Of a multistep table: a line per interval over the slopes that it adds up, and what the model is told."""
-    for k, row in enumerate(one.weights):
-        axis.plot(range(1, len(row) + 1), row, "o-", label=f"interval {k + 1}")
-    axis.set(title="learned weights", xlabel="slope of interval")
-    axis.set_xticks(range(1, len(one.weights) + 1))
-    axis.axhline(0.0, color="tab:gray", linestyle="--", linewidth=1)
-    axis.legend()
-    told_axis.plot(range(1, len(one.told) + 1), one.told, "o-", label="told noise level / true one")
-    told_axis.plot(range(1, len(one.first) + 1), one.first, "s-", label="weight of the first denoised sample")
-    told_axis.axhline(1.0, color="tab:gray", linestyle="--", linewidth=1)
-    told_axis.set(title="learned levels", xlabel="interval")
-    told_axis.set_xticks(range(1, len(one.told) + 1))
-    told_axis.legend()
+    left, top = largest([label for label, _ in rows], 0), largest(titles, 1)
+    drawn = Image.new("RGB", (left + side * len(columns), top + side * len(rows)), "white")
+    draw = ImageDraw.Draw(drawn)
+    for n, title in enumerate(titles):
+        draw.text((left + side * (n + 0.5), top / 2), title, "black", font, "mm", align="center")
+    for n, (label, pictures) in enumerate(rows):
+        draw.text((left - gap, top + side * (n + 0.5)), label, "black", font, "rm", align="right")
+        pixels = ((pictures.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1)
+        drawn.paste(Image.fromarray(torch.cat(list(pixels), dim=1).numpy()), (left, top + side * n))
+    return drawn

@@ -17,12 +17,12 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.beginnings import Part
 from amed_core.bench import EVALUATION_SEED, Model, method_of, starts_for, student_config
-from amed_core.measures import chunks, conditioned, converged, error
+from amed_core.measures import chunks, conditioned, error
 from amed_core.multistep import MultistepTable
 from amed_core.multistep_fit import MultistepFit
 from amed_core.recipes import multistep_fit
 from amed_core.sources import gaussian, noise
-from benchmarks.robustness import MODELS
+from benchmarks.beds import MODELS, judging, taught
 
 PARTS: tuple[Part, ...] = ("first step", "bands")
 GUIDANCE, END_TO_END = "guidance", "end to end"
@@ -36,14 +36,8 @@ class Judge:
 
     def __init__(self, name: str, cfg: float, samples: int) -> None:
         self.model: Model = MODELS[name](cfg)
-        low, high, flow = self.model.sigma_min, self.model.sigma_max, getattr(self.model, "flow", False)
-        self.x = high * noise(range(samples), self.model.shape, EVALUATION_SEED)
-        self.teacher = torch.cat(
-            [
-                converged(conditioned(self.model, rows), self.x[rows.start : rows.stop], low, high, 100, flow=flow)
-                for rows in chunks(samples, BATCH)
-            ]
-        )
+        self.x = self.model.sigma_max * noise(range(samples), self.model.shape, EVALUATION_SEED)
+        self.teacher = taught(self.model, self.x, 100, BATCH)
 
     def fitted(self, calls: int, seed: int, without: tuple[str, ...]) -> float:
         """The error of a fit that leaves some parts out."""
@@ -60,7 +54,8 @@ class Judge:
             pass
         method = method_of(fit.predictor, "")
         drawn = [
-            method.run(conditioned(model, rows), self.x[rows.start : rows.stop]) for rows in chunks(len(self.x), BATCH)
+            method.run(conditioned(judging(model), rows), self.x[rows.start : rows.stop])
+            for rows in chunks(len(self.x), BATCH)
         ]
         return error(torch.cat(drawn), self.teacher).rmse
 

@@ -1,4 +1,4 @@
-"""The benchmarks' models as ComfyUI models: EDM (the bundled digits), rectified flow (colours), discrete eps (mixture).
+"""The benchmarks' models as ComfyUI models: digits (EDM), colours and pictures (flow), mixture (discrete eps).
 
 Call `comfyui.load_pack()` before.
 """
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.latent_formats
@@ -21,6 +22,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.digits import CLASSES, NULL_CLASS, one_hot
 from benchmarks import colours, mixture
 
+DRAWINGS = 48  # of pictures, that samples ask for in turn
+TRAINING = (8, 16)  # prompts of a fit: so many batches of so many
+UNSEEN = 1000  # drawings from this number on are not among them
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -31,7 +36,13 @@ class Subject:
     negative: list[Any]
     latent: Tensor  # of one sample, with its batch
     classes: int
-    data: Callable[[int], Tensor]
+    data: Callable[[int], Tensor] | None = None
+    training: tuple[list[Any], ...] = ()  # prompts of a fit, where they are others than `positive`
+
+    @property
+    def fitted(self) -> list[list[Any]]:
+        """The prompts that a fit is given."""
+        return list(self.training) or [self.positive]
 
 
 class ColoursLatent(comfy.latent_formats.LatentFormat):
@@ -107,7 +118,7 @@ def patcher(config: Any, kind: Any, network: torch.nn.Module) -> Any:
 
 
 def subject(pack: Any, name: str) -> Subject:
-    """The model of this name: digits, colours or mixture. Raises ValueError for another name."""
+    """The model of this name: digits, colours, mixture or pictures. Raises ValueError for another name."""
     if name == "digits":
         model, positive, negative, latent, _ = pack.nodes.AMEDDemoModel.execute("0 to 9", 1).args
         data = pack.amed_core.digits.DigitsDenoiser().data
@@ -134,4 +145,30 @@ def subject(pack: Any, name: str) -> Subject:
             mixture.CLASSES,
             mixture.MixtureDenoiser().data,
         )
-    raise ValueError(f'There is no model "{name}": choose digits, colours or mixture.')
+    if name == "pictures":
+        model, clip, _ = pack.nodes.AMEDDemoCheckpoint.execute().args
+        about = pack.amed_core.pictures.PicturesDenoiser()
+
+        def prompts(first: int, count: int) -> list[Any]:
+            asked = about.for_rows(range(first, first + count)).prompts
+            encoded = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in asked]
+            return [[torch.cat(encoded), {}]]
+
+        batches, size = TRAINING
+        return Subject(
+            model,
+            prompts(UNSEEN, DRAWINGS),
+            [[clip.encode_from_tokens(clip.tokenize("")), {}]],
+            torch.zeros(1, *about.shape),
+            DRAWINGS,
+            training=tuple(prompts(size * n, size) for n in range(batches)),
+        )
+    raise ValueError(f'There is no model "{name}": choose digits, colours, mixture or pictures.')
+
+
+def checkpoint(pack: Any, batch: int = 1, side: int = 16) -> Any:
+    """The bundled text-to-picture model with two prompts and an empty latent, as the node tests have a family."""
+    model, clip, _ = pack.nodes.AMEDDemoCheckpoint.execute().args
+    positive, negative = ([[clip.encode_from_tokens(clip.tokenize(prompt)), {}]] for prompt in ("strawberry", ""))
+    latent = {"samples": torch.zeros(batch, model.model.latent_format.latent_channels, side, side)}
+    return SimpleNamespace(model=model, positive=positive, negative=negative, latent=latent)

@@ -3,11 +3,13 @@
     python benchmarks/comfyui_quality.py --output benchmarks/comfyui_quality.json   # hours; goes on where it stopped
     python benchmarks/comfyui_quality.py --table benchmarks/comfyui_quality.json    # prints its tables
 
-Three models: the bundled digits (EDM), coloured shapes (rectified flow) and a closed-form mixture (5-D latent, discrete
-eps), each at cfg 1 and 3. All samplers start from the same noise; errors are RMSEs to where the model's ODE takes it,
-by 200 calls of Heun's method, with 95 % intervals (bootstrap over samples). A stock sampler is deterministic if two
-seeds give the same picture from the same noise, and its calls are counted. All stock pairs are screened on few samples,
-the best of them measured on all. Ours are made by the training node with its default settings and used by KSampler.
+Four models: the bundled digits (EDM), coloured shapes (rectified flow) and a closed-form mixture (5-D latent, discrete
+eps), each at cfg 1 and 3; and the bundled text-to-picture model (rectified flow), which takes more time and therefore
+has a command of its own in README.md. All samplers start from the same noise; errors are RMSEs to where the model's ODE
+takes it, by 200 calls of Heun's method, with 95 % intervals (bootstrap over samples). A stock sampler is deterministic
+if two seeds give the same picture from the same noise, and its calls are counted. All stock pairs are screened on few
+samples, the best of them measured on all; --glance looks at all of them on fewer still before that. Ours are made by
+the training node with its default settings and used by KSampler.
 """
 # ruff: noqa: E402 - ComfyUI can be imported only once load_pack has found it
 
@@ -41,9 +43,10 @@ from comfy_extras.nodes_optimalsteps import OptimalStepsScheduler
 from amed_core import measures
 from benchmarks.comfyui_models import Subject, subject
 
-MODELS, SCALES, CALLS = ("digits", "colours", "mixture"), (1.0, 3.0), (3, 4, 5, 6, 7, 8, 10)
+MODELS, SCALES, CALLS = ("digits", "colours", "mixture", "pictures"), (1.0, 3.0), (3, 4, 5, 6, 7, 8, 10)
+USUAL_MODELS = MODELS[:3]
 NOISE_SEED, BATCH = 2**33, 100  # a fit draws its noise in another way
-SCREENED, KEPT = 50, 5
+SCREENED, GLANCED_AT, KEPT = 50, 24, 5  # pairs that are left after a glance, and after screening
 TEACHER_CALLS = 200
 PUBLISHED_CALLS = (5,)
 TRAJECTORIES_PUBLISHED = 10_000
@@ -63,7 +66,7 @@ class Row:
     high: float
     median: float
     p90: float
-    frechet: float
+    frechet: float | None
     samples: int
     seconds: float
     seed: int | None = None  # of the fit
@@ -97,17 +100,18 @@ class Setting:
     name: str
     cfg: float
     samples: int
+    teacher_calls: int
     about: Subject = field(init=False)
     noise: Tensor = field(init=False)
     teacher: Tensor = field(init=False)
-    real: Tensor = field(init=False)
+    real: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.about = subject(PACK, self.name)
         generator = torch.Generator().manual_seed(NOISE_SEED)
         self.noise = torch.randn(self.samples, *self.about.latent.shape[1:], generator=generator)
-        self.real = self.about.data(self.samples)
-        self.teacher = self.converged(TEACHER_CALLS)
+        self.real = self.about.data(self.samples) if self.about.data else None
+        self.teacher = self.converged(self.teacher_calls)
 
     def batches(self, count: int) -> Iterator[slice]:
         size = BATCH - BATCH % self.about.classes
@@ -141,11 +145,11 @@ class Setting:
 
     def row(self, drawn: Tensor, calls: int, sampler: str, scheduler: str, seconds: float, **more: Any) -> Row:
         """Measured against the teacher and, by the Frechet distance, against the data."""
-        count = len(drawn)
-        if not drawn.isfinite().all():
-            e, distance = measures.Error(*[math.inf] * 5), math.inf
-        else:
-            e, distance = measures.error(drawn, self.teacher[:count]), measures.frechet(drawn, self.real[:count])
+        count, finite = len(drawn), bool(drawn.isfinite().all())
+        e = measures.error(drawn, self.teacher[:count]) if finite else measures.Error(*[math.inf] * 5)
+        distance = None
+        if self.real is not None:
+            distance = measures.frechet(drawn, self.real[:count]) if finite else math.inf
         errors = (e.rmse, e.low, e.high, e.median, e.p90)
         return Row(self.name, self.cfg, calls, sampler, scheduler, *errors, distance, count, seconds, **more)
 
@@ -189,45 +193,89 @@ def grids(setting: Setting, sampler: str) -> Iterator[tuple[str, Callable[[int],
             yield f"GITS {coefficient}", lambda steps, c=coefficient: GITSScheduler.execute(c, steps, 1.0).args[0]
         for kind in ("SD1", "SDXL"):
             yield f"AlignYourSteps {kind}", lambda steps, k=kind: AlignYourStepsScheduler.execute(k, steps, 1.0).args[0]
-    if setting.name == "colours":
+    if setting.name in ("colours", "pictures"):
         for kind in ("FLUX", "Wan", "Chroma"):
             yield f"OptimalSteps {kind}", lambda steps, k=kind: OptimalStepsScheduler.execute(k, steps, 1.0).args[0]
 
 
-def stock(setting: Setting, wanted: tuple[int, ...]) -> Iterator[Row]:
-    """The best stock pairs at every number of calls: screened on a few samples, then measured on all."""
+@dataclass(frozen=True)
+class Pair:
+    """A stock sampler with the noise levels of a scheduler."""
+
+    sampler: str
+    scheduler: str
+    sigmas: Tensor
+
+
+PAIRS: dict[tuple[str, tuple[int, ...]], dict[int, list[Pair]]] = {}  # found so far: the same at every cfg
+
+
+def pairs(setting: Setting, wanted: tuple[int, ...]) -> dict[int, list[Pair]]:
+    """All stock pairs at every number of calls. How many calls a sampler takes depends on the length of its list."""
+    if (setting.name, wanted) in PAIRS:
+        return PAIRS[setting.name, wanted]
     counter = Counter()
     counted = setting.about.model.clone()
     counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
-    screened: dict[int, list[tuple[float, str, str, Tensor]]] = {calls: [] for calls in wanted}
+    found: dict[int, list[Pair]] = {calls: [] for calls in wanted}
+    known: dict[tuple[str, int, bool], int] = {}
     for name in deterministic(setting):
-        sampler = comfy.samplers.sampler_object(name)
         for scheduler, levels in grids(setting, name):
             seen = set()
             for steps in range(1, max(wanted) + 2):
                 try:
                     with quiet():
                         sigmas = levels(steps)
-                        counter.calls = 0
-                        setting.sampled(sampler, sigmas, 1, counted)
-                        calls = counter.calls
-                        if calls not in wanted or calls in seen:
-                            continue
-                        seen.add(calls)
-                        drawn = setting.sampled(sampler, sigmas, SCREENED)
+                        key = (name, len(sigmas), bool(sigmas[-1] == 0))
+                        if key not in known:
+                            counter.calls = 0
+                            setting.sampled(comfy.samplers.sampler_object(name), sigmas, 1, counted)
+                            known[key] = counter.calls
                 except Exception as error:
                     print(f"{setting.name}: {name} {scheduler} with {steps} steps: {error}", file=sys.stderr)
                     continue
-                found = measures.error(drawn, setting.teacher[:SCREENED]).rmse
-                screened[calls].append((found if math.isfinite(found) else math.inf, name, scheduler, sigmas))
-    for calls, rows in screened.items():
-        rows.sort(key=lambda row: row[0])
-        for _, name, scheduler, sigmas in rows[:KEPT]:
-            begin = time.perf_counter()
+                if known[key] in wanted and known[key] not in seen:
+                    seen.add(known[key])
+                    found[known[key]].append(Pair(name, scheduler, sigmas))
+    PAIRS[setting.name, wanted] = found
+    return found
+
+
+def best(setting: Setting, listed: list[Pair], count: int, kept: int) -> list[Pair]:
+    """The pairs that do best on the first noises."""
+
+    def error(pair: Pair) -> float:
+        try:
             with quiet():
-                drawn = setting.sampled(comfy.samplers.sampler_object(name), sigmas, setting.samples)
+                drawn = setting.sampled(comfy.samplers.sampler_object(pair.sampler), pair.sigmas, count)
+        except Exception as problem:
+            print(f"{setting.name}: {pair.sampler} {pair.scheduler}: {problem}", file=sys.stderr)
+            return math.inf
+        found = measures.error(drawn, setting.teacher[:count]).rmse
+        return found if math.isfinite(found) else math.inf
+
+    return sorted(listed, key=error)[:kept]
+
+
+def stock(setting: Setting, wanted: tuple[int, ...], screened: int, glance: int) -> Iterator[Row]:
+    """The best stock pairs at every number of calls: screened on a few samples, then measured on all."""
+    counter = Counter()
+    counted = setting.about.model.clone()
+    counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
+    for calls, every in pairs(setting, wanted).items():
+        left = best(setting, every, glance, GLANCED_AT) if glance else every
+        for pair in best(setting, left, screened, KEPT):
+            sampler = comfy.samplers.sampler_object(pair.sampler)
+            with quiet():
+                counter.calls = 0
+                setting.sampled(sampler, pair.sigmas, 1, counted)
+                begin = time.perf_counter()
+                drawn = setting.sampled(sampler, pair.sigmas, setting.samples)
             seconds = time.perf_counter() - begin
-            yield setting.row(drawn, calls, name, scheduler, seconds, notes={"screened": len(rows)})
+            if counter.calls != calls:
+                raise RuntimeError(f"{pair.sampler} took {counter.calls} calls instead of {calls}")
+            notes = {"pairs": len(every)}
+            yield setting.row(drawn, calls, pair.sampler, pair.scheduler, seconds, notes=notes)
 
 
 def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
@@ -238,7 +286,7 @@ def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
     listed = {name: [value] for name, value in (defaults | asked).items() if value is not None}
     begin = time.perf_counter()
     with quiet(), torch.inference_mode():
-        made = PACK.nodes.AMEDTrainPredictor.execute(positive=[setting.about.positive], **listed).args[0]
+        made = PACK.nodes.AMEDTrainPredictor.execute(positive=setting.about.fitted, **listed).args[0]
     fit_seconds = time.perf_counter() - begin
     (model,) = PACK.nodes.AMEDApplyPredictor.execute(setting.about.model, made).args
     name = PACK.nodes.values.sampler_name(made.network)
@@ -266,41 +314,47 @@ def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
 
 def rows_of(arguments: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
     """All rows, in pieces that are not measured again when the command is."""
+    screened, glance = arguments.screened, arguments.glance
     for name, cfg in itertools.product(arguments.models, arguments.cfg):
         pieces: list[tuple[tuple[Any, ...], Callable[[Setting], list[Row]]]] = []
         wanted = tuple(arguments.calls)
-        pieces.append(((name, cfg, "stock", *wanted), lambda s, w=wanted: [*teacher_rows(s), *stock(s, w)]))
+        pieces.append(
+            ((name, cfg, "stock", *wanted), lambda s, w=wanted: [*teacher_rows(s), *stock(s, w, screened, glance)])
+        )
         for calls, seed in itertools.product(wanted, range(arguments.seeds)):
             pieces.append(((name, cfg, "amed_multistep", calls, seed), lambda s, c=calls, n=seed: [trained(s, c, n)]))
-        for calls in set(wanted) & set(PUBLISHED_CALLS):
+        for calls in set(wanted) & set(PUBLISHED_CALLS) if arguments.published else ():
             table = {"sampler_name": "amed_ipndm", "predictor_type": "table", "trajectories": 32}
             pieces.append(((name, cfg, "amed_ipndm table", calls), lambda s, c=calls, t=table: [trained(s, c, 0, **t)]))
             paper = {"preset": "paper", "trajectories": arguments.published}
-            if arguments.published:
-                pieces.append(((name, cfg, "published", calls), lambda s, c=calls, p=paper: [trained(s, c, 0, **p)]))
+            pieces.append(((name, cfg, "published", calls), lambda s, c=calls, p=paper: [trained(s, c, 0, **p)]))
         pieces = [(key, work) for key, work in pieces if key not in done]
         if not pieces:
             continue
-        setting = Setting(name, cfg, arguments.samples)
+        setting = Setting(name, cfg, arguments.samples, arguments.teacher_calls)
         for key, work in pieces:
             yield key, work(setting)
 
 
 def teacher_rows(setting: Setting) -> list[Row]:
     """The teacher's own Frechet distance, and how far half as many calls are from it."""
-    own = setting.row(setting.teacher, measures.converged_calls(TEACHER_CALLS), "teacher", "", 0.0)
-    half = setting.row(
-        setting.converged(TEACHER_CALLS // 2), measures.converged_calls(TEACHER_CALLS // 2), "teacher, half", "", 0.0
-    )
+    calls, less = (measures.converged_calls(n) for n in (setting.teacher_calls, setting.teacher_calls // 2))
+    own = setting.row(setting.teacher, calls, "teacher", "", 0.0)
+    half = setting.row(setting.converged(setting.teacher_calls // 2), less, "teacher, half", "", 0.0)
     return [own, half]
+
+
+def frechet(rows: list[Row]) -> float:
+    """The mean of some fits."""
+    return sum(row.frechet or 0.0 for row in rows) / len(rows)
 
 
 def tables(rows: list[Row]) -> str:
     """The goals' table, and for every model the best pairs, in Markdown."""
     lines = [
-        "| Model | cfg | Calls | Best stock pair | Error (95 %) | amed_multistep, every fit | Ratio | "
-        "Frechet: teacher, stock, ours | Fit |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| Model | cfg | Calls | Best stock pair | Error (95 %) | amed_multistep, every fit | Ratio | Medians "
+        "(stock, ours) | Frechet: teacher, stock, ours | Fit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, cfg, calls in dict.fromkeys((r.model, r.cfg, r.calls) for r in rows if r.seed is None and r.scheduler):
         some = [r for r in rows if (r.model, r.cfg, r.calls) == (name, cfg, calls)]
@@ -312,12 +366,13 @@ def tables(rows: list[Row]) -> str:
         mean = sum(r.error for r in ours) / len(ours)
         shown = ", ".join(f"{r.error:.4f}" for r in ours)
         low, high = min(r.low for r in ours), max(r.high for r in ours)
-        distance = sum(r.frechet for r in ours) / len(ours)
+        distances = "" if teacher.frechet is None else f"{teacher.frechet:.3f}, {best.frechet:.3f}, {frechet(ours):.3f}"
+        medians = f"{best.median:.4f}, {sum(r.median for r in ours) / len(ours):.4f}"
         fit = f"{max(r.fit_calls or 0 for r in ours):,} calls, {max(r.fit_seconds or 0 for r in ours):.0f} s"
         lines.append(
             f"| {name} | {cfg:g} | {calls} | {best.sampler}, {best.scheduler} | {best.error:.4f} ({best.low:.4f} to "
-            f"{best.high:.4f}) | {shown} ({low:.4f} to {high:.4f}) | {mean / best.error:.2f} | {teacher.frechet:.3f}, "
-            f"{best.frechet:.3f}, {distance:.3f} | {fit} |"
+            f"{best.high:.4f}) | {shown} ({low:.4f} to {high:.4f}) | {mean / best.error:.2f} | {medians} | {distances} "
+            f"| {fit} |"
         )
     others = [r for r in rows if r.seed is not None and r.sampler != "amed_multistep"]
     if others:
@@ -331,16 +386,21 @@ def tables(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=USUAL_MODELS, choices=MODELS)
     parser.add_argument("--cfg", type=float, nargs="+", default=SCALES)
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--teacher-calls", type=int, default=TEACHER_CALLS)
+    parser.add_argument("--screened", type=int, default=SCREENED, help="noises that every stock pair is tried on")
+    parser.add_argument(
+        "--glance", type=int, default=0, help=f"noises on which the best {GLANCED_AT} pairs are chosen before that"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="fits of amed_multistep for every cell")
     parser.add_argument(
         "--published",
         type=int,
         default=TRAJECTORIES_PUBLISHED,
-        help="trajectories of AMED's own recipe; 0 leaves it out",
+        help="trajectories of AMED's own recipe; 0 leaves it and a table out",
     )
     parser.add_argument("--output", type=Path, help="the JSON file, which is also where to go on")
     parser.add_argument("--table", type=Path, nargs="+", help="only print the tables of these files")

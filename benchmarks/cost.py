@@ -1,6 +1,7 @@
 """What sampling with a predictor costs beside the model, and what this pack costs at ComfyUI's start.
 
     python benchmarks/cost.py                                 # toy models on one core of the CPU
+    python benchmarks/cost.py --families pictures             # the bundled text-to-picture model
     AMED_GPU=1 python benchmarks/cost.py --real               # real shapes of SDXL and Flux, random weights, on a GPU
 
 "ours" is amed_ipndm with an untrained predictor, "stock" ComfyUI's ipndm, both with 5 model calls at cfg 3, run in
@@ -48,6 +49,7 @@ REAL: dict[str, dict[str, Any]] = {  # what ComfyUI detects in the released file
     },
 }
 CHANNELS = {"sdxl": 4, "flux": 16}
+BUNDLED = "pictures"  # has the size that it has
 WIDTHS = (10, 10, 10, 13, 8, 17, 7)
 
 IMPORT = """
@@ -124,9 +126,18 @@ def real(name: str, latent: int) -> Family:
     return make(name, batch=1, shape=(CHANNELS[name], latent, latent), dtype=dtype, **REAL[name])
 
 
+def family_of(pack: Any, name: str, latent: int, at_real_size: bool) -> Any:
+    """A toy, a model of the released shape, or the bundled text-to-picture model."""
+    if name == BUNDLED:
+        from benchmarks.comfyui_models import checkpoint  # noqa: PLC0415 - needs ComfyUI
+
+        return checkpoint(pack, side=latent)
+    return real(name, latent) if at_real_size else make(name, batch=1, shape=(CHANNELS[name], latent, latent))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=["sdxl", "flux"], choices=sorted(REAL))
+    parser.add_argument("--families", nargs="+", default=["sdxl", "flux"], choices=[*sorted(REAL), BUNDLED])
     parser.add_argument("--latents", type=int, nargs="+", default=[], help="side lengths (default: 16 32, real: 128)")
     parser.add_argument("--real", action="store_true", help="real shapes; needs about 30 GB of memory for Flux")
     parser.add_argument("--pairs", type=int, default=40, help="runs of each")
@@ -140,8 +151,7 @@ def main() -> None:
     print(f"{'family':8}" + "".join(f"{column:>{width}}" for column, width in zip(columns, WIDTHS, strict=True)))
     for name in arguments.families:
         for latent in arguments.latents or ([128] if arguments.real else [16, 32]):
-            shape = (CHANNELS[name], latent, latent)
-            family = real(name, latent) if arguments.real else make(name, batch=1, shape=shape)
+            family = family_of(pack, name, latent, arguments.real)
             applied = apply(pack, family, predictor(pack, family, "amed_ipndm", guidance=3.0))
 
             def ours(**more: Any) -> Any:

@@ -3,9 +3,10 @@
     python benchmarks/features.py --trajectories 960 --samples 500
     python benchmarks/features.py --end-to-end --trajectories 256 --samples 500
 
-On the digits model, at equal true model calls; the error is the RMSE to the converged teacher, over three fits
-with different seeds: the mean, and the lowest and highest. The first command trains the paper's network interval by
-interval. The second fits a table to the end of the trajectory, and networks that correct this table sample by sample.
+On a model that shows its bottleneck, at equal true model calls; the error is the RMSE to the converged teacher, over
+three fits with different seeds: the mean, and the lowest and highest. The first command trains the paper's network
+interval by interval. The second fits a table to the end of the trajectory, and networks that correct this table sample
+by sample.
 """
 
 import argparse
@@ -17,34 +18,33 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, TrainConfig, Trainer, measures
-from amed_core.bench import method_of
-from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
+from amed_core.bench import Model, method_of, student_config
 from amed_core.end_to_end import EndToEnd, FitConfig
-from amed_core.recipes import predictor_config
 from amed_core.sources import gaussian
-from amed_core.table import AnyPredictor, TablePredictor, centred_config, centred_on, table_config
+from amed_core.table import AnyPredictor, TablePredictor, centred_config, centred_on
+from benchmarks.beds import MODELS, asked_for, taught
 
 FEATURES = ("bottleneck", "latent", "none")
 
 
-def per_interval(model: DigitsDenoiser, name: str, seed: int, trajectories: int) -> dict[str, AnyPredictor]:
+def per_interval(model: Model, name: str, seed: int, trajectories: int) -> dict[str, AnyPredictor]:
     """The paper's networks."""
     made: dict[str, AnyPredictor] = {}
     for features in FEATURES:
-        config = predictor_config(name, 5, SIGMA_MIN, SIGMA_MAX, features=features)
+        config = student_config(name, 5, model, features=features)
         network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
         training = TrainConfig(trajectories, batch_size=16, seed=seed)
-        for _ in Trainer(network, gaussian(model, SHAPE, SIGMA_MAX, seed), training).events():
+        for _ in Trainer(network, gaussian(model, tuple(model.shape), model.sigma_max, seed), training).events():
             pass
         made[features] = network
     return made
 
 
-def end_to_end(model: DigitsDenoiser, name: str, seed: int, trajectories: int) -> dict[str, AnyPredictor]:
+def end_to_end(model: Model, name: str, seed: int, trajectories: int) -> dict[str, AnyPredictor]:
     """A table, and networks that correct it; all choose their best iteration on 128 noises."""
-    source = gaussian(model, SHAPE, SIGMA_MAX, seed)
+    source = gaussian(model, tuple(model.shape), model.sigma_max, seed)
     settings = FitConfig(trajectories, held_out=128, batch_size=32, seed=seed)
-    table = TablePredictor(table_config(predictor_config(name, 5, SIGMA_MIN, SIGMA_MAX)))
+    table = TablePredictor(student_config(f"{name} table", 5, model))
     for _ in EndToEnd(table, source, settings).events():
         pass
     made: dict[str, AnyPredictor] = {"table": table}
@@ -59,16 +59,19 @@ def end_to_end(model: DigitsDenoiser, name: str, seed: int, trajectories: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits", choices=("digits", "colours", "pictures"))
+    parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--trajectories", type=int, default=960, help="of every fit")
     parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
     parser.add_argument("--seeds", type=int, default=3, help="fits of each")
     parser.add_argument("--end-to-end", action="store_true", help="tables, and networks that correct them")
     arguments = parser.parse_args()
-    model = DigitsDenoiser()
-    asked = model.for_rows(range(arguments.samples))
-    x = SIGMA_MAX * torch.randn(arguments.samples, *SHAPE, generator=torch.Generator().manual_seed(10**9))
+    model = MODELS[arguments.model](arguments.cfg)
+    asked = asked_for(model, arguments.samples)
+    generator = torch.Generator().manual_seed(10**9)
+    x = model.sigma_max * torch.randn(arguments.samples, *model.shape, generator=generator)
     with torch.no_grad():
-        teacher = measures.converged(asked, x, SIGMA_MIN, SIGMA_MAX, 200)
+        teacher = taught(model, x, 200)
     print(f"{'student':12}{'features':14}{'error':>8}  lowest to highest")
     fit = end_to_end if arguments.end_to_end else per_interval
     for name in tqdm(("amed", "amed_ipndm")):

@@ -15,17 +15,13 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import FixedMidpoint
 from amed_core.bench import Bench, Method, Settings, method_of, student_config
-from amed_core.digits import DigitsDenoiser
 from amed_core.end_to_end import EndToEnd, FitConfig
 from amed_core.grids import TRAJECTORIES, search
 from amed_core.predictor import PredictorConfig
 from amed_core.recipes import DEFAULT
 from amed_core.sources import gaussian
 from amed_core.table import TablePredictor
-from benchmarks.colours import ColoursDenoiser
-from benchmarks.mixture import MixtureDenoiser
-
-MODELS = {"digits": DigitsDenoiser, "colours": ColoursDenoiser, "mixture": MixtureDenoiser}
+from benchmarks.beds import MODELS, judging
 
 
 def unlearned(config: PredictorConfig) -> Method:
@@ -39,13 +35,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--students", nargs="+", default=[n for n in DEFAULT if n != "amed_dpmpp_2m"], choices=DEFAULT)
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 7])
+    parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'model':10}{'calls':>5}  {'student':16}{'r = 0.5':>9}{'searched':>9}  {'table':>9}{'searched':>9}")
     for name in arguments.models:
-        model = MODELS[name]()
-        measured = Bench(model, Settings(samples=arguments.samples), lambda text, calls: None)
+        model = MODELS[name](arguments.cfg)
+        measured = Bench(judging(model), Settings(samples=arguments.samples), lambda text, calls: None)
         source = gaussian(model, tuple(model.shape), model.sigma_max, 0)
         for calls in arguments.calls:
             for student in arguments.students:

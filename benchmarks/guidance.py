@@ -2,7 +2,7 @@
 
     python benchmarks/guidance.py --samples 500
 
-On the digits model. Rows are the scales that a table was fitted at, columns those it then samples with; every cell is
+Rows are the scales that a table was fitted at, columns those it then samples with; every cell is
 the RMSE to the converged teacher of the column's scale, on noise that no fit saw. "1 to 8" is one table that was fitted
 at all of the scales and goes linearly from one to the next; "none" is the base solver, its midpoints at r = 0.5.
 """
@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import measures
-from amed_core.bench import Method
-from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
+from amed_core.bench import Method, student_config
 from amed_core.end_to_end import EndToEnd, FitConfig
 from amed_core.predictor import PredictorConfig
-from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.recipes import DEFAULT
 from amed_core.sources import gaussian, noise
-from amed_core.table import TablePredictor, table_config
+from amed_core.table import TablePredictor
 from amed_core.types import Denoiser, Sample
+from benchmarks.beds import MODELS, asked_for, taught
 
 FITTED = (1.0, 2.0, 4.0, 8.0)
 USED = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -47,16 +47,17 @@ class Judge:
         return measures.error(method.run(self.denoiser, self.x), self.teacher).rmse
 
 
-def judge(cfg: float, samples: int) -> Judge:
-    asked = DigitsDenoiser(cfg).for_rows(range(samples))
-    x = SIGMA_MAX * noise(range(samples), SHAPE, UNSEEN)
-    return Judge(cfg, asked, x, measures.converged(asked, x, SIGMA_MIN, SIGMA_MAX, 200))
+def judge(name: str, cfg: float, samples: int) -> Judge:
+    model = MODELS[name](cfg)
+    x = model.sigma_max * noise(range(samples), model.shape, UNSEEN)
+    return Judge(cfg, asked_for(model, samples), x, taught(model, x, 200))
 
 
-def fitted(config: PredictorConfig, scales: Sequence[float], seed: int) -> TablePredictor:
+def fitted(name: str, config: PredictorConfig, scales: Sequence[float], seed: int) -> TablePredictor:
     """One table, fitted at these scales."""
     table = TablePredictor(replace(config, guidance=scales[0], guidances=tuple(scales) if len(scales) > 1 else ()))
-    sources = [gaussian(DigitsDenoiser(cfg), SHAPE, config.sigmas[0], seed) for cfg in scales]
+    models = [MODELS[name](cfg) for cfg in scales]
+    sources = [gaussian(model, tuple(model.shape), config.sigmas[0], seed) for model in models]
     for _ in EndToEnd(table, sources, FitConfig()).events():
         pass
     return table
@@ -68,19 +69,21 @@ def printed(student: str, name: str, table: TablePredictor, judges: Sequence[Jud
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm"], choices=DEFAULT)
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that is fitted")
     arguments = parser.parse_args()
-    judges = [judge(cfg, arguments.samples) for cfg in tqdm(USED, desc="teacher")]
+    name = arguments.model
+    judges = [judge(name, cfg, arguments.samples) for cfg in tqdm(USED, desc="teacher")]
     print(f"{'student':14}{'fitted at':12}" + "".join(f"{cfg:8g}" for cfg in USED))
     for student in arguments.students:
-        config = table_config(predictor_config(student, arguments.calls, SIGMA_MIN, SIGMA_MAX))
+        config = student_config(f"{student} table", arguments.calls, MODELS[name](1.0))
         printed(student, "none", TablePredictor(config), judges)
         for cfg in tqdm(FITTED, desc=student):
-            printed(student, f"{cfg:g}", fitted(config, [cfg], arguments.seed), judges)
-        printed(student, f"{FITTED[0]:g} to {FITTED[-1]:g}", fitted(config, FITTED, arguments.seed), judges)
+            printed(student, f"{cfg:g}", fitted(name, config, [cfg], arguments.seed), judges)
+        printed(student, f"{FITTED[0]:g} to {FITTED[-1]:g}", fitted(name, config, FITTED, arguments.seed), judges)
 
 
 if __name__ == "__main__":

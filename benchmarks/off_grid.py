@@ -2,11 +2,11 @@
 
     python benchmarks/off_grid.py --trajectories 640 --samples 200
 
-At the true model calls in the second column, on the digits model. "base" is the student's base solver with plain calls
+At the true model calls in the second column. "base" is the student's base solver with plain calls
 on the same levels; "rule" is what sampling does: single-step students plan pairs that are no longer than they learned
 and the rest is plain, multistep students are their base solver. "all" plans every pair, "network" does so by asking
 the network for intervals it was never trained on. The error is the RMSE to the converged teacher from the same start:
-noise, or with denoise below 1 real digits with noise on them.
+noise, or with denoise below 1 real digits, or pictures that the model drew, with noise on them.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, NoMidpoint, TrainConfig, Trainer, logsnr, measures, polynomial, sample
+from amed_core.bench import student_config
 from amed_core.calls import call_sigmas, read
-from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
 from amed_core.predictor import PredictorPlanner, embedding
-from amed_core.recipes import predictor_config
 from amed_core.sources import gaussian
+from benchmarks.beds import MODELS, asked_for, taught
 
 
 def pairs(levels: tuple[float, ...]) -> tuple[tuple[float, ...], frozenset[int]]:
@@ -51,30 +51,36 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=640, help="of every fit")
     parser.add_argument("--samples", type=int, default=200, help="evaluation noises")
     parser.add_argument("--students", nargs="+", default=["amed", "amed_dpm_2", "amed_ipndm", "amed_dpmpp_2m"])
+    parser.add_argument("--model", default="digits", choices=("digits", "pictures"))
+    parser.add_argument("--cfg", type=float, default=1.0)
     arguments = parser.parse_args()
-    model = DigitsDenoiser()
-    asked = model.for_rows(range(arguments.samples))
-    noise = torch.randn(arguments.samples, *SHAPE, generator=torch.Generator().manual_seed(10**9))
-    data = model.data(arguments.samples)
+    model = MODELS[arguments.model](arguments.cfg)
+    low, high, flow = float(model.sigma_min), float(model.sigma_max), getattr(model, "flow", False)
+    shape, asked = tuple(model.shape), asked_for(model, arguments.samples)
+    noise, other = (
+        torch.randn(arguments.samples, *shape, generator=torch.Generator().manual_seed(10**9 + n)) for n in range(2)
+    )
+    data = model.data(arguments.samples) if hasattr(model, "data") else taught(model, high * other, 100)
     print(f"{'student':15}{'calls':>6}  {'levels':14}{'planned':>8}{'base':>9}{'rule':>9}{'all':>9}{'network':>9}")
     for name in tqdm(arguments.students):
-        config = predictor_config(name, 5, SIGMA_MIN, SIGMA_MAX)
+        config = student_config(name, 5, model)
         network = AMEDPredictor(config)
         training = TrainConfig(arguments.trajectories, batch_size=16, gradient="finite difference")
         with torch.enable_grad():
-            for _ in Trainer(network, gaussian(model, SHAPE, SIGMA_MAX), training).events():
+            for _ in Trainer(network, gaussian(model, shape, high), training).events():
                 pass
         solver = config.build_solver()
         lists = {"its own": call_sigmas(config, 5)}
         for calls in (5, 8):
-            lists[f"Karras {calls}"] = (*polynomial(calls, SIGMA_MIN, SIGMA_MAX).tolist(), 0.0)
-        lists["exponential 8"] = (*logsnr(8, SIGMA_MIN, SIGMA_MAX).tolist(), 0.0)
+            lists[f"Karras {calls}"] = (*polynomial(calls, low, high).tolist(), 0.0)
+        lists["exponential 8"] = (*logsnr(8, low, high).tolist(), 0.0)
         for denoise in (0.8, 0.6, 0.4, 0.2):
             lists[f"denoise {denoise}"] = call_sigmas(config, int(5 / denoise))[-6:]
         for label, levels in lists.items():
             start = levels[0]
-            x = noise * start if start > SIGMA_MAX * 0.99 else data + noise * start
-            teacher = measures.converged(asked, x, SIGMA_MIN, start, 200)
+            kept = 1 - start if flow else 1.0
+            x = noise * start if start > high * 0.99 else kept * data + noise * start
+            teacher = measures.converged(asked, x, low, start, 200, flow=flow)
             run = read(levels, config)
             every = pairs(levels)
             ways = [

@@ -9,7 +9,7 @@ holds out. Where a cell is worse, a paired test says whether these samples show 
 can outweigh all others.
 
 Models: a closed-form mixture at Stable Diffusion's noise levels (whether a model predicts eps or v is all the same to a
-sampler), digits (EDM) and coloured shapes (flow).
+sampler), digits (EDM), coloured shapes (flow) and the bundled text-to-picture model (flow).
 """
 
 import argparse
@@ -25,16 +25,12 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.bench import EVALUATION_SEED, Model, method_of, starts_for, student_config
-from amed_core.digits import DigitsDenoiser
-from amed_core.measures import conditioned, converged
 from amed_core.multistep import MultistepTable
 from amed_core.multistep_fit import MultistepFit
 from amed_core.recipes import multistep_fit
 from amed_core.sources import gaussian
-from benchmarks.colours import ColoursDenoiser
-from benchmarks.mixture import MixtureDenoiser
+from benchmarks.beds import MODELS, asked_for, taught
 
-MODELS = {"mixture": MixtureDenoiser, "digits": DigitsDenoiser, "colours": ColoursDenoiser}
 TRAJECTORIES, SCALES, CALLS = (4, 8, 16, 64), (1.0, 3.0, 5.0, 8.0), tuple(range(3, 11))
 USUAL = (64, 1.0, 5)
 SURE = 1.96  # standard errors, of a difference at 95 %
@@ -69,11 +65,10 @@ class Judge:
     def __init__(self, name: str, cfg: float, samples: int) -> None:
         self.name, self.cfg = name, cfg
         self.model: Model = MODELS[name](cfg)
-        self.asked = conditioned(self.model, range(samples))
+        self.asked = asked_for(self.model, samples)
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.x = self.model.sigma_max * torch.randn(samples, *self.model.shape, generator=generator)
-        low, high, flow = self.model.sigma_min, self.model.sigma_max, getattr(self.model, "flow", False)
-        self.teacher = converged(self.asked, self.x, low, high, 100, flow=flow)
+        self.teacher = taught(self.model, self.x, 100, samples)
         self.known: dict[tuple[int, str], Tensor] = {}  # squared errors of starts on the usual grids
 
     def squares(self, table: MultistepTable) -> Tensor:

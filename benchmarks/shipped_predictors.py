@@ -2,7 +2,9 @@
 
     python benchmarks/shipped_predictors.py --samples 1000
 
-The RMSE over all elements to the converged teacher (200 model calls) with its 95 % bootstrap interval.
+Each on the model that it was made for, at its own cfg: the RMSE over all elements to the converged teacher (200 model
+calls) with its 95 % bootstrap interval, and the median of the samples' own. For pictures also those of the best
+unlearned solver and grid at the same number of calls, chosen on the same noise.
 """
 
 import argparse
@@ -11,21 +13,42 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import load_predictor
-from amed_core.bench import Bench, Settings, method_of
-from amed_core.digits import DigitsDenoiser
+from amed_core.bench import Bench, Row, Settings, baselines, method_of
+from benchmarks.beds import MODELS, judging
 
 PREDICTORS = Path(__file__).parents[1] / "predictors"
+FAMILIES = {"AMEDDigits": "digits", "AMEDPictures": "pictures"}
+
+
+def printed(name: str, row: Row) -> None:
+    print(
+        f"{name}: {row.calls} calls, error {row.error:.4f} ({row.error_low:.4f} to {row.error_high:.4f}), "
+        f"median {row.error_median:.4f}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000, help="evaluation noises")
-    settings = Settings(samples=parser.parse_args().samples)
-    measured = Bench(DigitsDenoiser(), settings, lambda name, calls: None)
+    parser.add_argument("--models", nargs="+", default=list(FAMILIES.values()), choices=FAMILIES.values())
+    arguments = parser.parse_args()
+    benches: dict[tuple[str, float], Bench] = {}
     for file in sorted(PREDICTORS.glob("*.safetensors")):
         predictor = load_predictor(file)
-        row = measured.row(method_of(predictor, file.stem), predictor.config.calls)
-        print(f"{row.method}: {row.calls} calls, error {row.error:.4f} ({row.error_low:.4f} to {row.error_high:.4f})")
+        config = predictor.config
+        key = (FAMILIES[str(config.model["family"])], config.guidance)
+        if key[0] not in arguments.models:
+            continue
+        if key not in benches:
+            model = judging(MODELS[key[0]](key[1]))
+            benches[key] = Bench(model, Settings(samples=arguments.samples), lambda name, calls: None)
+        measured = benches[key]
+        printed(file.stem, measured.row(method_of(predictor, file.stem), config.calls))
+        if key[0] == "pictures":
+            pairs = [pair for pair in baselines(measured.model, config.calls) if pair.name.endswith(" zero")]
+            best = min((measured.row(pair, config.calls) for pair in pairs), key=lambda row: row.error or float("inf"))
+            printed(f"  best unlearned, {best.method}", best)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python benchmarks/timesteps.py --trajectories 960 --samples 500
 
-The digits model stands in for Stable Diffusion: it is told only the nearest of Stable Diffusion's 1,000 noise levels
-("rounded"), or the level itself ("interpolated"), while x and the answer are scaled by the true level, as in ComfyUI.
-The error is the RMSE to each model's own converged teacher. "derivative" is the median relative error of the derivative
-of the model's answer by r, taken by the differences that training takes, against the interpolated model's by five times
-smaller ones.
+Of the models here only digits can stand in for Stable Diffusion (flow models know no numbered timesteps): it is told
+only the nearest of Stable Diffusion's 1,000 noise levels ("rounded"), or the level itself ("interpolated"), while x and
+the answer are scaled by the true level, as in ComfyUI. The error is the RMSE to each model's own converged teacher.
+"derivative" is the median relative error of the derivative of the model's answer by r, taken by the differences that
+training takes, against the interpolated model's by five times smaller ones.
 """
 
 import argparse

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, TrainConfig, Trainer, measures
-from amed_core.bench import method_of
+from amed_core.bench import PUBLISHED_SUFFIX, Model, method_of, student_config
 from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser, DigitsUNet
 from amed_core.end_to_end import EndToEnd, FitConfig
 from amed_core.predictor import PredictorConfig
@@ -39,6 +39,7 @@ from amed_core.recipes import DEFAULT, predictor_config
 from amed_core.sources import gaussian, noise
 from amed_core.table import AnyPredictor, TablePredictor, table_config
 from amed_core.types import Denoiser, Sample
+from benchmarks.beds import MODELS, asked_for, taught
 
 UNSEEN = 10**9  # the seed of the evaluation noise; fits count theirs from 0
 GPU = bool(os.environ.get("AMED_GPU")) and torch.cuda.is_available()
@@ -69,28 +70,28 @@ class Judge:
         return measures.error(method_of(predictor, "").run(self.denoiser, self.x), self.teacher).rmse
 
 
-def judge(model: DigitsDenoiser, samples: int) -> Judge:
-    asked = model.for_rows(range(samples))
-    x = SIGMA_MAX * noise(range(samples), SHAPE, UNSEEN)
-    return Judge(asked, x, measures.converged(asked, x, SIGMA_MIN, SIGMA_MAX, 200))
+def judge(model: Model, samples: int) -> Judge:
+    x = model.sigma_max * noise(range(samples), model.shape, UNSEEN)
+    return Judge(asked_for(model, samples), x, taught(model, x, 200))
 
 
-def recipe(model: DigitsDenoiser, config: PredictorConfig, trajectories: int, seed: int, judged: Judge) -> Point:
+def recipe(model: Model, config: PredictorConfig, trajectories: int, seed: int, judged: Judge) -> Point:
     """The published fit."""
     begin = time.perf_counter()
     network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
-    trainer = Trainer(network, gaussian(model, SHAPE, config.sigmas[0], seed), TrainConfig(trajectories, seed=seed))
+    source = gaussian(model, tuple(model.shape), config.sigmas[0], seed)
+    trainer = Trainer(network, source, TrainConfig(trajectories, seed=seed))
     for _ in trainer.events():
         pass
     seconds = time.perf_counter() - begin
     return Point(judged.error(network), trainer.model_calls, seconds)
 
 
-def table(model: DigitsDenoiser, config: PredictorConfig, seed: int, judged: Judge) -> Iterator[Point]:
+def table(model: Model, config: PredictorConfig, seed: int, judged: Judge) -> Iterator[Point]:
     """The table's fit, after the base solver and after every iteration; measuring it for this is not timed."""
     begin = time.perf_counter()
     predictor = TablePredictor(table_config(config))
-    source = gaussian(model, SHAPE, config.sigmas[0], seed)
+    source = gaussian(model, tuple(model.shape), config.sigmas[0], seed)
     events = EndToEnd(predictor, source, FitConfig(seed=seed)).events()
     seconds = 0.0
     while (event := next(events, None)) is not None:
@@ -132,14 +133,13 @@ def until(runs: Sequence[Sequence[Point]], recipes: Sequence[Point]) -> list[str
     return cells
 
 
-def fits(students: Sequence[str], calls: int, trajectories: int, samples: int, seeds: int) -> None:
-    model = DigitsDenoiser()
+def fits(model: Model, students: Sequence[str], calls: int, trajectories: int, samples: int, seeds: int) -> None:
     judged = judge(model, samples)
     heads, widths = zip(*COLUMNS, *UNTIL, strict=True)
     printed(heads, widths)
     for student in students:
-        published = predictor_config(student, calls, SIGMA_MIN, SIGMA_MAX, published=True)
-        recommended = predictor_config(student, calls, SIGMA_MIN, SIGMA_MAX)
+        published = student_config(student + PUBLISHED_SUFFIX, calls, model)
+        recommended = student_config(student, calls, model)
         recipes, same, own = [], [], []
         for seed in tqdm(range(seeds), desc=student):
             recipes.append(recipe(model, published, trajectories, seed, judged))
@@ -220,6 +220,8 @@ def memory(students: Sequence[str], calls: int, channels: int, side: int, batch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm", "amed_dpmpp_2m"], choices=DEFAULT)
+    parser.add_argument("--model", default="digits", choices=MODELS)
+    parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--trajectories", type=int, default=10_000, help="of the recipe")
     parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
@@ -232,7 +234,8 @@ def main() -> None:
     if arguments.memory:
         memory(arguments.students, arguments.calls, arguments.channels, arguments.side, arguments.batch)
     else:
-        fits(arguments.students, arguments.calls, arguments.trajectories, arguments.samples, arguments.seeds)
+        model = MODELS[arguments.model](arguments.cfg)
+        fits(model, arguments.students, arguments.calls, arguments.trajectories, arguments.samples, arguments.seeds)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import registration
 from .demo_model import AMEDDemoModel
+from .pictures_model import AMEDDemoCheckpoint
 from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
 from .training import AMEDTrainPredictor
@@ -13,6 +14,7 @@ from .two_models import AMEDTwoModelsGuider
 class AMEDExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            AMEDDemoCheckpoint,
             AMEDDemoModel,
             AMEDTrainPredictor,
             AMEDSavePredictor,

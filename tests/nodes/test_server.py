@@ -188,9 +188,9 @@ def test_example_workflows_run_as_they_are(server: Any, file: Path) -> None:
     graph = api_graph(server, json.loads(file.read_text()))
     for part in graph.values():
         if "trajectories" in part["inputs"]:
-            part["inputs"]["trajectories"] = 64
+            part["inputs"] |= {"trajectories": 4, "batch_size": 4, "held_out": 4, "teacher_calls": 8}
     outputs = server.run(graph)
-    assert any(len(output.get("images", [])) == 10 for output in outputs.values())
+    assert any(len(output.get("images", [])) == 4 for output in outputs.values())
     assert file.with_suffix(".jpg").exists(), "the template browser shows it"
 
 

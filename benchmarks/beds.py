@@ -1,0 +1,56 @@
+"""The models to measure on, each a function of a guidance scale: what `--models` of the benchmarks chooses among.
+
+digits (EDM, bundled), colours (rectified flow), mixture (closed form, at Stable Diffusion's levels) and pictures, the
+bundled text-to-picture model, whose guided ODE is stiff as those of large models are. Each sample of pictures asks for
+another of its 1,357 drawings, and evaluation for others than those that a fit learns from.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.bench import Model
+from amed_core.digits import DigitsDenoiser
+from amed_core.measures import chunks, conditioned, converged
+from amed_core.pictures import PicturesDenoiser
+from amed_core.types import Denoiser, Sample
+from benchmarks.colours import ColoursDenoiser
+from benchmarks.mixture import MixtureDenoiser
+
+MODELS: dict[str, Callable[[float], Model]] = {
+    "mixture": MixtureDenoiser,
+    "digits": DigitsDenoiser,
+    "colours": ColoursDenoiser,
+    "pictures": PicturesDenoiser,
+}
+UNSEEN = 1000  # samples from this number on ask for other drawings than a fit
+
+
+class UnseenPictures(PicturesDenoiser):
+    """The text-to-picture model, asked for other drawings than those that a fit learns from."""
+
+    def for_rows(self, rows: Sequence[int]) -> PicturesDenoiser:
+        return super().for_rows([row + UNSEEN for row in rows])
+
+
+def judging(model: Model) -> Model:
+    """The model as evaluation asks it, for drawings that no fit has seen where there are any."""
+    return UnseenPictures(model.cfg, model.model) if isinstance(model, PicturesDenoiser) else model
+
+
+def asked_for(model: Model, samples: int) -> Denoiser:
+    """The model as evaluation samples ask for it."""
+    return conditioned(judging(model), range(samples))
+
+
+def taught(model: Model, x: Sample, calls: int, batch: int = 250) -> Sample:
+    """Where the converged teacher takes evaluation noise x at the model's highest level."""
+    low, high, flow = float(model.sigma_min), float(model.sigma_max), getattr(model, "flow", False)
+    ends = []
+    for rows in chunks(len(x), batch):
+        asked = conditioned(judging(model), rows)
+        ends.append(converged(asked, x[rows.start : rows.stop], low, high, calls, flow=flow))
+    return torch.cat(ends)
