@@ -127,8 +127,8 @@ def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None
     other = f'Use KSampler or CFGGuider with cfg {config.guidance:g}, or another sampler than an "amed" one.'
     if (file := foreign_code(guider)) is not None:
         return (
-            f"another pack's code answers here in place of ComfyUI's own guider ({kind} of {file}), and may do more than "
-            f"answer: all calls are plain ones. {other}"
+            f"another pack's code answers here in place of ComfyUI's own guider ({kind} of {file}), and may do more "
+            f"than answer: all calls are plain ones. {other}"
         )
     if config.guided and run.own_grid and not shows_guidance(guider):
         return (
