@@ -222,9 +222,10 @@ def answers_of(step: Step) -> list[Total]:
 
 
 def raise_if_not_finite(answers: Sequence[Total]) -> None:
-    """Raise FloatingPointError for the first bad answer. Call it once, after the loop: it waits for the GPU."""
-    for interval, call, total in answers:
-        if not total.isfinite():
+    """Raise FloatingPointError for the first bad answer. Call it once, after the loop: it waits for the GPU, once."""
+    finite = torch.stack([total for _, _, total in answers]).isfinite().tolist() if answers else []
+    for (interval, call, _), fine in zip(answers, finite, strict=True):
+        if not fine:
             raise FloatingPointError(
                 f"The model answered NaN or infinity in interval {interval + 1}, model call {call + 1} of that "
                 "interval. Check the model's precision (try --force-fp32 or another weight dtype), its VAE and "

@@ -8,8 +8,10 @@ eps), each at cfg 1 and 3; and the bundled text-to-picture model (rectified flow
 has a command of its own in README.md. All samplers start from the same noise; errors are RMSEs to where the model's ODE
 takes it, by 200 calls of Heun's method, with 95 % intervals (bootstrap over samples). A stock sampler is deterministic
 if two seeds give the same picture from the same noise, and its calls are counted. All stock pairs are screened on few
-samples, the best of them measured on all; --glance looks at all of them on fewer still before that. Ours are made by
-the training node with its default settings and used by KSampler.
+samples, the best of them measured on all; --glance looks at all of them on fewer still before that. SA-Solver takes
+part as the ODE solver that it is without noise. The samplers of CFG++ follow another equation: the best of them has a
+row apart, and its error is the distance to where that equation leads. Ours are made by the training node with its
+default settings and used by KSampler.
 """
 # ruff: noqa: E402 - ComfyUI can be imported only once load_pack has found it
 
@@ -36,6 +38,7 @@ PACK = load_pack()
 
 import comfy.sample
 import comfy.samplers
+import comfyui_version
 from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 from comfy_extras.nodes_gits import GITSScheduler
 from comfy_extras.nodes_optimalsteps import OptimalStepsScheduler
@@ -50,6 +53,8 @@ SCREENED, GLANCED_AT, KEPT = 50, 24, 5  # pairs that are left after a glance, an
 TEACHER_CALLS = 200
 PUBLISHED_CALLS = (5,)
 TRAJECTORIES_PUBLISHED = 10_000
+ODES = {"sa_solver, eta 0": "sa_solver", "sa_solver_pece, eta 0": "sa_solver_pece"}
+CFG_PP, CFG_PP_STEPS = "euler_cfg_pp", 1.5  # for every call of the teacher
 
 
 @dataclass
@@ -73,6 +78,11 @@ class Row:
     fit_calls: int | None = None
     fit_seconds: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def apart(self) -> bool:
+        """Whether it solves another equation, and is measured by that one's end."""
+        return bool(self.notes.get("other equation"))
 
 
 class Counter:
@@ -143,10 +153,20 @@ class Setting:
             )  # fmt: skip
         return torch.cat(drawn)
 
-    def row(self, drawn: Tensor, calls: int, sampler: str, scheduler: str, seconds: float, **more: Any) -> Row:
-        """Measured against the teacher and, by the Frechet distance, against the data."""
+    def row(
+        self,
+        drawn: Tensor,
+        calls: int,
+        sampler: str,
+        scheduler: str,
+        seconds: float,
+        truth: Tensor | None = None,
+        **more: Any,
+    ) -> Row:
+        """Measured against the teacher, or another truth, and, by the Frechet distance, against the data."""
         count, finite = len(drawn), bool(drawn.isfinite().all())
-        e = measures.error(drawn, self.teacher[:count]) if finite else measures.Error(*[math.inf] * 5)
+        goal = self.teacher if truth is None else truth
+        e = measures.error(drawn, goal[:count]) if finite else measures.Error(*[math.inf] * 5)
         distance = None
         if self.real is not None:
             distance = measures.frechet(drawn, self.real[:count]) if finite else math.inf
@@ -154,14 +174,26 @@ class Setting:
         return Row(self.name, self.cfg, calls, sampler, scheduler, *errors, distance, count, seconds, **more)
 
 
+def sampler_of(name: str) -> Any:
+    """A stock SAMPLER by its name in the list; the stochastic ones in ODES as their nodes make them without noise."""
+    if name in ODES:
+        return comfy.samplers.ksampler(ODES[name], {"tau_func": lambda sigma: 0.0})
+    return comfy.samplers.sampler_object(name)
+
+
+def other_equation(name: str) -> bool:
+    """Whether a sampler follows CFG++ (Chung et al. 2024), whose pictures are others however many steps it takes."""
+    return "cfg_pp" in name or "cfgpp" in name
+
+
 def deterministic(setting: Setting) -> list[str]:
     """The stock samplers whose picture does not depend on the seed, the starting noise being the same."""
     sigmas = comfy.samplers.calculate_sigmas(setting.about.model.get_model_object("model_sampling"), "normal", 4)
     found = []
-    for name in comfy.samplers.SAMPLER_NAMES:
+    for name in (*comfy.samplers.SAMPLER_NAMES, *ODES):
         if name in PACK.nodes.values.SAMPLERS or name == "dpm_adaptive":  # which takes as many calls as it likes
             continue
-        sampler = comfy.samplers.sampler_object(name)
+        sampler = sampler_of(name)
         try:
             with quiet():
                 one, other = (setting.sampled(sampler, sigmas, 1, seed=seed) for seed in (1, 2))
@@ -229,7 +261,7 @@ def pairs(setting: Setting, wanted: tuple[int, ...]) -> dict[int, list[Pair]]:
                         key = (name, len(sigmas), bool(sigmas[-1] == 0))
                         if key not in known:
                             counter.calls = 0
-                            setting.sampled(comfy.samplers.sampler_object(name), sigmas, 1, counted)
+                            setting.sampled(sampler_of(name), sigmas, 1, counted)
                             known[key] = counter.calls
                 except Exception as error:
                     print(f"{setting.name}: {name} {scheduler} with {steps} steps: {error}", file=sys.stderr)
@@ -241,31 +273,38 @@ def pairs(setting: Setting, wanted: tuple[int, ...]) -> dict[int, list[Pair]]:
     return found
 
 
-def best(setting: Setting, listed: list[Pair], count: int, kept: int) -> list[Pair]:
-    """The pairs that do best on the first noises."""
+def best(setting: Setting, listed: list[Pair], count: int, kept: int, truth: Tensor) -> list[Pair]:
+    """The pairs that come nearest to their truth on the first noises."""
 
     def error(pair: Pair) -> float:
         try:
             with quiet():
-                drawn = setting.sampled(comfy.samplers.sampler_object(pair.sampler), pair.sigmas, count)
+                drawn = setting.sampled(sampler_of(pair.sampler), pair.sigmas, count)
         except Exception as problem:
             print(f"{setting.name}: {pair.sampler} {pair.scheduler}: {problem}", file=sys.stderr)
             return math.inf
-        found = measures.error(drawn, setting.teacher[:count]).rmse
+        found = measures.error(drawn, truth[:count]).rmse
         return found if math.isfinite(found) else math.inf
 
     return sorted(listed, key=error)[:kept]
 
 
 def stock(setting: Setting, wanted: tuple[int, ...], screened: int, glance: int) -> Iterator[Row]:
-    """The best stock pairs at every number of calls: screened on a few samples, then measured on all."""
+    """The best stock pairs at every number of calls: screened on a few samples, then measured on all.
+
+    Those that solve another equation come apart, and are measured by how near they are to where that one leads.
+    """
     counter = Counter()
     counted = setting.about.model.clone()
     counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
-    for calls, every in pairs(setting, wanted).items():
-        left = best(setting, every, glance, GLANCED_AT) if glance else every
-        for pair in best(setting, left, screened, KEPT):
-            sampler = comfy.samplers.sampler_object(pair.sampler)
+    with quiet():
+        converged = setting.sampled(sampler_of(CFG_PP), fine_levels(setting), setting.samples)
+    for (calls, listed), other in itertools.product(pairs(setting, wanted).items(), (False, True)):
+        every = [pair for pair in listed if other_equation(pair.sampler) == other]
+        truth = converged if other else setting.teacher
+        left = best(setting, every, glance, GLANCED_AT, truth) if glance else every
+        for pair in best(setting, left, screened, 1 if other else KEPT, truth):
+            sampler = sampler_of(pair.sampler)
             with quiet():
                 counter.calls = 0
                 setting.sampled(sampler, pair.sigmas, 1, counted)
@@ -274,8 +313,16 @@ def stock(setting: Setting, wanted: tuple[int, ...], screened: int, glance: int)
             seconds = time.perf_counter() - begin
             if counter.calls != calls:
                 raise RuntimeError(f"{pair.sampler} took {counter.calls} calls instead of {calls}")
-            notes = {"pairs": len(every)}
-            yield setting.row(drawn, calls, pair.sampler, pair.scheduler, seconds, notes=notes)
+            notes = {"pairs": len(every), "other equation": other}
+            yield setting.row(drawn, calls, pair.sampler, pair.scheduler, seconds, truth, notes=notes)
+
+
+def fine_levels(setting: Setting) -> Tensor:
+    """Levels on which CFG++ is taken to its end."""
+    model = setting.about.model
+    steps = round(CFG_PP_STEPS * setting.teacher_calls)
+    found: Tensor = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    return found
 
 
 def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
@@ -358,7 +405,7 @@ def tables(rows: list[Row]) -> str:
     ]
     for name, cfg, calls in dict.fromkeys((r.model, r.cfg, r.calls) for r in rows if r.seed is None and r.scheduler):
         some = [r for r in rows if (r.model, r.cfg, r.calls) == (name, cfg, calls)]
-        best = min((r for r in some if r.seed is None), key=lambda r: r.error)
+        best = min((r for r in some if r.seed is None and not r.apart), key=lambda r: r.error)
         ours = [r for r in some if r.sampler == "amed_multistep"]
         (teacher,) = [r for r in rows if (r.model, r.cfg, r.sampler) == (name, cfg, "teacher")]
         if not ours:
@@ -374,6 +421,15 @@ def tables(rows: list[Row]) -> str:
             f"{best.high:.4f}) | {shown} ({low:.4f} to {high:.4f}) | {mean / best.error:.2f} | {medians} | {distances} "
             f"| {fit} |"
         )
+    if apart := [r for r in rows if r.apart]:
+        lines += [
+            "",
+            "| Model | cfg | Calls | Best pair of CFG++ | Error to its own end (95 %) |",
+            "|---|---|---|---|---|",
+        ]
+        for r in apart:
+            pair = f"| {r.model} | {r.cfg:g} | {r.calls} | {r.sampler}, {r.scheduler} "
+            lines.append(f"{pair}| {r.error:.4f} ({r.low:.4f} to {r.high:.4f}) |")
     others = [r for r in rows if r.seed is not None and r.sampler != "amed_multistep"]
     if others:
         lines += ["", "| Model | cfg | Calls | Student | Error (95 %) | Fit |", "|---|---|---|---|---|---|"]
@@ -411,6 +467,9 @@ def main() -> None:
         return
     output = arguments.output
     kept = json.loads(output.read_text()) if output and output.exists() else {"done": [], "rows": []}
+    version = comfyui_version.__version__
+    if kept.setdefault("comfyui", version) != version:
+        raise SystemExit(f"{output} was measured in ComfyUI {kept['comfyui']}, and this is {version}.")
     for key, rows in rows_of(arguments, {tuple(key) for key in kept["done"]}):
         kept["done"].append(list(key))
         kept["rows"] += [asdict(row) for row in rows]

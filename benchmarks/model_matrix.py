@@ -1,63 +1,85 @@
 """Which model families work with which features, found out by doing it in a real ComfyUI: the README's table.
 
-    python benchmarks/model_matrix.py
+    COMFYUI_PATH=~/comfy/ComfyUI-0.33.0 .venv-comfyui/0.33.0-*/bin/python \\
+        benchmarks/model_matrix.py --output benchmarks/model_matrix.json
+    python benchmarks/model_matrix.py --table benchmarks/model_matrix.json
 
-Every family has ComfyUI's own classes at toy size, with random weights; the last is the bundled text-to-picture model
-with its own. A cell is "pass" if a predictor was trained through the nodes, saved, loaded, applied, and sampled a
-finite picture with KSampler in 5 calls, twice the same to the bit, both from noise and with denoise 0.5. Else it says
-with which words the nodes refused.
+The first measures one version, in the environment that tests/versions.py has made for it, and adds it to the file; the
+second prints all of them.
+
+Every family has ComfyUI's own classes at toy size, with random weights. A predictor is trained through the nodes,
+saved, loaded and applied, and with it KSampler draws in 5 calls from noise, with denoise 0.5 and with a mask. The file
+has a cell for each way of looking at the model: "pass" if all pictures are finite, drawn twice the same to the bit,
+and left alone where they are masked out; else what is the matter.
 """
 
+import argparse
+import json
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path += [str(Path(__file__).parents[1] / "tests" / "nodes"), str(Path(__file__).parents[1])]
-from comfyui import load_pack
-from families import SPECS, Family, make
-from toys import apply, k_sample, train
-
-from amed_core.files import load_predictor, save_predictor
-
-FEATURES = ("auto", "bottleneck", "latent", "none")
+from comfyui import COMFYUI, WHY_NOT, load_pack, version_of
+from families import SPECS, here, make
+from matrix import FEATURES, cell
 
 
-def cell(pack: Any, family: Family, features: str) -> str:
-    """Train, save, load, apply, sample."""
-    try:
-        made, *_ = train(pack, family, features=features)
-        with tempfile.TemporaryDirectory() as folder:
-            save_predictor(made.network, Path(folder) / "p.safetensors")
-            applied = apply(pack, family, pack.nodes.values.Predictor(load_predictor(Path(folder) / "p.safetensors")))
-    except ValueError as error:
-        return f"refused: {str(error).split('. ')[0]}"
-    image = torch.randn(family.latent["samples"].shape, generator=torch.Generator().manual_seed(0))
-    for changes in ({}, {"denoise": 0.5, "latent": image}):
-        one, same = (k_sample(family, applied, 5, 3.0, **changes) for _ in range(2))
-        if not one.isfinite().all():
-            return "fails: not finite"
-        if not (one == same).all():
-            return "fails: not repeatable"
-    return f"pass ({made.network.config.features})" if features == "auto" else "pass"
+def measured() -> dict[str, dict[str, str]]:
+    """For each family of this ComfyUI what it predicts, and its cells."""
+    pack, rows = load_pack(), {}
+    for name in here():
+        sampling = make(name).model.get_model_object("model_sampling")
+        rows[name] = {"predicts": pack.nodes.pairing.prediction(sampling)}
+        for features in FEATURES:
+            try:
+                rows[name][features] = cell(pack, name, features)
+            except Exception as error:  # a crash is a finding like any other
+                rows[name][features] = f"fails: {type(error).__name__}: {error}"
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def table(versions: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+    """In Markdown, a column for each version."""
+    columns = ["Family", "Latent", "Predicts", "`auto` takes", *versions]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, spec in SPECS.items():
+        rows = [rows.get(name) for rows in versions.values()]
+        known = next((row for row in reversed(rows) if row), None)
+        if known is None:
+            continue
+        latent = " and ".join(" x ".join(map(str, shape)) for shape in (spec.shape, *spec.more))
+        takes = known["auto"].removeprefix("pass (").removesuffix(")")
+        cells = ["not in it" if row is None else outcome(row) for row in rows]
+        lines.append(f"| {spec.kind} | {latent} | {known['predicts']} | {takes} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def outcome(row: Mapping[str, str]) -> str:
+    """Whether all features pass, but for a bottleneck that is refused where there is none; else what happens."""
+    others = {features: row[features] for features in FEATURES if not row[features].startswith("pass")}
+    if "no U-Net bottleneck" in others.get("bottleneck", ""):
+        del others["bottleneck"]
+    return "; ".join(f"{features} {what}" for features, what in others.items()) or "pass"
 
 
 def main() -> None:
-    pack = load_pack()
-    print(f"| Family | Latent | Predicts | {' | '.join(FEATURES)} |")
-    print("|---|---|---|" + "---|" * len(FEATURES))
-    for name, spec in SPECS.items():
-        family = make(name)
-        kind = pack.nodes.pairing.prediction(family.model.get_model_object("model_sampling"))
-        cells = [cell(pack, make(name), features) for features in FEATURES]
-        shape = " x ".join(map(str, spec.shape))
-        print(f"| {spec.kind} | {shape} | {kind} | {' | '.join(cells)} |", flush=True)
-    from benchmarks.comfyui_models import checkpoint  # noqa: PLC0415 - needs ComfyUI
-
-    cells = [cell(pack, checkpoint(pack), features) for features in FEATURES]
-    print(f"| AMEDPictures | 8 x 16 x 16 | CONST | {' | '.join(cells)} |", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="measure in this ComfyUI, and put it into this JSON file")
+    parser.add_argument("--table", type=Path, help="print what this JSON file holds")
+    arguments = parser.parse_args()
+    file = arguments.output or arguments.table
+    if file is None:
+        parser.error("either --output or --table is needed")
+    versions: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if arguments.output:
+        if COMFYUI is None:
+            raise SystemExit(WHY_NOT)
+        versions[version_of(COMFYUI)] = measured()
+        file.write_text(json.dumps(versions, indent=1) + "\n")
+    print(table(versions))
 
 
 if __name__ == "__main__":

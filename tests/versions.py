@@ -7,10 +7,11 @@
 It looks at COMFYUI_PATH, which may name several, at the ComfyUI whose custom_nodes this clone stands in, at
 ~/comfy/ComfyUI and at ~/comfy/ComfyUI-*. Their requirements exclude one another, so each has an environment in
 .venv-comfyui, which is made once and kept until its requirements change. The last lines say for each version how many
-node tests ran, or why none did.
+node tests ran, or why none did, and whether the bundled models' pictures are the same in all of them.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,9 @@ from comfyui import PACK, WHY_NOT, each_once, found, is_comfyui, named, summary,
 
 TESTS = Path(__file__).parent
 ENVIRONMENTS = PACK / ".venv-comfyui"
-ALSO = ("requests", "pytest", "pytest-xdist")  # ComfyUI 0.3.64 imports requests, but does not list it
+ALSO = ["requests", "pytest", "pytest-xdist"]  # ComfyUI 0.3.64 imports requests, but does not list it
+if shutil.which("chromium"):  # what a person sees is tested where there is a browser
+    ALSO.append("playwright")
 # Only the Python parts of these are used, so their compiled parts may be made for another torch, or for a GPU. With
 # their dependencies they would bring another torch.
 APART = ("torchvision==0.16.2", "torchaudio==2.11.0", "spandrel==0.4.2")
@@ -122,6 +125,25 @@ def node_tests(place: Path, python: Future[Path], extra: Sequence[str]) -> tuple
     return line, code in (0, NOTHING_SELECTED if extra else 0)
 
 
+def same_pictures(pythons: Sequence[tuple[Path, Future[Path]]]) -> tuple[str, bool]:
+    """Whether the bundled models draw the same pictures in all versions, to the bit: a line that says so, and if so."""
+    drawn: dict[str, dict[str, str]] = {}
+    for place, python in pythons:
+        if python.exception() is not None:
+            continue
+        command = [str(python.result()), str(TESTS / "nodes" / "same_pictures.py")]
+        environment = {**os.environ, "COMFYUI_PATH": str(place)}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            return f"pictures of the bundled models: not drawn in {version_of(place)}", False
+        drawn[version_of(place)] = json.loads(done.stdout.splitlines()[-1])
+    first = next(iter(drawn.values()), {})
+    others = sorted({file for found in drawn.values() for file in first if found.get(file) != first[file]})
+    where = f"with {len(first)} shipped predictors in {', '.join(drawn)}"
+    said = f"differ with {', '.join(others)}" if others else "the same to the bit"
+    return f"pictures of the bundled models {where}: {said}", not others
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run everything; 0 if all is well."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -138,6 +160,8 @@ def main(arguments: Sequence[str]) -> int:
         core = subprocess.run([sys.executable, "-m", "pytest", str(TESTS / "core"), *extra], check=False).returncode
         well = core in (0, NOTHING_SELECTED if extra else 0)
         ran = [node_tests(place, python, extra) for place, python in zip(chosen, pythons, strict=True)]
+        if len(chosen) > 1 and not extra:
+            ran.append(same_pictures(list(zip(chosen, pythons, strict=True))))
     print()
     for line, _ in ran:
         print(line)

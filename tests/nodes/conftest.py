@@ -40,6 +40,17 @@ def pack() -> Any:
     return load_pack()
 
 
+@pytest.fixture(autouse=True)
+def user(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """Where the states of fits are kept: every test has a folder of its own, so that none goes on from another's."""
+    if "pack" not in request.fixturenames:
+        return None
+    import folder_paths  # noqa: PLC0415 - ComfyUI's
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    return tmp_path / "amed_training"
+
+
 @dataclass
 class Server:
     """A running ComfyUI with this pack installed in a folder of its own."""

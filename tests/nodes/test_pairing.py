@@ -24,15 +24,6 @@ def flux(pack: Any) -> Family:
     return make("flux")
 
 
-@pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where states are kept."""
-    import folder_paths  # noqa: PLC0415
-
-    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
-    return tmp_path / "amed_training"
-
-
 def bypass_lora(model: Any, strength: float, seed: int = 9) -> Any:
     """A MODEL with a LoRA beside its weights, as ComfyUI's bypass loader adds it."""
     import comfy.weight_adapter  # noqa: PLC0415
