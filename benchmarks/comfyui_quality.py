@@ -54,7 +54,7 @@ TEACHER_CALLS = 200
 PUBLISHED_CALLS = (5,)
 TRAJECTORIES_PUBLISHED = 10_000
 ODES = {"sa_solver, eta 0": "sa_solver", "sa_solver_pece, eta 0": "sa_solver_pece"}
-CFG_PP, CFG_PP_STEPS = "euler_cfg_pp", 300
+CFG_PP, CFG_PP_STEPS = "euler_cfg_pp", 1.5  # for every call of the teacher
 
 
 @dataclass
@@ -320,7 +320,8 @@ def stock(setting: Setting, wanted: tuple[int, ...], screened: int, glance: int)
 def fine_levels(setting: Setting) -> Tensor:
     """Levels on which CFG++ is taken to its end."""
     model = setting.about.model
-    found: Tensor = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", CFG_PP_STEPS)
+    steps = round(CFG_PP_STEPS * setting.teacher_calls)
+    found: Tensor = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     return found
 
 

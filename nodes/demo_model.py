@@ -125,8 +125,8 @@ class AMEDDemoModel(io.ComfyNode):
             node_id="AMEDDemoModel",
             display_name="AMED Demo Model",
             category=CATEGORY,
-            description="A small diffusion model of handwritten digits that comes with this pack: everything can be "
-            "tried with it in seconds, on any computer.",
+            description="A very small diffusion model of handwritten digits that comes with this pack, for tests. To "
+            'try things out, "AMED Demo Checkpoint" has prompts and pictures.',
             inputs=[
                 io.Combo.Input(
                     "digit",

@@ -1,5 +1,6 @@
 """What the README promises about the repository itself."""
 
+import json
 import re
 from pathlib import Path
 
@@ -29,3 +30,12 @@ def test_everything_the_readme_shows_exists() -> None:
 def test_the_pack_needs_nothing_at_run_time() -> None:
     assert "dependencies = []" in (ROOT / "pyproject.toml").read_text()
     assert not (ROOT / "requirements.txt").exists()
+
+
+def test_the_figures_beside_the_demos_picture_are_those_that_it_printed() -> None:
+    ours, *unlearned = json.loads((ROOT / "docs" / "demo.json").read_text())
+    best = min(unlearned, key=lambda row: row["error"])
+    (caption,) = re.findall(r"\]\(docs/demo.png\)\n\n(.*)\n", (ROOT / "README.md").read_text())
+    for row in (ours, best):
+        assert f"{row['error']:.3f}" in caption
+        assert f"{row['error_median']:.3f}" in caption
