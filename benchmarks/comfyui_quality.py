@@ -55,6 +55,7 @@ PUBLISHED_CALLS = (5,)
 TRAJECTORIES_PUBLISHED = 10_000
 ODES = {"sa_solver, eta 0": "sa_solver", "sa_solver_pece, eta 0": "sa_solver_pece"}
 CFG_PP, CFG_PP_STEPS = "euler_cfg_pp", 1.5  # for every call of the teacher
+CFG_PP_SAMPLES = 200  # of which it is measured: so many steps are dear
 
 
 @dataclass
@@ -298,7 +299,7 @@ def stock(setting: Setting, wanted: tuple[int, ...], screened: int, glance: int)
     counted = setting.about.model.clone()
     counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
     with quiet():
-        converged = setting.sampled(sampler_of(CFG_PP), fine_levels(setting), setting.samples)
+        converged = setting.sampled(sampler_of(CFG_PP), fine_levels(setting), min(setting.samples, CFG_PP_SAMPLES))
     for (calls, listed), other in itertools.product(pairs(setting, wanted).items(), (False, True)):
         every = [pair for pair in listed if other_equation(pair.sampler) == other]
         truth = converged if other else setting.teacher
@@ -309,7 +310,7 @@ def stock(setting: Setting, wanted: tuple[int, ...], screened: int, glance: int)
                 counter.calls = 0
                 setting.sampled(sampler, pair.sigmas, 1, counted)
                 begin = time.perf_counter()
-                drawn = setting.sampled(sampler, pair.sigmas, setting.samples)
+                drawn = setting.sampled(sampler, pair.sigmas, len(truth))
             seconds = time.perf_counter() - begin
             if counter.calls != calls:
                 raise RuntimeError(f"{pair.sampler} took {counter.calls} calls instead of {calls}")
