@@ -21,6 +21,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -441,6 +442,27 @@ def tables(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[Row], published: list[Row]) -> str:
+    """The main README's table: at 5 calls, and in short at 3 and 7; means over fits."""
+    lines = [
+        "| Model | cfg | Best stock pair at 5 calls | AMED, published | `amed_multistep` | of the stock pair's | of AMED's "
+        "| Stock at 3, 7 calls | Ours at 3, 7 calls |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, cfg in dict.fromkeys((r.model, r.cfg) for r in rows):
+        stock = [r for r in rows if (r.model, r.cfg) == (name, cfg) and r.seed is None and r.scheduler and not r.apart]
+        best = {calls: min((r for r in stock if r.calls == calls), key=lambda r: r.error) for calls in (3, 5, 7)}
+        fits = [r for r in rows if (r.model, r.cfg, r.sampler) == (name, cfg, "amed_multistep")]
+        ours = {calls: statistics.mean(r.error for r in fits if r.calls == calls) for calls in best}
+        (paper,) = [r for r in published if (r.model, r.cfg, r.calls, r.sampler) == (name, cfg, 5, "amed published")]
+        lines.append(
+            f"| {name} | {cfg:g} | {best[5].sampler}, {best[5].scheduler}: {best[5].error:.4f} | {paper.error:.4f} | "
+            f"{ours[5]:.4f} | {ours[5] / best[5].error:.2f} | {ours[5] / paper.error:.2f} | {best[3].error:.4f}, "
+            f"{best[7].error:.4f} | {ours[3]:.4f}, {ours[7]:.4f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=USUAL_MODELS, choices=MODELS)
@@ -461,8 +483,18 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="the JSON file, which is also where to go on")
     parser.add_argument("--table", type=Path, nargs="+", help="only print the tables of these files")
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        nargs=2,
+        help="only print the main README's table: of a file, and of one with AMED's own",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.summary:
+        files = [[Row(**row) for row in json.loads(file.read_text())["rows"]] for file in arguments.summary]
+        print(summary(*files))
+        return
     if arguments.table:
         print(tables([Row(**row) for file in arguments.table for row in json.loads(file.read_text())["rows"]]))
         return
