@@ -445,8 +445,8 @@ def tables(rows: list[Row]) -> str:
 def summary(rows: list[Row], published: list[Row]) -> str:
     """The main README's table: at 5 calls, and in short at 3 and 7; means over fits."""
     lines = [
-        "| Model | cfg | Best stock pair at 5 calls | AMED, published | `amed_multistep` | of the stock pair's | of AMED's "
-        "| Stock at 3, 7 calls | Ours at 3, 7 calls |",
+        "| Model | cfg | Best stock pair at 5 calls | AMED, published | `amed_multistep` | of the stock pair's "
+        "| of AMED's | Stock at 3, 7 calls | Ours at 3, 7 calls |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, cfg in dict.fromkeys((r.model, r.cfg) for r in rows):
