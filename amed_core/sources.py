@@ -45,7 +45,7 @@ class Metered:
     """A source whose model calls are counted, and split where memory runs out.
 
     A call that does not fit is made again in halves, and so is every later one of its size; the
-    answers are the same to rounding.
+    answers are the same to rounding. A model that takes one sample at a time is given one.
     """
 
     def __init__(self, source: Source) -> None:
@@ -93,14 +93,15 @@ class MeteredDenoiser:
             parts = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
             try:
                 answers = [ask(self._for(part, count), part) for part in parts]
-            except RuntimeError as error:
-                if not out_of_memory(error) or size == 1:
+            except (RuntimeError, ValueError) as error:
+                alone = one_at_a_time(error)
+                if size == 1 or not (alone or out_of_memory(error)):
                     raise
             else:
                 self.meter.calls += count
                 return tuple(_join(values) for values in zip(*answers, strict=True))
             # Outside of the handler, where the failed call's tensors are gone.
-            self.meter.most = -(-size // 2)
+            self.meter.most = 1 if alone else -(-size // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -111,7 +112,12 @@ class MeteredDenoiser:
         return self.meter.source(self.rows[part])[1]
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def one_at_a_time(error: Exception) -> bool:
+    """Whether a model says that it takes no batches: there are some that ComfyUI asks about one sample at a time."""
+    return "batch size 1" in str(error).lower()
+
+
+def out_of_memory(error: Exception) -> bool:
     """Whether a device had no memory left: CUDA has its own error, others only say so."""
     words = str(error).lower()
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in words or "allocate memory" in words

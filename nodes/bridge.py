@@ -93,15 +93,15 @@ class AddedByGuidance:
         return torch.zeros_like(denoised) if found is None else found
 
 
-def is_known(guider: Any) -> bool:
-    """Whether ComfyUI's own code, or ours, answers for this guider.
+def foreign_code(guider: Any) -> str | None:
+    """The file of another pack whose code answers for this guider; None if it is ComfyUI's own, or ours.
 
-    Code of other packs, in a guider of their own or put into ComfyUI's, may loop over the model inside a call, and
-    answer something else than the denoised sample of what it was asked. A plan made for an ODE is lost on that.
+    Such code, in a guider of its own or put into ComfyUI's, may loop over the model inside a call, and answer something
+    else than the denoised sample of what it was asked. A plan made for an ODE is lost on that.
     """
     code = getattr(type(guider).predict_noise, "__code__", None)
-    written_in = Path(getattr(code, "co_filename", ""))  # ComfyUI names modules of nodes by their path
-    return any(written_in.is_relative_to(folder) for folder in KNOWN)
+    written_in = Path(getattr(code, "co_filename", "an unknown file"))  # modules of nodes are named by their path
+    return None if any(written_in.is_relative_to(folder) for folder in KNOWN) else str(written_in)
 
 
 def shows_guidance(guider: Any) -> bool:
@@ -111,8 +111,7 @@ def shows_guidance(guider: Any) -> bool:
     """
     kind = type(guider)
     plain = kind.predict_noise is comfy.samplers.CFGGuider.predict_noise
-    shows = plain or kind.__name__ in ("Guider_DualModel", "TwoModelsGuider")
-    return shows and bool(guider.original_conds.get("negative"))
+    return plain or kind.__name__ in ("Guider_DualModel", "TwoModelsGuider")
 
 
 class ComfyDenoiser:

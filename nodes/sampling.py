@@ -13,7 +13,7 @@ from ..amed_core import PredictorConfig
 from ..amed_core.calls import Run, all_plain, call_sigmas, read
 from ..amed_core.driver import NoMidpoint, Total, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
-from .bridge import ComfyDenoiser, guider_of, is_known, look, shows_guidance
+from .bridge import ComfyDenoiser, foreign_code, guider_of, look, shows_guidance
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
 from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
 
@@ -125,10 +125,10 @@ def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None
     """Why no call of this run may be planned, as a sentence; None if it may."""
     kind = type(guider).__name__
     other = f'Use KSampler or CFGGuider with cfg {config.guidance:g}, or another sampler than an "amed" one.'
-    if not is_known(guider):
+    if (file := foreign_code(guider)) is not None:
         return (
-            f"another pack's code answers here in place of ComfyUI's own guider ({kind}), and may do more than answer: "
-            f"all calls are plain ones. {other}"
+            f"another pack's code answers here in place of ComfyUI's own guider ({kind} of {file}), and may do more "
+            f"than answer: all calls are plain ones. {other}"
         )
     if config.guided and run.own_grid and not shows_guidance(guider):
         return (

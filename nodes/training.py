@@ -29,6 +29,7 @@ from ..amed_core.grids import TEACHER_CALLS, TRAJECTORIES, search
 from ..amed_core.predictor import LOOKS
 from ..amed_core.recipes import MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
 from ..amed_core.schedules import SCHEDULES, SEARCHED
+from ..amed_core.sources import Metered
 from ..amed_core.states import outcome, verdict
 from ..amed_core.table import centred_config, table_config
 from ..amed_core.training import TEACHERS
@@ -156,10 +157,14 @@ def on_searched_grid(
     """The settings on the grid that is found by a slow run of so many noises."""
 
     def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
-        x = noisy(model_wrap, range(count), like, config.sigmas[0], seed)
         balance = Balance.of(packed_shapes(model_wrap), like)
-        denoiser = ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False)
-        return search(balance.denoiser(denoiser), balance.scaled(x), config)
+        denoiser = balance.denoiser(ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False))
+
+        def draw(rows: range) -> tuple[Tensor, Any]:
+            return balance.scaled(noisy(model_wrap, rows, like, config.sigmas[0], seed)), denoiser
+
+        x, metered = Metered(draw)(range(count))  # which knows what to do if memory is short
+        return search(metered, x, config)
 
     found: PredictorConfig = inside(guider, empty(latent, count), seed, config.sigmas, work)
     return found

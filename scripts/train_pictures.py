@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import Dpm2, FixedMidpoint, sample
+from amed_core.measures import converged
 from amed_core.pictures import (
     PIXELS,
     SHAPE,
@@ -42,7 +42,6 @@ from amed_core.pictures import (
     metadata_of,
     words_of,
 )
-from amed_core.schedules import fine
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # of the Debian package fonts-noto-color-emoji
 SOURCE = "the drawings of Noto Color Emoji (fonts-noto-color-emoji), SIL Open Font License 1.1"
@@ -412,9 +411,8 @@ class Run:
 
         model = self.average.eval()
         noise = torch.randn(2 * len(PROMPTS), *SHAPE, generator=torch.Generator().manual_seed(0)).to(self.device)
-        sigmas = torch.cat([fine(20, SIGMA_MIN, 1.0, flow=True), torch.zeros(1, dtype=torch.float64)]).to(noise)
         denoiser = PicturesDenoiser(3.0, model).for_prompts(PROMPTS * 2)
-        drawn = model.vae.decode(sample(denoiser, noise, sigmas, Dpm2(), FixedMidpoint(1.0)))
+        drawn = model.vae.decode(converged(denoiser, noise, SIGMA_MIN, 1.0, 40, flow=True))
         tiles = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().reshape(4, 12, 3, SIZE, SIZE)
         Image.fromarray(tiles.permute(0, 3, 1, 4, 2).reshape(4 * SIZE, 12 * SIZE, 3).cpu().numpy()).save(
             self.arguments.output / "look.png"

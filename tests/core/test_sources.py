@@ -76,3 +76,22 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     x, denoiser = Metered(lambda rows: (noise(len(rows), *SHAPE), broken))(range(4))
     with pytest.raises(RuntimeError, match="16"):
         denoiser(x, torch.tensor(5.0))
+
+
+def test_a_model_that_takes_one_sample_at_a_time_is_given_one() -> None:
+    sizes = []
+
+    def picky(x: Tensor, sigma: Tensor) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 1:
+            raise ValueError("This model supports batch size 1, but got 4")
+        return x / (1 + sigma)
+
+    meter = Metered(gaussian(picky, (1, 2, 2), 2.0))
+    x, denoiser = meter(range(4))
+    denoised = denoiser(x, torch.tensor(2.0))[0]
+    torch.testing.assert_close(denoised, x / 3)
+    assert sizes == [4, 1, 1, 1, 1]
+    assert meter.calls == 4
+    denoiser(x, torch.tensor(1.0))
+    assert sizes[5:] == [1, 1, 1, 1], "it is not tried again"

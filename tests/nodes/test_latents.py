@@ -212,3 +212,11 @@ def test_fused_kernels_are_kept_where_no_autograd_runs(pack: Any) -> None:
         seen[gradient] = told
     assert seen == {"finite difference": {False}, "forward": {True}, "reverse": {True}}
     assert not mm.in_training
+
+
+@pytest.mark.parametrize("scheduler", ["auto", "searched"])
+def test_a_model_without_batches_trains_with_the_default_batch(pack: Any, scheduler: str) -> None:
+    exists("minimax_h3")
+    family = make("minimax_h3")
+    how = {"predictor_type": "table", "trajectories": 2, "batch_size": 16, "scheduler": scheduler}
+    assert train(pack, family, **how, sampler_name="amed_ipndm")[0].notes["training"]["batch_size"] == 2
