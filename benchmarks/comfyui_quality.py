@@ -491,6 +491,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU, with AMED_GPU=1, in float32 like on a CPU
     if arguments.summary:
         files = [[Row(**row) for row in json.loads(file.read_text())["rows"]] for file in arguments.summary]
         print(summary(*files))
