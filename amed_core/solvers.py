@@ -214,7 +214,7 @@ class Restarted:
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         since = stage.index - self.switch
-        if not self.switch or since <= 0:
+        if since <= 0:
             return self.solver.to_next(history, sigma, plan, stage)
         own = Stage(since, stage.count - self.switch, stage.to_zero)
         return self.solver.to_next(history[-since:], sigma, plan, own)

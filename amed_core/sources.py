@@ -1,5 +1,6 @@
 """Where trajectories start, and the model calls along them: drawn per trajectory, counted, split if memory is short."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -114,7 +115,7 @@ class MeteredDenoiser:
 
 def one_at_a_time(error: Exception) -> bool:
     """Whether a model says that it takes no batches: there are some that ComfyUI asks about one sample at a time."""
-    return "batch size 1" in str(error).lower()
+    return re.search(r"batch size 1\b", str(error).lower()) is not None
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -78,6 +78,15 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         denoiser(x, torch.tensor(5.0))
 
 
+def test_another_complaint_about_a_batch_is_no_wish_for_single_samples() -> None:
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        raise ValueError(f"expected batch size 16, but got {len(x)}")
+
+    x, denoiser = Metered(gaussian(broken, (1, 2, 2), 2.0))(range(4))
+    with pytest.raises(ValueError, match="but got 4"):
+        denoiser(x, torch.tensor(2.0))
+
+
 def test_a_model_that_takes_one_sample_at_a_time_is_given_one() -> None:
     sizes = []
 
