@@ -11,10 +11,10 @@ from .driver import (
     trajectory,
 )
 from .files import load_predictor, save_predictor
+from .fit.per_interval import TrainConfig, Trainer, TrainEvent
 from .predictor import AMEDPredictor, PredictorConfig
 from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
 from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm
-from .training import TrainConfig, Trainer, TrainEvent
 from .types import Denoiser, Evaluation, Planner, Solver, Stage, Step, StepPlan
 from .version import __version__
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .end_to_end import FitConfig
+from .fit.end_to_end import FitConfig
 from .multistep import multistep_config
 from .predictor import PredictorConfig
 from .schedules import USUAL_RHO, discrete, schedule

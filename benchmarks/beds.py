@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core.bench import Model
 from amed_core.digits import DigitsDenoiser
-from amed_core.measures import chunks, conditioned, converged
 from amed_core.pictures import PicturesDenoiser
+from amed_core.tools.bench import Model
+from amed_core.tools.measures import chunks, conditioned, converged
 from amed_core.types import Denoiser, Sample
 from benchmarks.colours import ColoursDenoiser
 from benchmarks.mixture import MixtureDenoiser

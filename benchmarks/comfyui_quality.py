@@ -44,7 +44,7 @@ from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 from comfy_extras.nodes_gits import GITSScheduler
 from comfy_extras.nodes_optimalsteps import OptimalStepsScheduler
 
-from amed_core import measures
+from amed_core.tools import measures
 from benchmarks.comfyui_models import Subject, subject
 
 MODELS, SCALES, CALLS = ("digits", "colours", "mixture", "pictures"), (1.0, 3.0), (3, 4, 5, 6, 7, 8, 10)

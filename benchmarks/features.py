@@ -17,11 +17,12 @@ import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, TrainConfig, Trainer, measures
-from amed_core.bench import Model, method_of, student_config
-from amed_core.end_to_end import EndToEnd, FitConfig
-from amed_core.sources import gaussian
-from amed_core.table import AnyPredictor, TablePredictor, centred_config, centred_on
+from amed_core import AMEDPredictor, TrainConfig, Trainer
+from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.fit.trajectories import gaussian
+from amed_core.midpoints import AnyPredictor, TablePredictor, centred_config, centred_on
+from amed_core.tools import measures
+from amed_core.tools.bench import Model, method_of, student_config
 from benchmarks.beds import MODELS, asked_for, taught
 
 FEATURES = ("bottleneck", "latent", "none")

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, Dpm2, FixedMidpoint, Ipndm, NoMidpoint, TrainConfig, Trainer, polynomial, sample
-from amed_core.recipes import predictor_config
+from amed_core.fit.trajectories import gaussian
+from amed_core.samplers import predictor_config
 from amed_core.schedules import fine
-from amed_core.sources import gaussian
 from benchmarks.beds import MODELS, asked_for
 
 RANGES = {  # a model, its cfg, and from where to where it is asked

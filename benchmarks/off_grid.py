@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, NoMidpoint, TrainConfig, Trainer, logsnr, measures, polynomial, sample
-from amed_core.bench import student_config
-from amed_core.calls import call_sigmas, read
+from amed_core import AMEDPredictor, NoMidpoint, TrainConfig, Trainer, logsnr, polynomial, sample
+from amed_core.call_list import call_sigmas, read
+from amed_core.fit.trajectories import gaussian
 from amed_core.predictor import PredictorPlanner, embedding
-from amed_core.sources import gaussian
+from amed_core.tools import measures
+from amed_core.tools.bench import student_config
 from benchmarks.beds import MODELS, asked_for, taught
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import load_predictor
-from amed_core.bench import Bench, Row, Settings, baselines, method_of
+from amed_core.tools.bench import Bench, Row, Settings, baselines, method_of
 from benchmarks.beds import MODELS, judging
 
 PREDICTORS = Path(__file__).parents[1] / "predictors"

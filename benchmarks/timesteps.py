@@ -20,11 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, FixedMidpoint, TrainConfig, Trainer, measures, sample
+from amed_core import AMEDPredictor, FixedMidpoint, TrainConfig, Trainer, sample
 from amed_core.digits import SHAPE, DigitsDenoiser, precondition
-from amed_core.recipes import predictor_config
+from amed_core.fit.trajectories import gaussian
+from amed_core.samplers import predictor_config
 from amed_core.schedules import stable_diffusion_sigmas
-from amed_core.sources import gaussian
+from amed_core.tools import measures
 from amed_core.types import Denoiser, Features, Sample, Sigma
 
 STEP = TrainConfig.step  # of the differences that training takes

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..amed_core.report import Learned
+from ..amed_core.fit.report import Learned
 from .streams import Balance, streams
 
 SHOWN = 4  # samples side by side

@@ -7,7 +7,7 @@ import torch
 from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
-from ..amed_core.calls import call_sigmas
+from ..amed_core.call_list import call_sigmas
 from .pairing import fingerprint, refuse_other_model, refuse_unfit
 from .sampling import sample_amed
 from .timesteps import interpolated

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..amed_core import PredictorConfig
-from ..amed_core.calls import Run, all_plain, call_sigmas, read
+from ..amed_core.call_list import Run, all_plain, call_sigmas, read
 from ..amed_core.driver import NoMidpoint, Total, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.types import Sample, Sigma
 from .bridge import ComfyDenoiser, foreign_code, guider_of, look, shows_guidance

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed_core.derivatives import directional
+from ..amed_core.fit.call_derivative import directional
 from ..amed_core.predictor import Look
 from ..amed_core.types import Answer, Denoiser, Evaluation, Sample, Sigma
 

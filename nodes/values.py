@@ -11,8 +11,8 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
 from ..amed_core import PredictorConfig
-from ..amed_core.recipes import MULTISTEP_STUDENT
-from ..amed_core.table import AnyPredictor
+from ..amed_core.midpoints import AnyPredictor
+from ..amed_core.samplers import MULTISTEP_STUDENT
 
 CATEGORY = "sampling/amed"
 ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor

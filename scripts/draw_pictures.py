@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core.measures import converged
 from amed_core.pictures import SHAPE, SIGMA_MAX, SIGMA_MIN, PicturesDenoiser
-from amed_core.plots import sheet
+from amed_core.tools.measures import converged
+from amed_core.tools.plots import sheet
 from scripts.train_pictures import PROMPTS
 
 SEEDS, COLUMNS, CALLS = (0, 1), 12, 80

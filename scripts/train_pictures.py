@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core.measures import converged
 from amed_core.pictures import (
     PIXELS,
     SHAPE,
@@ -42,6 +41,7 @@ from amed_core.pictures import (
     metadata_of,
     words_of,
 )
+from amed_core.tools.measures import converged
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # of the Debian package fonts-noto-color-emoji
 SOURCE = "the drawings of Noto Color Emoji (fonts-noto-color-emoji), SIL Open Font License 1.1"

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .driver import FixedMidpoint, NoMidpoint
-from .multistep import coefficients
-from .predictor import switch_of
-from .schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
-from .solvers import Dpm2, DpmSolverPP, Ipndm, restarted
-from .types import Solver
+from ..driver import FixedMidpoint, NoMidpoint
+from ..multistep import coefficients
+from ..predictor import switch_of
+from ..schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
+from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
+from ..types import Solver
 
 SPACINGS: dict[str, tuple[Schedule, float]] = {name: (made, USUAL_RHO[name]) for name, made in SCHEDULES.items()}
 SPACINGS |= {"arctan": (arctan, 1.0), "uniform": (polynomial, 1.0)}

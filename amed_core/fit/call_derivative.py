@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .types import Denoiser, Sample, Sigma
+from ..types import Denoiser, Sample, Sigma
 
 Gradient = Literal["reverse", "finite difference", "forward"]
 GRADIENTS: tuple[Gradient, ...] = ("reverse", "finite difference", "forward")

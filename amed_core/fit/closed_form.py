@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .driver import evaluate
-from .goals import Goal
-from .multistep import MultistepTable
-from .parallel import ALONE, Workers
-from .paths import Path
-from .solvers import Multistep, multistep_vectors
-from .spectrum import BANDS, bands, filled, spectrum
-from .types import History, Sample, Stage
+from ..driver import evaluate
+from ..multistep import MultistepTable
+from ..solvers import Multistep, multistep_vectors
+from ..spectrum import BANDS, bands, filled, spectrum
+from ..types import History, Sample, Stage
+from .targets import Goal
+from .teacher import Path
+from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
 BAND_RIDGE = 0.03  # how strongly a band's are held at the weights of all bands, relative to a usual band of its size

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .driver import Decided, Resume
-from .goals import Goal, Goals, ends
-from .parallel import ALONE, Workers
-from .predictor import LOOKS, AMEDPredictor, Look, untrained_table
-from .sources import HELD_OUT, Metered
-from .states import refuse_other_settings
-from .table import COLUMNS, AnyPredictor, TablePredictor
-from .types import Evaluation, Sample, Sigma, Source, Step, StepPlan
+from ..driver import Decided, Resume
+from ..midpoints import COLUMNS, AnyPredictor, TablePredictor
+from ..predictor import LOOKS, AMEDPredictor, Look, untrained_table
+from ..types import Evaluation, Sample, Sigma, Source, Step, StepPlan
+from .protocol import refuse_other_settings
+from .targets import Goal, Goals, ends
+from .trajectories import HELD_OUT, Metered
+from .workers import ALONE, Workers
 
 DIFFERENCE = 2e-2  # of every number, for the derivatives
 DAMPING, NETWORK_DAMPING, EASIER, HARDER = 1e-2, 1.0, 0.2, 5.0  # Levenberg's and Marquardt's

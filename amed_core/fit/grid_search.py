@@ -13,11 +13,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .calls import boundaries_of
-from .paths import Gram, gram, levels, path
-from .predictor import PredictorConfig
-from .schedules import SEARCHED
-from .types import Denoiser, Sample
+from ..call_list import boundaries_of
+from ..predictor import PredictorConfig
+from ..schedules import SEARCHED
+from ..types import Denoiser, Sample
+from .teacher import Gram, gram, levels, path
 
 # What crosses an interval: the slope at its start (Euler, DDIM), Adams' and Bashforth's two slopes (iPNDM), the best
 # two slopes (DPM-Solver++ and learned weights), or the best slope inside of it (AMED's midpoint).

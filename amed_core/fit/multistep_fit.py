@@ -20,23 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .beginnings import Beginning, Found, Part
-from .driver import Resume, evaluate
+from ..driver import Resume, evaluate
+from ..multistep import MultistepTable, together
+from ..predictor import Look, PredictorConfig
+from ..solvers import multistep_vectors
+from ..spectrum import BANDS
+from ..types import Sample, Source, Stage, Step
+from .baselines import Start
+from .closed_form import Sums
 from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
-from .goals import IPNDM, Goal, Goals
-from .least_squares import Sums
-from .multistep import MultistepTable, together
-from .parallel import ALONE, Workers
-from .predictor import Look, PredictorConfig
-from .robust import compared, far, huber
-from .solvers import multistep_vectors
-from .sources import HELD_OUT, Metered
-from .spectrum import BANDS
-from .starts import Start
-from .states import refuse_other_settings
-from .table_numbers import Number, layout, numbers_of, table_of
-from .table_runs import TableRuns
-from .types import Sample, Source, Stage, Step
+from .huber import compared, far, huber
+from .multistep_start import Beginning, Found, Part
+from .parameters import Number, layout, numbers_of, table_of
+from .protocol import refuse_other_settings
+from .runs import TableRuns
+from .targets import IPNDM, Goal, Goals
+from .trajectories import HELD_OUT, Metered
+from .workers import ALONE, Workers
 
 DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for the derivatives
 # Sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow; in the first one,

@@ -7,17 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .goals import Goal
-from .grids import ONE_CALL, Rule, first_levels, searched
-from .least_squares import least_squares
-from .multistep import MultistepTable, multistep_config, together
-from .paths import ORDER, Gram, Path, below, gram, levels, path, sum_of
-from .robust import compared
-from .solvers import Ipndm
-from .spectrum import BANDS, gains, moments, shows_frequencies
-from .starts import Start, solvers, start
-from .table_runs import TableRuns
-from .types import Step
+from ..multistep import MultistepTable, multistep_config, together
+from ..solvers import Ipndm
+from ..spectrum import BANDS, gains, moments, shows_frequencies
+from ..types import Step
+from .baselines import Start, solvers, start
+from .closed_form import least_squares
+from .grid_search import ONE_CALL, Rule, first_levels, searched
+from .huber import compared
+from .runs import TableRuns
+from .targets import Goal
+from .teacher import ORDER, Gram, Path, below, gram, levels, path, sum_of
 
 TRIED = 2  # trajectories that all starts are tried on,
 RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .multistep import MultistepTable, known_to
+from ..multistep import MultistepTable, known_to
 
 Kind = Literal["weight", "guided", "first", "scale_time"]
 NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved end to end; in the last interval all, at no call

@@ -16,25 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .derivatives import AGREES, GRADIENTS, STEPS, Gradient, central, directional, disagreement, tangents
-from .driver import (
-    Decided,
-    FixedMidpoint,
-    NoMidpoint,
-    advance,
-    evaluate,
-    midpoint,
-    stages,
-    trajectory,
-)
-from .goals import Goals, ends
-from .parallel import ALONE, Workers
-from .predictor import AMEDPredictor, Look, PredictorConfig
-from .schedules import schedule
-from .solvers import Dpm2, DpmSolverPP, Ipndm
-from .sources import HELD_OUT, Metered, out_of_memory
-from .states import refuse_other_settings
-from .types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Source, Stage, StepPlan
+from ..driver import Decided, FixedMidpoint, NoMidpoint, advance, evaluate, midpoint, stages, trajectory
+from ..predictor import AMEDPredictor, Look, PredictorConfig
+from ..schedules import schedule
+from ..solvers import Dpm2, DpmSolverPP, Ipndm
+from ..types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Source, Stage, StepPlan
+from .call_derivative import AGREES, GRADIENTS, STEPS, Gradient, central, directional, disagreement, tangents
+from .protocol import refuse_other_settings
+from .targets import Goals, ends
+from .trajectories import HELD_OUT, Metered, out_of_memory
+from .workers import ALONE, Workers
 
 Teacher = tuple[Solver, Planner]
 

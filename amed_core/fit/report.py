@@ -7,13 +7,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .driver import FixedMidpoint, NoMidpoint, trajectory
-from .multistep import MultistepTable, Told
-from .paths import levels, passed_at
-from .predictor import Look
-from .solvers import Multistep, restarted
-from .table import COLUMNS, AnyPredictor
-from .types import Denoiser, Planner, Sample
+from ..driver import FixedMidpoint, NoMidpoint, trajectory
+from ..midpoints import COLUMNS, AnyPredictor
+from ..multistep import MultistepTable, Told
+from ..predictor import Look
+from ..solvers import Multistep, restarted
+from ..types import Denoiser, Planner, Sample
+from .teacher import levels, passed_at
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .driver import Resume
+from ..driver import Resume
+from ..multistep import MultistepTable
+from ..predictor import PredictorConfig
+from ..types import Sample, Step
 from .end_to_end import FitConfig, moved_to
-from .goals import Goal, Goals, ends
-from .multistep import MultistepTable
-from .parallel import Workers
-from .predictor import PredictorConfig
-from .sources import Metered
-from .types import Sample, Step
+from .targets import Goal, Goals, ends
+from .trajectories import Metered
+from .workers import Workers
 
 
 @dataclass(frozen=True)

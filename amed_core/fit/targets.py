@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import measures, paths
-from .calls import call_sigmas
-from .driver import First, FixedMidpoint, NoMidpoint, Resume, trajectory
-from .parallel import ALONE, Workers
-from .predictor import PredictorConfig
-from .sources import Metered
-from .types import Denoiser, Planner, Sample, Solver, Step
+from ..call_list import call_sigmas
+from ..driver import First, FixedMidpoint, NoMidpoint, Resume, trajectory
+from ..predictor import PredictorConfig
+from ..tools import measures
+from ..types import Denoiser, Planner, Sample, Solver, Step
+from . import teacher as paths
+from .trajectories import Metered
+from .workers import ALONE, Workers
 
 
 @dataclass(frozen=True)

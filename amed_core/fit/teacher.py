@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .driver import NoMidpoint, trajectory
-from .predictor import switch_of
-from .schedules import fine
-from .solvers import Ipndm, restarted
-from .types import Denoiser, Sample, Solver, Step
+from ..driver import NoMidpoint, trajectory
+from ..predictor import switch_of
+from ..schedules import fine
+from ..solvers import Ipndm, restarted
+from ..types import Denoiser, Sample, Solver, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 ROUNDING = 1e-6  # relative, of levels that were kept in float32

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .derivatives import directional
-from .driver import in_full
-from .types import Answer, Denoiser, Sample, Sigma, Source
+from ..driver import in_full
+from ..types import Answer, Denoiser, Sample, Sigma, Source
+from .call_derivative import directional
 
 HELD_OUT = 2**40  # trajectories from this number on are never fitted
 

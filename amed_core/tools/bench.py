@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..driver import First, FixedMidpoint, NoMidpoint, analytic_first, in_full, sample
+from ..fit.baselines import Start, starts
+from ..fit.end_to_end import EndToEnd, FitConfig
+from ..fit.multistep_fit import MultistepFit
+from ..fit.per_interval import TrainConfig, Trainer
+from ..fit.trajectories import gaussian
+from ..midpoints import AnyPredictor, TablePredictor, table_config
+from ..multistep import MultistepTable
+from ..predictor import AMEDPredictor, PredictorConfig
+from ..samplers import DEFAULT, MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
+from ..schedules import SCHEDULES, USUAL_RHO, discrete
+from ..solvers import Dpm2, DpmSolverPP, Ipndm
+from ..types import Answer, Denoiser, Planner, Sample, Solver
 from . import measures
-from .driver import First, FixedMidpoint, NoMidpoint, analytic_first, in_full, sample
-from .end_to_end import EndToEnd, FitConfig
 from .measures import chunks, conditioned
-from .multistep import MultistepTable
-from .multistep_fit import MultistepFit
-from .predictor import AMEDPredictor, PredictorConfig
-from .recipes import DEFAULT, MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
-from .schedules import SCHEDULES, USUAL_RHO, discrete
-from .solvers import Dpm2, DpmSolverPP, Ipndm
-from .sources import gaussian
-from .starts import Start, starts
-from .table import AnyPredictor, TablePredictor, table_config
-from .training import TrainConfig, Trainer
-from .types import Answer, Denoiser, Planner, Sample, Solver
 
 TEACHER = "teacher"
 PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"

@@ -15,6 +15,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..digits import DigitsDenoiser
+from ..files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
+from ..fit.call_derivative import GRADIENTS
+from ..fit.end_to_end import EndToEnd, FitConfig
+from ..fit.grid_search import TRAJECTORIES, search
+from ..fit.multistep_fit import MultistepFit
+from ..fit.per_interval import TEACHERS, TrainConfig, Trainer, TrainEvent
+from ..fit.protocol import verdict
+from ..fit.trajectories import gaussian
+from ..fit.workers import Workers, torchrun
+from ..midpoints import AnyPredictor, TablePredictor, build
+from ..multistep import MultistepTable
+from ..pictures import PicturesDenoiser
+from ..predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
+from ..samplers import MULTISTEP_STUDENT, multistep_fit
+from ..schedules import SCHEDULES, SEARCHED
+from ..types import Source
 from .bench import (
     PUBLISHED_SUFFIX,
     TABLE_SUFFIX,
@@ -32,24 +49,7 @@ from .bench import (
     students,
     table,
 )
-from .derivatives import GRADIENTS
-from .digits import DigitsDenoiser
-from .end_to_end import EndToEnd, FitConfig
-from .files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
-from .grids import TRAJECTORIES, search
 from .measures import chunks, conditioned
-from .multistep import MultistepTable
-from .multistep_fit import MultistepFit
-from .parallel import Workers, torchrun
-from .pictures import PicturesDenoiser
-from .predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
-from .recipes import MULTISTEP_STUDENT, multistep_fit
-from .schedules import SCHEDULES, SEARCHED
-from .sources import gaussian
-from .states import verdict
-from .table import AnyPredictor, TablePredictor, build
-from .training import TEACHERS, TrainConfig, Trainer, TrainEvent
-from .types import Source
 
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
 REQUIRED = ("shape", "sigma_min", "sigma_max")
@@ -434,7 +434,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("amed_core: stopped", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

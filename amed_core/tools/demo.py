@@ -8,16 +8,16 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import provenance, save_predictor, write_json
+from ..fit.multistep_fit import MultistepFit
+from ..fit.trajectories import gaussian
+from ..multistep import MultistepTable
+from ..pictures import FINGERPRINT, PicturesDenoiser, PicturesModel, load_pictures
+from ..samplers import MULTISTEP_STUDENT, multistep_fit
+from ..types import Answer, Sample, Sigma
 from .bench import Bench, Method, Row, Settings, as_json, baselines, method_of, starts_for, student_config, table
-from .files import provenance, save_predictor, write_json
 from .measures import error
-from .multistep import MultistepTable
-from .multistep_fit import MultistepFit
-from .pictures import FINGERPRINT, PicturesDenoiser, PicturesModel, load_pictures
 from .plots import sheet
-from .recipes import MULTISTEP_STUDENT, multistep_fit
-from .sources import gaussian
-from .types import Answer, Sample, Sigma
 
 CALLS, CFG = 5, 3.0
 TEACHER_CALLS, BATCH = 100, 16

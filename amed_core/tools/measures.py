@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .driver import FixedMidpoint, sample
-from .schedules import fine
-from .solvers import Dpm2
-from .types import Denoiser, Sample
+from ..driver import FixedMidpoint, sample
+from ..schedules import fine
+from ..solvers import Dpm2
+from ..types import Denoiser, Sample
 
 RESAMPLES = 2000
 FRECHET_DIMENSIONS = 256  # larger samples are projected to so many

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from .types import Sample
+from ..types import Sample
 
 SIDE = 96  # pixels a sample is at least enlarged to
 

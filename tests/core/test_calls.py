@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from amed_core.calls import call_sigmas, read
+from amed_core.call_list import call_sigmas, read
 from amed_core.predictor import PredictorConfig
-from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.schedules import discrete
 
 LOW, HIGH = 0.002, 80.0

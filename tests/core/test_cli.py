@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amed_core.__main__ import main
-from amed_core.bench import students
 from amed_core.files import load_predictor, read_notes
+from amed_core.tools.bench import students
+from amed_core.tools.command_line import main
 
 MIXTURE = '''
 import torch

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from amed_core.bench import Row
-from amed_core.demo import CALLS, CFG, PROMPTS, Judged, conclusion, demo, stock_pairs
 from amed_core.files import load_predictor
 from amed_core.pictures import PicturesConfig, PicturesModel, load_pictures
+from amed_core.tools.bench import Row
+from amed_core.tools.demo import CALLS, CFG, PROMPTS, Judged, conclusion, demo, stock_pairs
 
 
 @pytest.fixture(scope="module")

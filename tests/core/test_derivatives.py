@@ -8,8 +8,8 @@ from problems import SIGMA_MAX, SIGMA_MIN, mixture, noise
 from torch import Tensor
 
 from amed_core import AMEDPredictor, TrainConfig, Trainer
-from amed_core.derivatives import central, directional, disagreement, tangents
-from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.fit.call_derivative import central, directional, disagreement, tangents
+from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.types import Denoiser, Sample, Sigma
 
 SHAPE = (1, 4, 4)

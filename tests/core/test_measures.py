@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from amed_core.measures import FRECHET_DIMENSIONS, converged, error, frechet
+from amed_core.tools.measures import FRECHET_DIMENSIONS, converged, error, frechet
 
 
 def normal(n: int, *shape: int, seed: int = 0) -> torch.Tensor:

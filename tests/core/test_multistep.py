@@ -24,16 +24,16 @@ from amed_core import (
     sample,
     save_predictor,
 )
-from amed_core.calls import call_sigmas, read
-from amed_core.goals import Goal
-from amed_core.grids import RULES, search, searched
-from amed_core.least_squares import least_squares
+from amed_core.call_list import call_sigmas, read
+from amed_core.fit.baselines import starts
+from amed_core.fit.closed_form import least_squares
+from amed_core.fit.grid_search import RULES, search, searched
+from amed_core.fit.targets import Goal
+from amed_core.fit.teacher import Path as TeacherPath
+from amed_core.fit.teacher import gram, levels, path
 from amed_core.multistep import MultistepTable, coefficients, together
-from amed_core.paths import Path as TeacherPath
-from amed_core.paths import gram, levels, path
-from amed_core.recipes import multistep_student, predictor_config
+from amed_core.samplers import multistep_student, predictor_config
 from amed_core.solvers import Multistep
-from amed_core.starts import starts
 
 GRID = (80.0, 12.0, 3.0, 0.7, 0.2, 0.0)
 FLOW_GRID = (1.0, 0.9, 0.6, 0.3, 0.1, 0.0)

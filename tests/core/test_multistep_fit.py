@@ -10,19 +10,20 @@ import torch
 from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
-from amed_core import multistep_fit, sample
-from amed_core.beginnings import Beginning
-from amed_core.calls import read
-from amed_core.end_to_end import FitConfig
+from amed_core import sample
+from amed_core.call_list import read
 from amed_core.files import load_state, save_state
+from amed_core.fit import multistep_fit
+from amed_core.fit.baselines import starts
+from amed_core.fit.end_to_end import FitConfig
+from amed_core.fit.huber import compared, far
+from amed_core.fit.multistep_fit import MultistepFit
+from amed_core.fit.multistep_start import Beginning
+from amed_core.fit.trajectories import HELD_OUT, gaussian
 from amed_core.multistep import MultistepTable
-from amed_core.multistep_fit import MultistepFit
 from amed_core.predictor import PredictorConfig
-from amed_core.recipes import multistep_student
-from amed_core.robust import compared, far
-from amed_core.sources import HELD_OUT, gaussian
+from amed_core.samplers import multistep_student
 from amed_core.spectrum import bands, from_spectrum, spectrum
-from amed_core.starts import starts
 from amed_core.types import Denoiser
 
 SHAPE = (1, 4, 4)

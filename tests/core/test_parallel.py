@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from amed_core import load_predictor
-from amed_core.__main__ import load_denoiser
-from amed_core.bench import method_of
 from amed_core.files import read_notes
-from amed_core.parallel import Workers
+from amed_core.fit.workers import Workers
+from amed_core.tools.bench import method_of
+from amed_core.tools.command_line import load_denoiser
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ import torch
 from problems import mixture, noise
 from torch import Tensor
 
-from amed_core.sources import HELD_OUT, Metered, gaussian
-from amed_core.sources import noise as drawn
+from amed_core.fit.trajectories import HELD_OUT, Metered, gaussian
+from amed_core.fit.trajectories import noise as drawn
 from amed_core.types import Denoiser, Sample
 
 SHAPE = (1, 4, 4)

@@ -8,9 +8,9 @@ from problems import SIGMA_MAX, SIGMA_MIN, noise
 from torch import Tensor
 
 from amed_core import sample
+from amed_core.fit.teacher import Path, levels
 from amed_core.multistep import MultistepTable
-from amed_core.paths import Path, levels
-from amed_core.recipes import multistep_student
+from amed_core.samplers import multistep_student
 from amed_core.spectrum import (
     BANDS,
     bands,

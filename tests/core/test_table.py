@@ -10,10 +10,10 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise
 
 from amed_core import load_predictor, save_predictor, trajectory
 from amed_core.driver import Resume
-from amed_core.end_to_end import EndToEnd, FitConfig
-from amed_core.recipes import DEFAULT, predictor_config
-from amed_core.sources import gaussian
-from amed_core.table import TablePredictor, table_config
+from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.fit.trajectories import gaussian
+from amed_core.midpoints import TablePredictor, table_config
+from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.types import Denoiser
 
 SMALL = FitConfig(trajectories=12, held_out=8, batch_size=5, teacher_calls=20, iterations=4)

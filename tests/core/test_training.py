@@ -11,12 +11,12 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
 from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, polynomial, sample
-from amed_core.derivatives import STEPS
 from amed_core.files import load_state, save_state
-from amed_core.recipes import DEFAULT, predictor_config
+from amed_core.fit.call_derivative import STEPS
+from amed_core.fit.per_interval import TEACHERS, refine
+from amed_core.fit.trajectories import noise
+from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.schedules import SCHEDULES, schedule
-from amed_core.sources import noise
-from amed_core.training import TEACHERS, refine
 from amed_core.types import Denoiser
 
 SHAPE = (1, 4, 4)

@@ -1,0 +1,1 @@
+"""What shows: nothing in it is needed to sample or to fit."""
