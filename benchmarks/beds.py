@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.digits import DigitsDenoiser
 from amed_core.pictures import PicturesDenoiser
 from amed_core.tools.bench import Model
-from amed_core.tools.measures import chunks, conditioned, converged
+from amed_core.tools.measures import chunks, conditioned, heun_samples
 from amed_core.types import Denoiser, Sample
 from benchmarks.colours import ColoursDenoiser
 from benchmarks.mixture import MixtureDenoiser
@@ -52,5 +52,5 @@ def taught(model: Model, x: Sample, calls: int, batch: int = 250) -> Sample:
     ends = []
     for rows in chunks(len(x), batch):
         asked = conditioned(judging(model), rows)
-        ends.append(converged(asked, x[rows.start : rows.stop], low, high, calls, flow=flow))
+        ends.append(heun_samples(asked, x[rows.start : rows.stop], low, high, calls, flow=flow))
     return torch.cat(ends)

@@ -138,7 +138,7 @@ class Setting:
 
         def run(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
             denoiser = PACK.nodes.bridge.ComfyDenoiser(model, extra_args, [high, low, 0.0], bottleneck=False)
-            return measures.converged(denoiser, x, low, high, calls, flow=flow)
+            return measures.heun_samples(denoiser, x, low, high, calls, flow=flow)
 
         return self.sampled(comfy.samplers.KSAMPLER(run), torch.tensor([high, 0.0]), self.samples, model)
 
@@ -387,7 +387,7 @@ def rows_of(arguments: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterat
 
 def teacher_rows(setting: Setting) -> list[Row]:
     """The teacher's own Frechet distance, and how far half as many calls are from it."""
-    calls, less = (measures.converged_calls(n) for n in (setting.teacher_calls, setting.teacher_calls // 2))
+    calls, less = (measures.heun_calls(n) for n in (setting.teacher_calls, setting.teacher_calls // 2))
     own = setting.row(setting.teacher, calls, "teacher", "", 0.0)
     half = setting.row(setting.converged(setting.teacher_calls // 2), less, "teacher, half", "", 0.0)
     return [own, half]

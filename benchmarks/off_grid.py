@@ -81,7 +81,7 @@ def main() -> None:
             start = levels[0]
             kept = 1 - start if flow else 1.0
             x = noise * start if start > high * 0.99 else kept * data + noise * start
-            teacher = measures.converged(asked, x, low, start, 200, flow=flow)
+            teacher = measures.heun_samples(asked, x, low, start, 200, flow=flow)
             run = read(levels, config)
             every = pairs(levels)
             ways = [

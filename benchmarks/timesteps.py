@@ -92,7 +92,7 @@ def main() -> None:
     rows = range(arguments.samples)
     models = {"rounded": Rounded(digits), "interpolated": digits}
     teachers = {
-        name: measures.converged(model.for_rows(rows), noise * high, low, high, 200) for name, model in models.items()
+        name: measures.heun_samples(model.for_rows(rows), noise * high, low, high, 200) for name, model in models.items()
     }
     apart = float((teachers["rounded"] - teachers["interpolated"]).square().mean().sqrt())
     print(f"the two converged teachers are {apart:.4f} apart")

@@ -14,7 +14,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.pictures import SHAPE, SIGMA_MAX, SIGMA_MIN, PicturesDenoiser
-from amed_core.tools.measures import converged
+from amed_core.tools.measures import heun_samples
 from amed_core.tools.plots import sheet
 from scripts.train_pictures import PROMPTS
 
@@ -33,7 +33,7 @@ def main() -> None:
         asked = model.for_prompts(prompts)
         for seed in SEEDS:
             x = torch.randn(len(prompts), *SHAPE, generator=torch.Generator().manual_seed(seed))
-            drawn = converged(asked, x, SIGMA_MIN, SIGMA_MAX, CALLS, flow=True)
+            drawn = heun_samples(asked, x, SIGMA_MIN, SIGMA_MAX, CALLS, flow=True)
             rows.append((f"seed {seed}", model.images(drawn)))
         parts.append(sheet(prompts, rows))
     whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")

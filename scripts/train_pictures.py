@@ -41,7 +41,7 @@ from amed_core.pictures import (
     metadata_of,
     words_of,
 )
-from amed_core.tools.measures import converged
+from amed_core.tools.measures import heun_samples
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # of the Debian package fonts-noto-color-emoji
 SOURCE = "the drawings of Noto Color Emoji (fonts-noto-color-emoji), SIL Open Font License 1.1"
@@ -412,7 +412,7 @@ class Run:
         model = self.average.eval()
         noise = torch.randn(2 * len(PROMPTS), *SHAPE, generator=torch.Generator().manual_seed(0)).to(self.device)
         denoiser = PicturesDenoiser(3.0, model).for_prompts(PROMPTS * 2)
-        drawn = model.vae.decode(converged(denoiser, noise, SIGMA_MIN, 1.0, 40, flow=True))
+        drawn = model.vae.decode(heun_samples(denoiser, noise, SIGMA_MIN, 1.0, 40, flow=True))
         tiles = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().reshape(4, 12, 3, SIZE, SIZE)
         Image.fromarray(tiles.permute(0, 3, 1, 4, 2).reshape(4 * SIZE, 12 * SIZE, 3).cpu().numpy()).save(
             self.arguments.output / "look.png"

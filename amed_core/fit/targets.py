@@ -53,8 +53,8 @@ class Teacher:
     calls: Callable[[int], int]
 
 
-HEUN = Teacher(measures.converged, measures.converged_calls)
-IPNDM = Teacher(paths.converged, lambda calls: calls)
+HEUN = Teacher(measures.heun_samples, measures.heun_calls)
+IPNDM = Teacher(paths.ipndm_samples, lambda calls: calls)
 
 
 @dataclass

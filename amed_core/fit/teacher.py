@@ -79,7 +79,7 @@ def path(denoiser: Denoiser, x: Sample, grid: Sequence[float], switch_sigma: flo
 
 
 @torch.no_grad()
-def converged(
+def ipndm_samples(
     denoiser: Denoiser,
     x: Sample,
     sigma_min: float,

@@ -257,7 +257,7 @@ class Bench:
         begin = time.perf_counter()
         self.teacher = self.draw(
             TEACHER,
-            lambda denoiser, x: measures.converged(
+            lambda denoiser, x: measures.heun_samples(
                 denoiser,
                 x,
                 model.sigma_min,
@@ -279,7 +279,7 @@ class Bench:
 
     def teacher_row(self) -> Row:
         """The teacher's own row: no error, and the Frechet distance that others can at best reach."""
-        calls = measures.converged_calls(self.settings.teacher_calls)
+        calls = measures.heun_calls(self.settings.teacher_calls)
         return self._row(TEACHER, calls, self.teacher, self.teacher_seconds)
 
     def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:

@@ -75,12 +75,12 @@ def conditioned(denoiser: Denoiser, rows: Sequence[int]) -> Denoiser:
     return bound
 
 
-def converged_calls(calls: int) -> int:
+def heun_calls(calls: int) -> int:
     """The true number of model calls of a teacher that `converged` is asked for with `calls`."""
     return 2 * max(calls // 2, 1) + 1
 
 
-def converged(
+def heun_samples(
     denoiser: Denoiser,
     x: Sample,
     sigma_min: float,

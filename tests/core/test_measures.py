@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from amed_core.tools.measures import FRECHET_DIMENSIONS, converged, error, frechet
+from amed_core.tools.measures import FRECHET_DIMENSIONS, heun_samples, error, frechet
 
 
 def normal(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -49,6 +49,6 @@ def test_the_converged_teacher_reaches_the_exact_solution() -> None:
 
     x = high * normal(20, 1, 4, 4)
     exact = mean + std / math.sqrt(std**2 + high**2) * (x - mean)
-    errors = [float((converged(gaussian, x, 0.002, high, calls) - exact).abs().max()) for calls in (50, 100, 200)]
+    errors = [float((heun_samples(gaussian, x, 0.002, high, calls) - exact).abs().max()) for calls in (50, 100, 200)]
     assert errors[2] < 0.01 * std
     assert errors[0] > 3 * errors[1] > 9 * errors[2], "it must converge with order 2"
