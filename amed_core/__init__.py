@@ -1,5 +1,6 @@
 """AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024, arXiv 2312.00094) in plain PyTorch."""
 
+from .config import PredictorConfig
 from .driver import (
     FixedMidpoint,
     NoMidpoint,
@@ -11,8 +12,9 @@ from .driver import (
     trajectory,
 )
 from .files import load_predictor, save_predictor
-from .fit.per_interval import TrainConfig, Trainer, TrainEvent
-from .predictor import AMEDPredictor, PredictorConfig
+from .fit.per_interval import Trainer
+from .fit.protocol import TrainConfig, TrainEvent
+from .network import AMEDPredictor
 from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
 from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm
 from .types import Denoiser, Evaluation, Planner, Solver, Stage, Step, StepPlan

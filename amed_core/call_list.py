@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from .predictor import PredictorConfig, longest
+from .config import PredictorConfig
+from .midpoints import longest
 
 TOLERANCE = 5e-3  # relative; lists arrive rounded to float32, or to half precision
 SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be that a predictor plans

@@ -231,3 +231,19 @@ def raise_if_not_finite(answers: Sequence[Total]) -> None:
                 "interval. Check the model's precision (try --force-fp32 or another weight dtype), its VAE and "
                 "LoRAs, and whether this sampler's predictor was made for this model."
             )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to spend a number of model calls."""
+
+    name: str
+    sigmas: tuple[float, ...]
+    solver: Solver
+    planner: Planner
+    first: First | None = None
+
+    def run(self, denoiser: Denoiser, x: Sample) -> Sample:
+        """Sample from noise at the first level."""
+        grid = torch.tensor(self.sigmas, dtype=torch.float64)
+        return sample(denoiser, x, grid, self.solver, self.planner, first=self.first)

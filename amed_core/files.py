@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .midpoints import AnyPredictor, build
-from .predictor import PredictorConfig
+from .config import PredictorConfig
+from .predictor import AnyPredictor, build
 from .version import __version__
 
 FORMAT, VERSION = "amed_predictor", 1

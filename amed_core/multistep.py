@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .config import PredictorConfig, at_guidance
 from .driver import First, NoMidpoint, trajectory
-from .predictor import Look, PredictorConfig, at_guidance
+from .features import Look
 from .solvers import Multistep, restarted
 from .spectrum import BANDS, carried
 from .types import Evaluation, Planner, Sample, Sigma, Solver

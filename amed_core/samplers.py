@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .fit.end_to_end import FitConfig
+from .config import PredictorConfig
 from .multistep import multistep_config
-from .predictor import PredictorConfig
 from .schedules import USUAL_RHO, discrete, schedule
 
 End = Literal["plain", "zero", "sigma_min"]
@@ -40,7 +39,6 @@ PUBLISHED: Mapping[str, Recipe] = {
     "amed_dpmpp_2m": Recipe("dpmpp", "logsnr", 1.0, max_order=2, end="sigma_min"),  # their table 5's best schedule
     "amed_dpmpp_3m": Recipe("dpmpp", "logsnr", 1.0, max_order=3, end="sigma_min"),
 }
-
 # A plain last call beats both other endings at equal calls (benchmarks/last_interval.py), and it leaves
 # odd numbers of calls without the analytic first step, which not every model allows. With it, the
 # grid that is even in time suits every student but DPM-Solver++.
@@ -50,18 +48,9 @@ DEFAULT: Mapping[str, Recipe] = {
     else replace(recipe, end="plain", schedule="time_uniform", rho=1.0)
     for name, recipe in PUBLISHED.items()
 }
-
 # To 0 they step by the newest slope alone, so their last midpoint is as good as a plain call.
 MULTISTEP = ("ipndm", "dpmpp")
-
-
 MULTISTEP_STUDENT = "amed_multistep"
-MULTISTEP_FIT = FitConfig(trajectories=64, held_out=32, teacher_calls=24, iterations=6, budget=16_000)
-
-
-def multistep_fit(calls: int) -> FitConfig:
-    """How to fit a multistep table for so many model calls: few calls leave budget for more trajectories."""
-    return replace(MULTISTEP_FIT, trajectories=96) if calls <= 3 else MULTISTEP_FIT
 
 
 def multistep_student(
@@ -143,3 +132,16 @@ def predictor_config(
         plain_last=plain,
         **settings,
     )
+
+
+# The teacher of the student's own family is the best one (Zhou et al. 2024, table 4); its inner points as published.
+RECIPES = {
+    "amed": ("heun", 1),
+    "euler": ("euler", 2),
+    "dpm_2": ("dpm_2", 1),
+    "ipndm": ("ipndm", 2),
+    "dpmpp": ("dpmpp", 2),
+}
+# Of a student, by its solver: what measured best (benchmarks/grids.py).
+RULE_OF = {"amed": "midpoint", "dpm_2": "midpoint", "euler": "midpoint"}
+RULE_OF |= {"ipndm": "ipndm", "dpmpp": "euler"}

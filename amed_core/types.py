@@ -197,3 +197,22 @@ class Source(Protocol):
         The same trajectory is the same noise and the same condition at every call, whichever others are asked for.
         """
         ...
+
+
+class Model(Denoiser, Protocol):
+    """What can be benched: a denoiser that says what it denoises, and where.
+
+    It may also have `data(n)`, n real samples, which the Frechet distance needs; `for_rows(rows)`,
+    the denoiser conditioned for samples number `rows`; and `sigmas`, a discrete model's table.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, without the batch."""
+        ...
+
+    @property
+    def sigma_min(self) -> float: ...
+
+    @property
+    def sigma_max(self) -> float: ...

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.fit.make import multistep_fit, starts_for, student_config
 from amed_core.fit.multistep_fit import MultistepFit
 from amed_core.fit.multistep_start import Part
-from amed_core.fit.trajectories import gaussian, noise
+from amed_core.fit.trajectories import chunks, conditioned, gaussian, noise
 from amed_core.multistep import MultistepTable
-from amed_core.samplers import multistep_fit
-from amed_core.tools.bench import EVALUATION_SEED, Model, method_of, starts_for, student_config
-from amed_core.tools.measures import chunks, conditioned, error
+from amed_core.tools.bench import EVALUATION_SEED, method_of
+from amed_core.tools.measures import error
+from amed_core.types import Model
 from benchmarks.beds import MODELS, judging, taught
 
 PARTS: tuple[Part, ...] = ("first step", "bands")

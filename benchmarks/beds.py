@@ -13,10 +13,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.digits import DigitsDenoiser
+from amed_core.fit.teacher import heun_samples
+from amed_core.fit.trajectories import chunks, conditioned
 from amed_core.pictures import PicturesDenoiser
-from amed_core.tools.bench import Model
-from amed_core.tools.measures import chunks, conditioned, heun_samples
-from amed_core.types import Denoiser, Sample
+from amed_core.types import Denoiser, Model, Sample
 from benchmarks.colours import ColoursDenoiser
 from benchmarks.mixture import MixtureDenoiser
 

@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amed_core.fit.teacher import heun_calls, heun_samples
+
 sys.path += [str(Path(__file__).parents[1] / "tests" / "nodes"), str(Path(__file__).parents[1])]
 from comfyui import load_pack
 
@@ -138,7 +140,7 @@ class Setting:
 
         def run(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
             denoiser = PACK.nodes.bridge.ComfyDenoiser(model, extra_args, [high, low, 0.0], bottleneck=False)
-            return measures.heun_samples(denoiser, x, low, high, calls, flow=flow)
+            return heun_samples(denoiser, x, low, high, calls, flow=flow)
 
         return self.sampled(comfy.samplers.KSAMPLER(run), torch.tensor([high, 0.0]), self.samples, model)
 
@@ -387,7 +389,7 @@ def rows_of(arguments: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterat
 
 def teacher_rows(setting: Setting) -> list[Row]:
     """The teacher's own Frechet distance, and how far half as many calls are from it."""
-    calls, less = (measures.heun_calls(n) for n in (setting.teacher_calls, setting.teacher_calls // 2))
+    calls, less = (heun_calls(n) for n in (setting.teacher_calls, setting.teacher_calls // 2))
     own = setting.row(setting.teacher, calls, "teacher", "", 0.0)
     half = setting.row(setting.converged(setting.teacher_calls // 2), less, "teacher, half", "", 0.0)
     return [own, half]

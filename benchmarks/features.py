@@ -18,11 +18,16 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, TrainConfig, Trainer
-from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.fit.end_to_end import EndToEnd
+from amed_core.fit.make import student_config
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian
-from amed_core.midpoints import AnyPredictor, TablePredictor, centred_config, centred_on
+from amed_core.midpoints import TablePredictor, centred_config
+from amed_core.network import centred_on
+from amed_core.predictor import AnyPredictor
 from amed_core.tools import measures
-from amed_core.tools.bench import Model, method_of, student_config
+from amed_core.tools.bench import method_of
+from amed_core.types import Model
 from benchmarks.beds import MODELS, asked_for, taught
 
 FEATURES = ("bottleneck", "latent", "none")

@@ -14,13 +14,16 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import FixedMidpoint
-from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.config import PredictorConfig
+from amed_core.driver import Method
+from amed_core.fit.end_to_end import EndToEnd
 from amed_core.fit.grid_search import TRAJECTORIES, search
+from amed_core.fit.make import student_config
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian
 from amed_core.midpoints import TablePredictor
-from amed_core.predictor import PredictorConfig
 from amed_core.samplers import DEFAULT
-from amed_core.tools.bench import Bench, Method, Settings, method_of, student_config
+from amed_core.tools.bench import Bench, Settings, method_of
 from benchmarks.beds import MODELS, judging
 
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.config import PredictorConfig
+from amed_core.driver import Method
+from amed_core.fit.end_to_end import EndToEnd
+from amed_core.fit.make import student_config
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian, noise
 from amed_core.midpoints import TablePredictor
-from amed_core.predictor import PredictorConfig
 from amed_core.samplers import DEFAULT
 from amed_core.tools import measures
-from amed_core.tools.bench import Method, student_config
 from amed_core.types import Denoiser, Sample
 from benchmarks.beds import MODELS, asked_for, taught
 

@@ -21,10 +21,11 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, NoMidpoint, TrainConfig, Trainer, logsnr, polynomial, sample
 from amed_core.call_list import call_sigmas, read
+from amed_core.fit.make import student_config
+from amed_core.fit.teacher import heun_samples
 from amed_core.fit.trajectories import gaussian
-from amed_core.predictor import PredictorPlanner, embedding
-from amed_core.tools import measures
-from amed_core.tools.bench import student_config
+from amed_core.midpoints import PredictorPlanner
+from amed_core.network import embedding
 from benchmarks.beds import MODELS, asked_for, taught
 
 
@@ -81,7 +82,7 @@ def main() -> None:
             start = levels[0]
             kept = 1 - start if flow else 1.0
             x = noise * start if start > high * 0.99 else kept * data + noise * start
-            teacher = measures.heun_samples(asked, x, low, start, 200, flow=flow)
+            teacher = heun_samples(asked, x, low, start, 200, flow=flow)
             run = read(levels, config)
             every = pairs(levels)
             ways = [

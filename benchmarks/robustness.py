@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.fit.make import multistep_fit, starts_for, student_config
 from amed_core.fit.multistep_fit import MultistepFit
 from amed_core.fit.trajectories import gaussian
 from amed_core.multistep import MultistepTable
-from amed_core.samplers import multistep_fit
-from amed_core.tools.bench import EVALUATION_SEED, Model, method_of, starts_for, student_config
+from amed_core.tools.bench import EVALUATION_SEED, method_of
+from amed_core.types import Model
 from benchmarks.beds import MODELS, asked_for, taught
 
 TRAJECTORIES, SCALES, CALLS = (4, 8, 16, 64), (1.0, 3.0, 5.0, 8.0), tuple(range(3, 11))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import load_predictor
-from amed_core.tools.bench import Bench, Row, Settings, baselines, method_of
+from amed_core.fit.baselines import baselines
+from amed_core.tools.bench import Bench, Row, Settings, method_of
 from benchmarks.beds import MODELS, judging
 
 PREDICTORS = Path(__file__).parents[1] / "predictors"

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from amed_core.fit.teacher import heun_samples
+
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, FixedMidpoint, TrainConfig, Trainer, sample
 from amed_core.digits import SHAPE, DigitsDenoiser, precondition
 from amed_core.fit.trajectories import gaussian
 from amed_core.samplers import predictor_config
 from amed_core.schedules import stable_diffusion_sigmas
-from amed_core.tools import measures
 from amed_core.types import Denoiser, Features, Sample, Sigma
 
 STEP = TrainConfig.step  # of the differences that training takes
@@ -92,7 +93,7 @@ def main() -> None:
     rows = range(arguments.samples)
     models = {"rounded": Rounded(digits), "interpolated": digits}
     teachers = {
-        name: measures.heun_samples(model.for_rows(rows), noise * high, low, high, 200) for name, model in models.items()
+        name: heun_samples(model.for_rows(rows), noise * high, low, high, 200) for name, model in models.items()
     }
     apart = float((teachers["rounded"] - teachers["interpolated"]).square().mean().sqrt())
     print(f"the two converged teachers are {apart:.4f} apart")

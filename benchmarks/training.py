@@ -31,15 +31,18 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, TrainConfig, Trainer
+from amed_core.config import PredictorConfig
 from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser, DigitsUNet
-from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.fit.end_to_end import EndToEnd
+from amed_core.fit.make import PUBLISHED_SUFFIX, student_config
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian, noise
-from amed_core.midpoints import AnyPredictor, TablePredictor, table_config
-from amed_core.predictor import PredictorConfig
+from amed_core.midpoints import TablePredictor, table_config
+from amed_core.predictor import AnyPredictor
 from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.tools import measures
-from amed_core.tools.bench import PUBLISHED_SUFFIX, Model, method_of, student_config
-from amed_core.types import Denoiser, Sample
+from amed_core.tools.bench import method_of
+from amed_core.types import Denoiser, Model, Sample
 from benchmarks.beds import MODELS, asked_for, taught
 
 UNSEEN = 10**9  # the seed of the evaluation noise; fits count theirs from 0

@@ -16,8 +16,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..amed_core.config import PredictorConfig
+from ..amed_core.features import LOOKS, Look, look_at_latent, pool
 from ..amed_core.fit.call_derivative import directional
-from ..amed_core.predictor import LOOKS, Look, PredictorConfig, look_at_latent, pool
 from ..amed_core.types import Answer, Evaluation, Features, Sample, Sigma
 from .gradients import plain_attention
 from .streams import Shapes, packed_shapes, streams

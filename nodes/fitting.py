@@ -18,13 +18,15 @@ from tqdm.auto import tqdm
 from ..amed_core import PredictorConfig, TrainConfig, Trainer
 from ..amed_core.files import PredictorFileError, load_state, save_state
 from ..amed_core.fit.baselines import starts
-from ..amed_core.fit.end_to_end import EndToEnd, FitConfig
+from ..amed_core.fit.end_to_end import EndToEnd
 from ..amed_core.fit.multistep_fit import MultistepFit
+from ..amed_core.fit.protocol import FitConfig
 from ..amed_core.fit.report import Learned, learned
 from ..amed_core.fit.trajectories import HELD_OUT, noise
-from ..amed_core.midpoints import AnyPredictor, TablePredictor, centred_on
+from ..amed_core.midpoints import TablePredictor
 from ..amed_core.multistep import MultistepTable
-from ..amed_core.predictor import AMEDPredictor
+from ..amed_core.network import AMEDPredictor, centred_on
+from ..amed_core.predictor import AnyPredictor
 from ..amed_core.types import Answer, Denoiser, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training

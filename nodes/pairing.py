@@ -9,7 +9,7 @@ import comfy.samplers
 from torch import Tensor
 
 from ..amed_core import PredictorConfig
-from ..amed_core.predictor import plain_text
+from ..amed_core.config import plain_text
 from . import timesteps
 
 FROM_IMAGES = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")  # predictions of models that are given a picture in place of noise

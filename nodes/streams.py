@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..amed_core.features import Look
 from ..amed_core.fit.call_derivative import directional
-from ..amed_core.predictor import Look
 from ..amed_core.types import Answer, Denoiser, Evaluation, Sample, Sigma
 
 Shapes = Sequence[Sequence[int]]  # of every stream, with the batch

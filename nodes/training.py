@@ -22,16 +22,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..amed_core import PredictorConfig, TrainConfig
+from ..amed_core.features import LOOKS
 from ..amed_core.files import provenance
 from ..amed_core.fit.call_derivative import GRADIENTS
-from ..amed_core.fit.end_to_end import FitConfig
 from ..amed_core.fit.grid_search import TEACHER_CALLS, TRAJECTORIES, search
-from ..amed_core.fit.per_interval import TEACHERS
-from ..amed_core.fit.protocol import outcome, verdict
+from ..amed_core.fit.make import multistep_fit
+from ..amed_core.fit.protocol import FitConfig, outcome, verdict
+from ..amed_core.fit.teacher import TEACHERS
 from ..amed_core.fit.trajectories import Metered
 from ..amed_core.midpoints import centred_config, table_config
-from ..amed_core.predictor import LOOKS
-from ..amed_core.samplers import MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
+from ..amed_core.samplers import MULTISTEP_STUDENT, multistep_student, predictor_config
 from ..amed_core.schedules import SCHEDULES, SEARCHED
 from .bridge import ComfyDenoiser, shows_guidance
 from .fitting import Job, TrainSampler, duration, noisy, prompt_names

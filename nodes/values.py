@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
 from ..amed_core import PredictorConfig
-from ..amed_core.midpoints import AnyPredictor
+from ..amed_core.predictor import AnyPredictor
 from ..amed_core.samplers import MULTISTEP_STUDENT
 
 CATEGORY = "sampling/amed"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.fit.teacher import heun_samples
 from amed_core.pictures import SHAPE, SIGMA_MAX, SIGMA_MIN, PicturesDenoiser
-from amed_core.tools.measures import heun_samples
 from amed_core.tools.plots import sheet
 from scripts.train_pictures import PROMPTS
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.fit.teacher import heun_samples
 from amed_core.pictures import (
     PIXELS,
     SHAPE,
@@ -41,7 +42,6 @@ from amed_core.pictures import (
     metadata_of,
     words_of,
 )
-from amed_core.tools.measures import heun_samples
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # of the Debian package fonts-noto-color-emoji
 SOURCE = "the drawings of Noto Color Emoji (fonts-noto-color-emoji), SIL Open Font License 1.1"

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..driver import FixedMidpoint, NoMidpoint
+from ..config import switch_of
+from ..driver import FixedMidpoint, Method, NoMidpoint, analytic_first
 from ..multistep import coefficients
-from ..predictor import switch_of
 from ..schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
 from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
-from ..types import Solver
+from ..types import Model, Solver
 
 SPACINGS: dict[str, tuple[Schedule, float]] = {name: (made, USUAL_RHO[name]) for name, made in SCHEDULES.items()}
 SPACINGS |= {"arctan": (arctan, 1.0), "uniform": (polynomial, 1.0)}
@@ -85,3 +85,45 @@ def start(
     solver = restarted(solver, switch_of(grid, switch_sigma))
     _, weights = coefficients(solver, (first_sigma or grid[0], *grid[1:]), NoMidpoint())
     return Start(name, tuple(grid), weights, first_sigma)
+
+
+def baselines(model: Model, calls: int) -> Iterator[Method]:
+    """Every solver without a predictor, on every schedule and ending, with and without the analytic first step.
+
+    A grid ends at sigma_min, as published, or at 0 in place of it, as ComfyUI's grids do. DPM-Solver++
+    of order 1 is left out: with either prediction it is Euler's method.
+    """
+    one_call: dict[str, Solver] = {"euler": Ipndm(1)}
+    one_call |= {f"ipndm-{order}": Ipndm(order) for order in (2, 3, 4)}
+    one_call |= {f"dpmpp-{order}": DpmSolverPP(order) for order in (2, 3)}
+    one_call |= {f"dpmpp-{order} noise": DpmSolverPP(order, "noise") for order in (2, 3)}
+    for spacing in SCHEDULES:
+        for end in ("sigma_min", "zero"):
+            for analytic in (False, True):
+                first = analytic_first if analytic else None
+                label = f"{spacing}{' zero' * (end == 'zero')}{' analytic' * analytic}"
+                if (grid := _grid(model, spacing, calls + analytic, end)) is not None:
+                    for name, solver in one_call.items():
+                        yield Method(f"{name} {label}", grid, solver, NoMidpoint(), first)
+                # Two calls in every interval but an analytic first one and one that ends at 0.
+                intervals, odd = divmod(calls + analytic + (end == "zero"), 2)
+                grid = None if odd else _grid(model, spacing, intervals, end)
+                if grid is not None:
+                    plain = frozenset({intervals - 1} if end == "zero" else ())
+                    for name, r in (("heun", 1.0), ("dpm_2", 0.5)):
+                        yield Method(f"{name} {label}", grid, Dpm2(), FixedMidpoint(r, plain=plain), first)
+
+
+def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:
+    """The grid, or None for the discrete schedule of a model whose levels it does not cover."""
+    low, high, rho = model.sigma_min, model.sigma_max, USUAL_RHO[spacing]
+    try:
+        if spacing == "discrete":
+            sigmas = discrete(intervals + 1, low, high, rho, table=getattr(model, "sigmas", None))
+        else:
+            sigmas = SCHEDULES[spacing](intervals + 1, low, high, rho)
+    except ValueError:
+        if spacing != "discrete":
+            raise
+        return None
+    return tuple(sigmas[:-1].tolist()) + ((0.0,) if end == "zero" else (float(sigmas[-1]),))

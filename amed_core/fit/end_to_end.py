@@ -10,17 +10,20 @@ every sample's own. Then both are measured, and expanded again where they are no
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..driver import Decided, Resume
-from ..midpoints import COLUMNS, AnyPredictor, TablePredictor
-from ..predictor import LOOKS, AMEDPredictor, Look, untrained_table
+from ..features import LOOKS, Look
+from ..midpoints import COLUMNS, TablePredictor, untrained_table
+from ..network import AMEDPredictor
+from ..predictor import AnyPredictor
 from ..types import Evaluation, Sample, Sigma, Source, Step, StepPlan
-from .protocol import refuse_other_settings
+from .protocol import FitConfig, FitEvent, refuse_other_settings
+from .runs import moved_to
 from .targets import Goal, Goals, ends
 from .trajectories import HELD_OUT, Metered
 from .workers import ALONE, Workers
@@ -29,47 +32,6 @@ DIFFERENCE = 2e-2  # of every number, for the derivatives
 DAMPING, NETWORK_DAMPING, EASIER, HARDER = 1e-2, 1.0, 0.2, 5.0  # Levenberg's and Marquardt's
 ATTEMPTS, NETWORK_ATTEMPTS = 5, 2  # at a smaller error, per iteration
 LEARNING_RATE = 3e-3  # of Adam, on what the plans of a network are known to do
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How to fit to the end of the trajectory."""
-
-    trajectories: int = 32  # that it is fitted on, at every guidance scale
-    held_out: int = 32  # others, that choose the best of its iterations
-    batch_size: int = 16  # trajectories per model call
-    teacher_calls: int = 40
-    iterations: int = 8  # at most
-    tolerance: float = 1e-3  # stop when an iteration gains less of the error than this part of it
-    network_steps: int = 100  # of Adam per iteration, on expanded errors
-    gradient: Literal["finite difference", "reverse"] = "finite difference"  # reverse: autograd, checkpointed per call
-    learning_rate: float = 5e-3  # of Adam, with reverse
-    budget: int = 0  # stop before an iteration that would exceed so many sample calls; 0: no limit
-    keep_bytes: int = 2**32  # of sampling runs, on the CPU; those that exceed it are run again for their derivatives
-    seed: int = 0  # of a network's weights; the source has its own
-
-    def __post_init__(self) -> None:
-        if min(self.trajectories, self.held_out, self.batch_size, self.iterations) < 1 or self.teacher_calls < 2:
-            raise ValueError(
-                "Fitting to the end needs at least 1 trajectory, 1 held out, a batch of 1, 1 iteration and 2 teacher "
-                f"calls, but found {self.trajectories}, {self.held_out}, {self.batch_size}, {self.iterations} and "
-                f"{self.teacher_calls}."
-            )
-        if self.gradient not in ("finite difference", "reverse"):
-            raise ValueError(f'gradient is "finite difference" or "reverse", but found {self.gradient!r}.')
-
-
-@dataclass(frozen=True)
-class FitEvent:
-    """What one iteration has to report. Errors are RMSE to the teacher, over all elements."""
-
-    iteration: int  # 0 is the base solver, before any
-    error: float  # on the trajectories that are fitted
-    held_out: float  # on those that are not
-    plans: tuple[StepPlan, ...]  # of the last batch that was held out: floats, averaged over it
-    model_calls: int  # single-sample model calls so far
-    student: Sample  # that batch, for a preview
-    teacher: Sample
 
 
 @dataclass(frozen=True)
@@ -486,27 +448,6 @@ def bounded_step(start: Tensor, normal: Tensor, gradient: Tensor, damping: float
         if not bool(out.any()) or bool(held.all()):
             break
     return moved
-
-
-def moved_to(steps: Sequence[Step], device: torch.device | str) -> list[Step]:
-    """The same run on another device; evaluations that steps share stay shared."""
-    known: dict[int, Evaluation] = {}  # by the identity of the originals, which `steps` keeps alive
-
-    def moved(evaluation: Evaluation) -> Evaluation:
-        if id(evaluation) not in known:
-            known[id(evaluation)] = evaluation.to(device)
-        return known[id(evaluation)]
-
-    return [
-        replace(
-            step,
-            x=step.x.to(device),
-            start=moved(step.start),
-            mid=None if step.mid is None else moved(step.mid),
-            history=tuple(moved(e) for e in step.history),
-        )
-        for step in steps
-    ]
 
 
 def _joined(expansions: Sequence[Expansion]) -> list[Expansion]:

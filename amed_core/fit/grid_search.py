@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..call_list import boundaries_of
-from ..predictor import PredictorConfig
+from ..config import PredictorConfig
+from ..samplers import RULE_OF
 from ..schedules import SEARCHED
 from ..types import Denoiser, Sample
 from .teacher import Gram, gram, levels, path
@@ -24,9 +25,6 @@ from .teacher import Gram, gram, levels, path
 Rule = Literal["euler", "ipndm", "weights", "midpoint"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 ONE_CALL: tuple[Rule, ...] = ("euler", "ipndm", "weights")  # per interval
-# Of a student, by its solver: what measured best (benchmarks/grids.py).
-RULE_OF: dict[str, Rule] = {"amed": "midpoint", "dpm_2": "midpoint", "euler": "midpoint"}
-RULE_OF |= {"ipndm": "ipndm", "dpmpp": "euler"}
 TEACHER_CALLS, TRAJECTORIES = 24, 16  # of a search for a student's grid
 
 
@@ -73,7 +71,7 @@ def on_searched_grid(config: PredictorConfig, passed: Gram) -> PredictorConfig:
         raise ValueError(
             f"A searched grid ends at 0, but this student's ends at {config.sigmas[-1]:.4g}, as published."
         )
-    rule = RULE_OF[config.solver]
+    rule: Rule = RULE_OF[config.solver]  # type: ignore[assignment]
     if rule == "midpoint":
         grid = searched(passed, config.intervals, rule, flow=config.flow)
     else:

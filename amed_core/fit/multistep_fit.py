@@ -20,20 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import PredictorConfig
 from ..driver import Resume, evaluate
+from ..features import Look
 from ..multistep import MultistepTable, together
-from ..predictor import Look, PredictorConfig
 from ..solvers import multistep_vectors
 from ..spectrum import BANDS
 from ..types import Sample, Source, Stage, Step
 from .baselines import Start
 from .closed_form import Sums
-from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER, FitConfig, FitEvent, moved_to
+from .end_to_end import ATTEMPTS, DAMPING, EASIER, HARDER
 from .huber import compared, far, huber
 from .multistep_start import Beginning, Found, Part
 from .parameters import Number, layout, numbers_of, table_of
-from .protocol import refuse_other_settings
-from .runs import TableRuns
+from .protocol import FitConfig, FitEvent, refuse_other_settings
+from .runs import TableRuns, moved_to
 from .targets import IPNDM, Goal, Goals
 from .trajectories import HELD_OUT, Metered
 from .workers import ALONE, Workers

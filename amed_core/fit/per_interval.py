@@ -4,7 +4,6 @@ Training crosses intervals with the same `advance` that sampling uses. It prints
 nothing and stops when its caller stops iterating.
 """
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,92 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..driver import Decided, FixedMidpoint, NoMidpoint, advance, evaluate, midpoint, stages, trajectory
-from ..predictor import AMEDPredictor, Look, PredictorConfig
-from ..schedules import schedule
-from ..solvers import Dpm2, DpmSolverPP, Ipndm
-from ..types import Denoiser, Evaluation, History, Planner, Sample, Sigma, Solver, Source, Stage, StepPlan
-from .call_derivative import AGREES, GRADIENTS, STEPS, Gradient, central, directional, disagreement, tangents
-from .protocol import refuse_other_settings
+from ..driver import Decided, advance, evaluate, midpoint, stages, trajectory
+from ..features import Look
+from ..network import AMEDPredictor
+from ..samplers import RECIPES
+from ..types import Denoiser, Evaluation, History, Sample, Sigma, Source, Stage, StepPlan
+from .call_derivative import AGREES, STEPS, central, directional, disagreement, tangents
+from .protocol import TrainConfig, TrainEvent, refuse_other_settings
 from .targets import Goals, ends
+from .teacher import TEACHERS, refine
 from .trajectories import HELD_OUT, Metered, out_of_memory
 from .workers import ALONE, Workers
-
-Teacher = tuple[Solver, Planner]
-
-
-def _two_calls(r: float) -> Callable[[PredictorConfig], Teacher]:
-    return lambda student: (Dpm2(), FixedMidpoint(r, sigma_floor=student.sigma_min))
-
-
-# A teacher takes the order and the prediction type of its student.
-TEACHERS: dict[str, Callable[[PredictorConfig], Teacher]] = {
-    "heun": _two_calls(1.0),
-    "dpm_2": _two_calls(0.5),
-    "ipndm": lambda student: (Ipndm(student.max_order), NoMidpoint()),
-    "dpmpp": lambda student: (
-        DpmSolverPP(student.max_order, student.prediction, student.lower_order_final, student.thresholding),
-        NoMidpoint(),
-    ),
-    "euler": lambda student: (Ipndm(1), NoMidpoint()),
-}
-
-# The teacher of the student's own family is the best one (Zhou et al. 2024, table 4); its inner points as published.
-RECIPES = {
-    "amed": ("heun", 1),
-    "euler": ("euler", 2),
-    "dpm_2": ("dpm_2", 1),
-    "ipndm": ("ipndm", 2),
-    "dpmpp": ("dpmpp", 2),
-}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to fit. The defaults are the published settings, for one device."""
-
-    trajectories: int = 10_000  # starting noises in all
-    epochs: int = 1  # how often each crosses the whole grid; the teacher crosses it once
-    batch_size: int = 32
-    teacher: str = ""  # a name in TEACHERS; empty chooses the student's own family
-    teacher_points: int = 0  # grid points the teacher adds inside each interval; 0 chooses the published number
-    learning_rate: float = 5e-3
-    seed: int = 0  # of a network's weights; the source has its own
-    gradient: Gradient = "reverse"  # how the one model call is differentiated
-    step: float = (
-        1e-2  # of r and of scale_time, for finite differences; 0 finds one that the model is smooth enough for
-    )
-    held_out: int = 0  # other trajectories, on whose final error the best weights are chosen; 0: the last are kept
-    validations: int = 10  # how often that is measured
-    teacher_calls: int = 40  # of the converged teacher that it is measured against
-    keep_bytes: int = 2**32  # of the teacher's samples, on the CPU between epochs; what exceeds it is made again
-
-    def __post_init__(self) -> None:
-        if self.teacher and self.teacher not in TEACHERS:
-            raise ValueError(f"There is no teacher {self.teacher!r}. Choose one of: {', '.join(TEACHERS)}.")
-        counts = (self.trajectories, self.epochs, self.batch_size, self.validations)
-        if min(counts) < 1 or min(self.teacher_points, self.held_out, self.step) < 0 or self.learning_rate <= 0:
-            raise ValueError(
-                "Training needs at least 1 trajectory, 1 epoch, a batch of at least 1, no negative number of teacher "
-                f"points and a positive learning rate, but found {self.trajectories}, {self.epochs}, "
-                f"{self.batch_size}, {self.teacher_points} and {self.learning_rate}."
-            )
-        if self.gradient not in GRADIENTS:
-            raise ValueError(f"gradient is one of {', '.join(GRADIENTS)}, but found {self.gradient!r}.")
-
-
-@dataclass(frozen=True)
-class TrainEvent:
-    """What one optimiser step has to report."""
-
-    trajectory: int  # trajectories begun so far
-    interval: int
-    loss: float  # squared distance to the teacher, summed over the sample, averaged over the batch
-    plan: StepPlan  # of floats, averaged over the batch
-    model_calls: int  # single-sample model calls so far
-    student: Sample  # where the interval ended, for a preview
-    teacher: Sample
-    held_out: float | None = None  # the final sample's error, where it was just measured
 
 
 @dataclass(frozen=True)
@@ -483,25 +407,6 @@ def unknowns(plan: StepPlan) -> list[tuple[str, float, float]]:
     """The numbers of a plan that the model's answer depends on, with the ranges that make sense."""
     ranges = (("r", 0.0, 1.0), ("scale_time", 0.0, math.inf))
     return [one for one in ranges if isinstance(getattr(plan, one[0]), Tensor)]
-
-
-def refine(config: PredictorConfig, points: int) -> Tensor:
-    """The teacher's grid: `points` more inside every planned interval, all of whose ends it contains.
-
-    The schedule gives them where it gave the student's whole grid; otherwise they are spaced evenly
-    in ln(sigma), from the smallest level if the interval ends at 0.
-    """
-    sigmas = torch.tensor(config.sigmas, dtype=torch.float64)
-    low = config.sigma_min if sigmas[-1] == 0 else float(sigmas[-1])
-    ends = sigmas.clamp(min=low).log()
-    inner = torch.arange(points + 1, dtype=torch.float64) / (points + 1)
-    fine = torch.cat([(ends[:-1, None] + inner * ends.diff()[:, None]).flatten(), ends[-1:]]).exp()
-    with contextlib.suppress(ValueError):  # of a discrete schedule whose timesteps only the model knows
-        scheduled = schedule(config.schedule)(len(fine), low, float(sigmas[0]), config.rho)
-        if torch.allclose(scheduled[:: points + 1][:-1], sigmas[:-1], rtol=1e-9):
-            fine = scheduled
-    fine[:: points + 1] = sigmas
-    return fine[: config.planned * (points + 1) + 1]
 
 
 def _fields(evaluation: Evaluation) -> dict[str, Any]:

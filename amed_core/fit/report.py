@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..driver import FixedMidpoint, NoMidpoint, trajectory
-from ..midpoints import COLUMNS, AnyPredictor
+from ..features import Look
+from ..midpoints import COLUMNS
 from ..multistep import MultistepTable, Told
-from ..predictor import Look
+from ..predictor import AnyPredictor
 from ..solvers import Multistep, restarted
 from ..types import Denoiser, Planner, Sample
 from .teacher import levels, passed_at

@@ -1,16 +1,16 @@
 """Sampling runs of multistep tables toward the goals of a fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..config import PredictorConfig
 from ..driver import Resume
 from ..multistep import MultistepTable
-from ..predictor import PredictorConfig
-from ..types import Sample, Step
-from .end_to_end import FitConfig, moved_to
+from ..types import Evaluation, Sample, Step
+from .protocol import FitConfig
 from .targets import Goal, Goals, ends
 from .trajectories import Metered
 from .workers import Workers
@@ -62,3 +62,24 @@ class TableRuns:
         """The first trajectories of a batch."""
         x, denoiser = self.metered[goal.group](rows)
         return replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
+
+
+def moved_to(steps: Sequence[Step], device: torch.device | str) -> list[Step]:
+    """The same run on another device; evaluations that steps share stay shared."""
+    known: dict[int, Evaluation] = {}  # by the identity of the originals, which `steps` keeps alive
+
+    def moved(evaluation: Evaluation) -> Evaluation:
+        if id(evaluation) not in known:
+            known[id(evaluation)] = evaluation.to(device)
+        return known[id(evaluation)]
+
+    return [
+        replace(
+            step,
+            x=step.x.to(device),
+            start=moved(step.start),
+            mid=None if step.mid is None else moved(step.mid),
+            history=tuple(moved(e) for e in step.history),
+        )
+        for step in steps
+    ]

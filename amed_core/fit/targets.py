@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ..call_list import call_sigmas
+from ..config import PredictorConfig
 from ..driver import First, FixedMidpoint, NoMidpoint, Resume, trajectory
-from ..predictor import PredictorConfig
-from ..tools import measures
 from ..types import Denoiser, Planner, Sample, Solver, Step
-from . import teacher as paths
+from .teacher import heun_calls, heun_samples, ipndm_samples
 from .trajectories import Metered
 from .workers import ALONE, Workers
 
@@ -53,8 +52,8 @@ class Teacher:
     calls: Callable[[int], int]
 
 
-HEUN = Teacher(measures.heun_samples, measures.heun_calls)
-IPNDM = Teacher(paths.ipndm_samples, lambda calls: calls)
+HEUN = Teacher(heun_samples, heun_calls)
+IPNDM = Teacher(ipndm_samples, lambda calls: calls)
 
 
 @dataclass

@@ -1,16 +1,17 @@
 """The teacher's way, level by level: what grids are searched on, and what closed-form weights are fitted to."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..driver import NoMidpoint, trajectory
-from ..predictor import switch_of
-from ..schedules import fine
-from ..solvers import Ipndm, restarted
-from ..types import Denoiser, Sample, Solver, Step
+from ..config import PredictorConfig, switch_of
+from ..driver import FixedMidpoint, NoMidpoint, sample, trajectory
+from ..schedules import fine, schedule
+from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
+from ..types import Denoiser, Planner, Sample, Solver, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
@@ -154,3 +155,68 @@ def gram(passed: Path, finer: int = 2) -> Gram:
     points = [passed.at(sigma) for sigma in wanted]
     vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).cpu().double()
     return Gram(tuple(wanted), vectors @ vectors.T, passed.end.numel())
+
+
+def heun_calls(calls: int) -> int:
+    """The true number of model calls of a teacher that `converged` is asked for with `calls`."""
+    return 2 * max(calls // 2, 1) + 1
+
+
+def heun_samples(
+    denoiser: Denoiser,
+    x: Sample,
+    sigma_min: float,
+    sigma_max: float,
+    calls: int = 200,
+    *,
+    flow: bool = False,
+    switch_sigma: float = 0.0,
+) -> Sample:
+    """The teacher that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
+
+    `x` is the noisy sample at sigma_max; the grid is `schedules.fine`. No step remembers the one before, so that it
+    does not matter where a second model takes over (`switch_sigma`).
+    """
+    del switch_sigma
+    intervals = max(calls // 2, 1)
+    sigmas = torch.cat([fine(intervals + 1, sigma_min, sigma_max, flow), torch.zeros(1, dtype=torch.float64)])
+    return sample(denoiser, x, sigmas, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals})))
+
+
+Teacher = tuple[Solver, Planner]
+
+
+def _two_calls(r: float) -> Callable[[PredictorConfig], Teacher]:
+    return lambda student: (Dpm2(), FixedMidpoint(r, sigma_floor=student.sigma_min))
+
+
+# A teacher takes the order and the prediction type of its student.
+TEACHERS: dict[str, Callable[[PredictorConfig], Teacher]] = {
+    "heun": _two_calls(1.0),
+    "dpm_2": _two_calls(0.5),
+    "ipndm": lambda student: (Ipndm(student.max_order), NoMidpoint()),
+    "dpmpp": lambda student: (
+        DpmSolverPP(student.max_order, student.prediction, student.lower_order_final, student.thresholding),
+        NoMidpoint(),
+    ),
+    "euler": lambda student: (Ipndm(1), NoMidpoint()),
+}
+
+
+def refine(config: PredictorConfig, points: int) -> Tensor:
+    """The teacher's grid: `points` more inside every planned interval, all of whose ends it contains.
+
+    The schedule gives them where it gave the student's whole grid; otherwise they are spaced evenly
+    in ln(sigma), from the smallest level if the interval ends at 0.
+    """
+    sigmas = torch.tensor(config.sigmas, dtype=torch.float64)
+    low = config.sigma_min if sigmas[-1] == 0 else float(sigmas[-1])
+    ends = sigmas.clamp(min=low).log()
+    inner = torch.arange(points + 1, dtype=torch.float64) / (points + 1)
+    fine = torch.cat([(ends[:-1, None] + inner * ends.diff()[:, None]).flatten(), ends[-1:]]).exp()
+    with contextlib.suppress(ValueError):  # of a discrete schedule whose timesteps only the model knows
+        scheduled = schedule(config.schedule)(len(fine), low, float(sigmas[0]), config.rho)
+        if torch.allclose(scheduled[:: points + 1][:-1], sigmas[:-1], rtol=1e-9):
+            fine = scheduled
+    fine[:: points + 1] = sigmas
+    return fine[: config.planned * (points + 1) + 1]

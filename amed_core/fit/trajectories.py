@@ -1,7 +1,7 @@
 """Where trajectories start, and the model calls along them: drawn per trajectory, counted, split if memory is short."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -131,3 +131,14 @@ def _rows(sigma: Sigma, part: slice) -> Sigma:
 def _join(values: Sequence[Tensor | None]) -> Tensor | None:
     found = [v for v in values if v is not None]
     return torch.cat(found) if len(found) > 1 else found[0] if found else None
+
+
+def chunks(n: int, batch: int) -> Iterator[range]:
+    """Row numbers 0 to n - 1 in pieces of at most `batch`."""
+    return (range(start, min(start + batch, n)) for start in range(0, n, batch))
+
+
+def conditioned(denoiser: Denoiser, rows: Sequence[int]) -> Denoiser:
+    """The denoiser as samples number `rows` ask for it, if it has conditions (`for_rows`); else itself."""
+    bound: Denoiser = getattr(denoiser, "for_rows", lambda _: denoiser)(rows)
+    return bound

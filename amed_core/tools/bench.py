@@ -4,51 +4,23 @@ import fnmatch
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ..driver import First, FixedMidpoint, NoMidpoint, analytic_first, in_full, sample
-from ..fit.baselines import Start, starts
-from ..fit.end_to_end import EndToEnd, FitConfig
-from ..fit.multistep_fit import MultistepFit
-from ..fit.per_interval import TrainConfig, Trainer
-from ..fit.trajectories import gaussian
-from ..midpoints import AnyPredictor, TablePredictor, table_config
-from ..multistep import MultistepTable
-from ..predictor import AMEDPredictor, PredictorConfig
-from ..samplers import DEFAULT, MULTISTEP_STUDENT, multistep_fit, multistep_student, predictor_config
-from ..schedules import SCHEDULES, USUAL_RHO, discrete
-from ..solvers import Dpm2, DpmSolverPP, Ipndm
-from ..types import Answer, Denoiser, Planner, Sample, Solver
+from ..driver import Method
+from ..fit.baselines import baselines
+from ..fit.make import Fit, fit, fit_settings, student_config, students
+from ..fit.teacher import heun_calls, heun_samples
+from ..fit.trajectories import chunks, conditioned
+from ..predictor import AnyPredictor
+from ..types import Denoiser, Model, Sample
 from . import measures
-from .measures import chunks, conditioned
 
 TEACHER = "teacher"
-PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"
 EVALUATION_SEED = 0x5EED_0000_0000  # fits draw from seeds below it
-
-
-class Model(Denoiser, Protocol):
-    """What can be benched: a denoiser that says what it denoises, and where.
-
-    It may also have `data(n)`, n real samples, which the Frechet distance needs; `for_rows(rows)`,
-    the denoiser conditioned for samples number `rows`; and `sigmas`, a discrete model's table.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch."""
-        ...
-
-    @property
-    def sigma_min(self) -> float: ...
-
-    @property
-    def sigma_max(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -80,22 +52,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to spend a number of model calls."""
-
-    name: str
-    sigmas: tuple[float, ...]
-    solver: Solver
-    planner: Planner
-    first: First | None = None
-
-    def run(self, denoiser: Denoiser, x: Sample) -> Sample:
-        """Sample from noise at the first level."""
-        grid = torch.tensor(self.sigmas, dtype=torch.float64)
-        return sample(denoiser, x, grid, self.solver, self.planner, first=self.first)
-
-
-@dataclass(frozen=True)
 class Row:
     """One line of the table: the JSON's keys."""
 
@@ -112,137 +68,6 @@ class Row:
     fit_seconds: float | None
 
 
-def baselines(model: Model, calls: int) -> Iterator[Method]:
-    """Every solver without a predictor, on every schedule and ending, with and without the analytic first step.
-
-    A grid ends at sigma_min, as published, or at 0 in place of it, as ComfyUI's grids do. DPM-Solver++
-    of order 1 is left out: with either prediction it is Euler's method.
-    """
-    one_call: dict[str, Solver] = {"euler": Ipndm(1)}
-    one_call |= {f"ipndm-{order}": Ipndm(order) for order in (2, 3, 4)}
-    one_call |= {f"dpmpp-{order}": DpmSolverPP(order) for order in (2, 3)}
-    one_call |= {f"dpmpp-{order} noise": DpmSolverPP(order, "noise") for order in (2, 3)}
-    for spacing in SCHEDULES:
-        for end in ("sigma_min", "zero"):
-            for analytic in (False, True):
-                first = analytic_first if analytic else None
-                label = f"{spacing}{' zero' * (end == 'zero')}{' analytic' * analytic}"
-                if (grid := _grid(model, spacing, calls + analytic, end)) is not None:
-                    for name, solver in one_call.items():
-                        yield Method(f"{name} {label}", grid, solver, NoMidpoint(), first)
-                # Two calls in every interval but an analytic first one and one that ends at 0.
-                intervals, odd = divmod(calls + analytic + (end == "zero"), 2)
-                grid = None if odd else _grid(model, spacing, intervals, end)
-                if grid is not None:
-                    plain = frozenset({intervals - 1} if end == "zero" else ())
-                    for name, r in (("heun", 1.0), ("dpm_2", 0.5)):
-                        yield Method(f"{name} {label}", grid, Dpm2(), FixedMidpoint(r, plain=plain), first)
-
-
-def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:
-    """The grid, or None for the discrete schedule of a model whose levels it does not cover."""
-    low, high, rho = model.sigma_min, model.sigma_max, USUAL_RHO[spacing]
-    try:
-        if spacing == "discrete":
-            sigmas = discrete(intervals + 1, low, high, rho, table=getattr(model, "sigmas", None))
-        else:
-            sigmas = SCHEDULES[spacing](intervals + 1, low, high, rho)
-    except ValueError:
-        if spacing != "discrete":
-            raise
-        return None
-    return tuple(sigmas[:-1].tolist()) + ((0.0,) if end == "zero" else (float(sigmas[-1]),))
-
-
-def students() -> list[str]:
-    """The learned methods: every sampler type as it measures best, as a table, and as published."""
-    suffixes = ("", TABLE_SUFFIX, PUBLISHED_SUFFIX)
-    return [MULTISTEP_STUDENT, *(name + suffix for suffix in suffixes for name in DEFAULT)]
-
-
-def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> PredictorConfig:
-    """The settings of a learned method at a number of calls."""
-    low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
-    if name == MULTISTEP_STUDENT:
-        overrides.setdefault("guided", shows_guidance(denoiser))
-        return multistep_student(calls, low, high, flow=getattr(denoiser, "flow", False), **overrides)
-    published = name.endswith(PUBLISHED_SUFFIX)
-    overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "latent")
-    overrides.setdefault("table", getattr(denoiser, "sigmas", None))
-    if name.endswith(TABLE_SUFFIX):
-        return table_config(predictor_config(name.removesuffix(TABLE_SUFFIX), calls, low, high, **overrides))
-    return predictor_config(name.removesuffix(PUBLISHED_SUFFIX), calls, low, high, published=published, **overrides)
-
-
-@torch.no_grad()
-def shows_features(model: Model) -> bool:
-    """Whether the model gives bottleneck features, found out by one call."""
-    return in_full(_asked_once(model))[1] is not None
-
-
-@torch.no_grad()
-def shows_guidance(model: Model) -> bool:
-    """Whether the model is guided and gives its two answers, found out by one call."""
-    return in_full(_asked_once(model))[2] is not None
-
-
-def _asked_once(model: Model) -> Answer:
-    return conditioned(model, range(1))(torch.zeros(1, *model.shape), torch.tensor(float(model.sigma_max)))
-
-
-def differentiable(model: Model) -> bool:
-    """Whether autograd runs through the model, found out by one call."""
-    x = torch.zeros(1, *model.shape, requires_grad=True)
-    with torch.enable_grad():
-        answer = conditioned(model, range(1))(x, torch.tensor(float(model.sigma_max)))
-    denoised: Tensor = answer[0] if isinstance(answer, tuple) else answer
-    return denoised.requires_grad
-
-
-def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
-    """A batch of 32, or smaller so that a short fit still takes about 60 optimiser steps per interval."""
-    batch = max(4, min(32, trajectories // 60))
-    return TrainConfig(
-        trajectories=trajectories,
-        batch_size=min(batch, trajectories),
-        seed=seed,
-        gradient="reverse" if differentiable(model) else "finite difference",
-    )
-
-
-Fit = Trainer | EndToEnd | MultistepFit
-
-
-def fit(
-    model: Model,
-    config: PredictorConfig,
-    training: TrainConfig,
-    progress: Callable[[str], None] = lambda text: None,
-) -> Fit:
-    """Train a network with `training`, or fit a table with its seed and usual settings; `progress` hears how far."""
-    source = gaussian(model, tuple(model.shape), config.sigmas[0], training.seed)
-    if config.kind != "network":
-        fitting: EndToEnd | MultistepFit
-        if config.kind == "multistep":
-            usual = replace(multistep_fit(config.calls), seed=training.seed)
-            fitting = MultistepFit(MultistepTable(config), source, usual, starts_for(model, config))
-        else:
-            fitting = EndToEnd(TablePredictor(config), source, FitConfig(seed=training.seed))
-        for iteration in fitting.events():
-            progress(f"iteration {iteration.iteration}")
-        return fitting
-    trainer = Trainer(AMEDPredictor(config, torch.Generator().manual_seed(training.seed)), source, training)
-    for event in trainer.events():
-        progress(f"{event.trajectory}/{training.trajectories}")
-    return trainer
-
-
-def starts_for(model: Model, config: PredictorConfig) -> list[Start]:
-    """What a multistep fit of this model begins with."""
-    table = getattr(model, "sigmas", None)
-    return starts(config.calls, config.sigma_min, config.sigmas[0], flow=config.flow, table=table)
-
-
 class Bench:
     """The evaluation noise, its converged teacher, and rows measured against them."""
 
@@ -257,7 +82,7 @@ class Bench:
         begin = time.perf_counter()
         self.teacher = self.draw(
             TEACHER,
-            lambda denoiser, x: measures.heun_samples(
+            lambda denoiser, x: heun_samples(
                 denoiser,
                 x,
                 model.sigma_min,
@@ -279,7 +104,7 @@ class Bench:
 
     def teacher_row(self) -> Row:
         """The teacher's own row: no error, and the Frechet distance that others can at best reach."""
-        calls = measures.heun_calls(self.settings.teacher_calls)
+        calls = heun_calls(self.settings.teacher_calls)
         return self._row(TEACHER, calls, self.teacher, self.teacher_seconds)
 
     def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:

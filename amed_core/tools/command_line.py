@@ -15,41 +15,39 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..config import PredictorConfig
 from ..digits import DigitsDenoiser
+from ..features import MAPS, POOLED
 from ..files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from ..fit.call_derivative import GRADIENTS
-from ..fit.end_to_end import EndToEnd, FitConfig
+from ..fit.end_to_end import EndToEnd
 from ..fit.grid_search import TRAJECTORIES, search
-from ..fit.multistep_fit import MultistepFit
-from ..fit.per_interval import TEACHERS, TrainConfig, Trainer, TrainEvent
-from ..fit.protocol import verdict
-from ..fit.trajectories import gaussian
-from ..fit.workers import Workers, torchrun
-from ..midpoints import AnyPredictor, TablePredictor, build
-from ..multistep import MultistepTable
-from ..pictures import PicturesDenoiser
-from ..predictor import MAPS, POOLED, AMEDPredictor, PredictorConfig
-from ..samplers import MULTISTEP_STUDENT, multistep_fit
-from ..schedules import SCHEDULES, SEARCHED
-from ..types import Source
-from .bench import (
+from ..fit.make import (
     PUBLISHED_SUFFIX,
     TABLE_SUFFIX,
     Fit,
-    Model,
-    Settings,
-    as_json,
-    bench_with_bar,
-    best_of_each,
     fit_settings,
-    method_of,
+    multistep_fit,
     shows_guidance,
     starts_for,
     student_config,
     students,
-    table,
 )
-from .measures import chunks, conditioned
+from ..fit.multistep_fit import MultistepFit
+from ..fit.per_interval import Trainer
+from ..fit.protocol import FitConfig, TrainConfig, TrainEvent, verdict
+from ..fit.teacher import TEACHERS
+from ..fit.trajectories import chunks, conditioned, gaussian
+from ..fit.workers import Workers, torchrun
+from ..midpoints import TablePredictor
+from ..multistep import MultistepTable
+from ..network import AMEDPredictor
+from ..pictures import PicturesDenoiser
+from ..predictor import AnyPredictor, build
+from ..samplers import MULTISTEP_STUDENT
+from ..schedules import SCHEDULES, SEARCHED
+from ..types import Model, Source
+from .bench import Settings, as_json, bench_with_bar, best_of_each, method_of, table
 
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
 REQUIRED = ("shape", "sigma_min", "sigma_max")

@@ -8,14 +8,17 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from ..driver import Method
 from ..files import provenance, save_predictor, write_json
+from ..fit.baselines import baselines
+from ..fit.make import multistep_fit, starts_for, student_config
 from ..fit.multistep_fit import MultistepFit
 from ..fit.trajectories import gaussian
 from ..multistep import MultistepTable
 from ..pictures import FINGERPRINT, PicturesDenoiser, PicturesModel, load_pictures
-from ..samplers import MULTISTEP_STUDENT, multistep_fit
+from ..samplers import MULTISTEP_STUDENT
 from ..types import Answer, Sample, Sigma
-from .bench import Bench, Method, Row, Settings, as_json, baselines, method_of, starts_for, student_config, table
+from .bench import Bench, Row, Settings, as_json, method_of, table
 from .measures import error
 from .plots import sheet
 

@@ -1,17 +1,13 @@
 """How far samples are from where they should be."""
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..driver import FixedMidpoint, sample
-from ..schedules import fine
-from ..solvers import Dpm2
-from ..types import Denoiser, Sample
+from ..types import Sample
 
 RESAMPLES = 2000
 FRECHET_DIMENSIONS = 256  # larger samples are projected to so many
@@ -62,40 +58,3 @@ def _square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
     return root
-
-
-def chunks(n: int, batch: int) -> Iterator[range]:
-    """Row numbers 0 to n - 1 in pieces of at most `batch`."""
-    return (range(start, min(start + batch, n)) for start in range(0, n, batch))
-
-
-def conditioned(denoiser: Denoiser, rows: Sequence[int]) -> Denoiser:
-    """The denoiser as samples number `rows` ask for it, if it has conditions (`for_rows`); else itself."""
-    bound: Denoiser = getattr(denoiser, "for_rows", lambda _: denoiser)(rows)
-    return bound
-
-
-def heun_calls(calls: int) -> int:
-    """The true number of model calls of a teacher that `converged` is asked for with `calls`."""
-    return 2 * max(calls // 2, 1) + 1
-
-
-def heun_samples(
-    denoiser: Denoiser,
-    x: Sample,
-    sigma_min: float,
-    sigma_max: float,
-    calls: int = 200,
-    *,
-    flow: bool = False,
-    switch_sigma: float = 0.0,
-) -> Sample:
-    """The teacher that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
-
-    `x` is the noisy sample at sigma_max; the grid is `schedules.fine`. No step remembers the one before, so that it
-    does not matter where a second model takes over (`switch_sigma`).
-    """
-    del switch_sigma
-    intervals = max(calls // 2, 1)
-    sigmas = torch.cat([fine(intervals + 1, sigma_min, sigma_max, flow), torch.zeros(1, dtype=torch.float64)])
-    return sample(denoiser, x, sigmas, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals})))

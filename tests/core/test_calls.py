@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amed_core.call_list import call_sigmas, read
-from amed_core.predictor import PredictorConfig
+from amed_core.config import PredictorConfig
 from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.schedules import discrete
 

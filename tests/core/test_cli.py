@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from amed_core.files import load_predictor, read_notes
-from amed_core.tools.bench import students
+from amed_core.fit.make import students
 from amed_core.tools.command_line import main
 
 MIXTURE = '''

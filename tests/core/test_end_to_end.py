@@ -11,9 +11,11 @@ from torch import Tensor
 
 from amed_core import AMEDPredictor, load_predictor, sample, save_predictor
 from amed_core.files import load_state, save_state
-from amed_core.fit.end_to_end import EndToEnd, FitConfig, bounded_step
+from amed_core.fit.end_to_end import EndToEnd, bounded_step
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian
-from amed_core.midpoints import TablePredictor, centred_config, centred_on, table_config
+from amed_core.midpoints import TablePredictor, centred_config, table_config
+from amed_core.network import centred_on
 from amed_core.samplers import predictor_config
 from amed_core.types import Denoiser, Sample, Sigma
 

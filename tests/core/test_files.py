@@ -129,7 +129,7 @@ def test_states_keep_structure_and_bits(tmp_path: Path) -> None:
 
 
 def test_nothing_here_unpickles_or_evaluates() -> None:
-    sources = [*(ROOT / "amed_core").glob("*.py"), *(ROOT / "nodes").glob("*.py"), ROOT / "__init__.py"]
+    sources = [*(ROOT / "amed_core").rglob("*.py"), *(ROOT / "nodes").glob("*.py"), ROOT / "__init__.py"]
     assert len(sources) > 15
     for source in sources:
         text = source.read_text()
@@ -141,7 +141,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from amed_core import AMEDPredictor, save_predictor
-from amed_core.recipes import predictor_config
+from amed_core.samplers import predictor_config
 predictors = [AMEDPredictor(predictor_config("amed", 5, 0.002, 80.0, hidden=2000 + n)) for n in range(2)]
 print("ready", flush=True)
 while True:

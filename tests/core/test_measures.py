@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from amed_core.tools.measures import FRECHET_DIMENSIONS, heun_samples, error, frechet
+from amed_core.fit.teacher import heun_samples
+from amed_core.tools.measures import FRECHET_DIMENSIONS, error, frechet
 
 
 def normal(n: int, *shape: int, seed: int = 0) -> torch.Tensor:

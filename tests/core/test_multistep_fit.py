@@ -12,16 +12,16 @@ from torch import Tensor
 
 from amed_core import sample
 from amed_core.call_list import read
+from amed_core.config import PredictorConfig
 from amed_core.files import load_state, save_state
 from amed_core.fit import multistep_fit
 from amed_core.fit.baselines import starts
-from amed_core.fit.end_to_end import FitConfig
 from amed_core.fit.huber import compared, far
 from amed_core.fit.multistep_fit import MultistepFit
 from amed_core.fit.multistep_start import Beginning
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import HELD_OUT, gaussian
 from amed_core.multistep import MultistepTable
-from amed_core.predictor import PredictorConfig
 from amed_core.samplers import multistep_student
 from amed_core.spectrum import bands, from_spectrum, spectrum
 from amed_core.types import Denoiser

@@ -67,7 +67,7 @@ def test_two_processes_fit_what_one_fits(tmp_path: Path, what: list[str]) -> Non
 LEAVES = """
 import gc, os, threading
 import torch
-from amed_core.parallel import torchrun
+from amed_core.fit.workers import torchrun
 
 with torchrun() as workers:
     total = workers.sum(torch.ones(3))

@@ -10,7 +10,9 @@ import torch
 from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise
 
 from amed_core import AMEDPredictor, PredictorConfig, evaluate, polynomial, sample
-from amed_core.predictor import embedding, look_at_latent, neighbours, pool, pooled_latent
+from amed_core.features import look_at_latent, pool, pooled_latent
+from amed_core.midpoints import neighbours
+from amed_core.network import embedding
 
 GRID = tuple(polynomial(4, SIGMA_MIN, SIGMA_MAX).tolist())
 CONFIG = PredictorConfig("amed", GRID, SIGMA_MIN, SIGMA_MAX, scale_dir=0.01, scale_time=0.2)

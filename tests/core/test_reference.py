@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, analytic_first, trajectory
-from amed_core.fit.per_interval import TEACHERS
-from amed_core.predictor import POOLED
+from amed_core.features import POOLED
+from amed_core.fit.teacher import TEACHERS
 from amed_core.schedules import schedule
 
 FOLDER = Path(os.environ.get("AMED_REFERENCE") or Path(__file__).parents[1] / "data" / "reference")

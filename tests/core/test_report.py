@@ -9,12 +9,14 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, noise
 from amed_core.digits import SHAPE, DigitsDenoiser
 from amed_core.driver import trajectory
 from amed_core.files import load_predictor
+from amed_core.fit.make import MULTISTEP_FIT
 from amed_core.fit.protocol import outcome, verdict
 from amed_core.fit.report import learned
 from amed_core.fit.teacher import levels, passed_at
-from amed_core.midpoints import AnyPredictor, TablePredictor
+from amed_core.midpoints import TablePredictor
 from amed_core.multistep import MultistepTable
-from amed_core.samplers import MULTISTEP_FIT, multistep_student, predictor_config
+from amed_core.predictor import AnyPredictor
+from amed_core.samplers import multistep_student, predictor_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,8 @@ from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture, noise
 
 from amed_core import load_predictor, save_predictor, trajectory
 from amed_core.driver import Resume
-from amed_core.fit.end_to_end import EndToEnd, FitConfig
+from amed_core.fit.end_to_end import EndToEnd
+from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian
 from amed_core.midpoints import TablePredictor, table_config
 from amed_core.samplers import DEFAULT, predictor_config

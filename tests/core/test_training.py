@@ -13,7 +13,7 @@ from torch import Tensor
 from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, polynomial, sample
 from amed_core.files import load_state, save_state
 from amed_core.fit.call_derivative import STEPS
-from amed_core.fit.per_interval import TEACHERS, refine
+from amed_core.fit.teacher import TEACHERS, refine
 from amed_core.fit.trajectories import noise
 from amed_core.samplers import DEFAULT, predictor_config
 from amed_core.schedules import SCHEDULES, schedule

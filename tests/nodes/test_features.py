@@ -12,7 +12,7 @@ from stock import stock
 from toys import apply, dual_cfg, guided, inside, k_sample, predictor, seen
 
 from amed_core import evaluate
-from amed_core.predictor import look_at_latent, pool
+from amed_core.features import look_at_latent, pool
 
 
 def basic(family: Family, model: Any = None) -> Any:

@@ -11,7 +11,7 @@ from toys import train
 
 from amed_core import AMEDPredictor, load_predictor, sample
 from amed_core.digits import FINGERPRINT, SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
-from amed_core.predictor import pool
+from amed_core.features import pool
 from amed_core.samplers import predictor_config
 
 SHIPPED = Path(__file__).parents[2] / "predictors"

@@ -10,8 +10,8 @@ import torch
 from toys import k_sample, train
 
 from amed_core import AMEDPredictor, load_predictor, sample
+from amed_core.features import pool
 from amed_core.pictures import CHANNELS, FINGERPRINT, PIXELS, SHAPE, PicturesDenoiser
-from amed_core.predictor import pool
 
 CFG = 3.0
 SHIPPED = Path(__file__).parents[2] / "predictors"

@@ -1,0 +1,228 @@
+"""The settings of a predictor: the header of its file."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import solvers
+from .driver import First, analytic_first, analytic_first_flow
+from .features import MAPS
+from .schedules import refuse_unknown
+from .types import Solver
+
+LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
+R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Everything needed to rebuild and correctly use a predictor. It is the header of its file.
+
+    Raises ValueError for settings that no sampler could follow.
+    """
+
+    solver: str  # a name in `solvers.SOLVERS`
+    sigmas: tuple[float, ...]  # the grid it was made for, largest first; 0 may end it
+    sigma_min: float  # the model's smallest level; the last midpoint is placed from it if the grid ends at 0
+    sigma_max: float  # the model's largest level
+    schedule: str = "polynomial"  # where the grid came from, and what other numbers of calls are derived from
+    rho: float = 7.0
+    analytic_first_step: bool = False
+    plain_last: bool = False  # the last interval ends at 0 and is one plain call, whose answer is the sample
+    max_order: int = 3  # of iPNDM and DPM-Solver++
+    prediction: Literal["data", "noise"] = "data"  # of DPM-Solver++
+    lower_order_final: bool = True  # of DPM-Solver++
+    thresholding: bool = False  # of DPM-Solver++; for pixel models
+    flow: bool = False  # the model's x is (1 - sigma) x0 + sigma noise, else x0 + sigma noise
+    scale_dir: float = 0.0  # half-width of its range around 1; 0 removes the output
+    scale_time: float = 0.0
+    features: Literal["bottleneck", "latent", "none"] = "bottleneck"  # what the predictor looks at
+    hidden: int = 128
+    # The paper's network, constants for every interval, or the weights of a multistep method (multistep.py).
+    kind: Literal["network", "table", "multistep"] = "network"
+    # Of a multistep table (spectrum.py): the level that a first step without a call leads to, for samples of so many
+    # channels, or 0 and 0; whether it weighs bands of frequency apart; whether it has weights for what guidance adds.
+    first_sigma: float = 0.0
+    channels: int = 0
+    spectral: bool = False
+    guided: bool = False
+    # Of a multistep table: the noise level below which a second model answers, maybe in a run of its own, so that its
+    # steps know nothing of what the first one answered; 0 if there is but one model.
+    switch_sigma: float = 0.0
+    centred: bool = False  # the network's answers are corrections of a table that it carries
+    guidance: float = 1.0  # the cfg scale it was trained at
+    guidances: tuple[float, ...] = ()  # of a table that was fitted at several, rising; between them it interpolates
+    model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.schedule)
+        self.build_solver()
+        grid = self.sigmas
+        if len(grid) < 2:
+            raise ValueError(f"A predictor needs a grid of at least 2 points (1 interval), but found {len(grid)}.")
+        if not all(math.isfinite(s) for s in grid) or any(a <= b for a, b in pairwise(grid)):
+            raise ValueError(f"The grid must fall from its first point to its last, but found {list(grid)}.")
+        if not 0 < self.sigma_min < self.sigma_max or grid[-1] < 0:
+            raise ValueError(
+                f"Noise levels must be positive (only the last may be 0), but found sigma_min {self.sigma_min}, "
+                f"sigma_max {self.sigma_max} and a grid that ends at {grid[-1]}."
+            )
+        if self.plain_last and (grid[-1] != 0 or len(grid) < 3):
+            raise ValueError(
+                f"A plain last interval needs a planned one before it and ends at 0, but found {list(grid)}."
+            )
+        for name in ("scale_dir", "scale_time"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is the half-width of a range around 1 in [0, 1), not {getattr(self, name)}.")
+        if self.kind not in ("network", "table", "multistep"):
+            raise ValueError(f'kind is "network", "table" or "multistep", but found {self.kind!r}.')
+        self._check_multistep()
+        if self.features not in MAPS:
+            raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
+        if self.guidances and (len(self.guidances) < 2 or any(a >= b for a, b in pairwise(self.guidances))):
+            raise ValueError(f"Several guidance scales must rise, but found {list(self.guidances)}.")
+        if self.guidances and self.kind == "network" and not self.centred:
+            raise ValueError("The paper's network knows one guidance scale. Fit a table for several.")
+        if self.flow and grid[0] > 1 + 1e-6:
+            raise ValueError(f"The noise levels of a flow model end at 1, but the grid begins at {grid[0]}.")
+
+    def _check_multistep(self) -> None:
+        """What only multistep tables have, and what they cannot have."""
+        grid = self.sigmas
+        if self.kind == "multistep" and (grid[-1] != 0 or self.analytic_first_step or self.plain_last):
+            raise ValueError(
+                f"A multistep predictor calls the model once per interval and ends at 0, not {list(grid)}."
+            )
+        if bool(self.first_sigma) != bool(self.channels) or not 0 <= self.first_sigma < grid[0]:
+            raise ValueError(
+                f"A first step without a call leads from {grid[0]} to a lower level, for samples of some channels, but "
+                f"found {self.first_sigma} and {self.channels}."
+            )
+        if (self.first_sigma or self.spectral or self.guided or self.switch_sigma) and self.kind != "multistep":
+            raise ValueError(
+                "Only a multistep predictor has a learned first step, weights for bands or guidance, or a second model."
+            )
+        if not 0 <= self.switch_sigma < grid[0] or (self.switch_sigma and self.first_sigma):
+            raise ValueError(
+                f"A second model takes over below {grid[0]}, after a first step that asks the first one, but found "
+                f"switch_sigma {self.switch_sigma} and first_sigma {self.first_sigma}."
+            )
+        if self.first_sigma and self.first_sigma <= grid[1]:
+            raise ValueError(f"The first step must not lead beyond the first interval, {grid[0]} to {grid[1]}.")
+
+    @property
+    def switch(self) -> int:
+        """The first interval that the second model begins; 0 if one model answers all calls."""
+        return switch_of(self.sigmas, self.switch_sigma)
+
+    @property
+    def intervals(self) -> int:
+        """How many steps the sampler takes."""
+        return len(self.sigmas) - 1
+
+    @property
+    def calls(self) -> int:
+        """How many model calls those steps cost: two each, but one in an analytic first and in a plain last one.
+
+        A multistep predictor takes one for each.
+        """
+        if self.kind == "multistep":
+            return self.intervals
+        return 2 * self.intervals - self.analytic_first_step - self.plain_last
+
+    @property
+    def planned(self) -> int:
+        """How many of the intervals, from the first, have a midpoint."""
+        return 0 if self.kind == "multistep" else self.intervals - self.plain_last
+
+    @property
+    def first(self) -> First | None:
+        """The evaluation that stands in for the first model call, if there is one."""
+        if not self.analytic_first_step:
+            return None
+        return analytic_first_flow if self.flow else analytic_first
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+        """The lowest and the highest r, scale_dir and scale_time of a table.
+
+        r may be 0, which asks the model at the interval's start again, where no update divides by it.
+        """
+        lowest = 0.0 if self.solver in ("amed", "euler", "ipndm") else 100 * R_MARGIN
+        scales = [(1 - width, 1 + width) for width in (self.scale_dir, self.scale_time)]
+        return (lowest, 1 - R_MARGIN), scales[0], scales[1]
+
+    def build_solver(self) -> Solver:
+        """The update rule these settings name; for a multistep predictor, the one that it takes on other grids."""
+        if self.solver == "ipndm":
+            return solvers.solver("ipndm", max_order=self.max_order)
+        if self.solver == "dpmpp":
+            return solvers.solver(
+                "dpmpp",
+                max_order=self.max_order,
+                prediction=self.prediction,
+                lower_order_final=self.lower_order_final,
+                thresholding=self.thresholding,
+                flow=self.flow,
+            )
+        return solvers.solver(self.solver)
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> "PredictorConfig":
+        """The inverse of `dataclasses.asdict` after JSON. Raises ValueError for unknown or missing settings."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(header) - known:
+            raise ValueError(f"unknown settings {sorted(unknown)}: it was made by a newer version; update this pack")
+        try:
+            lists = {name: tuple(header.get(name, ())) for name in ("sigmas", "guidances")}
+            return cls(**{**header, **lists, "model": plain_facts(header.get("model", {}))})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its settings are incomplete or of the wrong type ({error})") from error
+
+
+def switch_of(sigmas: Sequence[float], switch_sigma: float) -> int:
+    """The first interval of a grid at whose start a second model answers, which is asked below a level; 0 if none."""
+    above = sum(sigma >= switch_sigma for sigma in sigmas[:-1])
+    return above if switch_sigma and above < len(sigmas) - 1 else 0
+
+
+def plain_text(text: str, longest: int | None = LONGEST_TEXT) -> str:
+    """A text of letters, digits, spaces and `_.,+()-`, which no program takes for anything else; cut if too long."""
+    return re.sub(r"[^\w .,+()-]", "", text)[:longest]
+
+
+def plain_facts(facts: Any) -> dict[str, str | int | float]:
+    """A fingerprint that a file brought: finite numbers, and texts that are shown to people and so made plain.
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(facts, Mapping) or len(facts) > MOST_FACTS:
+        raise ValueError(f"model must hold at most {MOST_FACTS} facts by name")
+    plain: dict[str, str | int | float] = {}
+    for name, value in facts.items():
+        if not re.fullmatch(r"[A-Za-z_]{1,40}", str(name)):
+            raise ValueError("model holds a fact whose name is no name")
+        if isinstance(value, str):
+            plain[name] = plain_text(value)
+        elif isinstance(value, (int, float)) and abs(value) < LARGEST_FACT:  # NaN is not
+            plain[name] = value
+        else:
+            raise ValueError(f"model holds something else than a text or a usual number as {name}")
+    return plain
+
+
+def at_guidance(config: PredictorConfig, table: Tensor, guidance: float | None) -> Tensor:
+    """A table (planned intervals, 3) for one cfg scale: linear between those it was fitted at, constant outside."""
+    if not config.guidances:
+        return table
+    wanted = config.guidance if guidance is None else guidance
+    position = float(np.interp(wanted, config.guidances, range(len(config.guidances))))
+    low = min(int(position), len(config.guidances) - 2)
+    return torch.lerp(table[low], table[low + 1], position - low)
