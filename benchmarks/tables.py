@@ -104,7 +104,7 @@ def model_matrix() -> str:
         outcomes = [outcome(row) for row in rows.values() if row["predicts"] == kind]
         return f"{outcomes.count('pass')} of {len(outcomes)}" if outcomes else "not in it"
 
-    kinds = sorted(set(known.values()), key=lambda kind: -list(known.values()).count(kind))
+    kinds = sorted(dict.fromkeys(known.values()), key=lambda kind: -list(known.values()).count(kind))
     lines = [[kind, *(passed(rows, kind) for rows in versions.values())] for kind in kinds]
     return markdown(["Predicts", *(f"Pass in {version}" for version in versions)], lines)
 
