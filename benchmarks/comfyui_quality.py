@@ -1,17 +1,17 @@
 """Ours against every stock deterministic sampler and scheduler, at equal true model calls, in a real ComfyUI.
 
     python benchmarks/comfyui_quality.py --output benchmarks/comfyui_quality.json   # hours; goes on where it stopped
-    python benchmarks/comfyui_quality.py --table benchmarks/comfyui_quality.json    # prints its tables
+    python benchmarks/tables.py --cells benchmarks/comfyui_quality.json             # prints its tables
 
 Four models: the bundled digits (EDM), coloured shapes (rectified flow) and a closed-form mixture (5-D latent, discrete
 eps), each at cfg 1 and 3; and the bundled text-to-picture model (rectified flow), which takes more time and therefore
-has a command of its own in README.md. All samplers start from the same noise; errors are RMSEs to where the model's ODE
-takes it, by 200 calls of Heun's method, with 95 % intervals (bootstrap over samples). A stock sampler is deterministic
-if two seeds give the same picture from the same noise, and its calls are counted. All stock pairs are screened on few
-samples, the best of them measured on all; --glance looks at all of them on fewer still before that. SA-Solver takes
-part as the ODE solver that it is without noise. The samplers of CFG++ follow another equation: the best of them has a
-row apart, and its error is the distance to where that equation leads. Ours are made by the training node with its
-default settings and used by KSampler.
+has a command of its own in benchmarks/README.md. All samplers start from the same noise; errors are RMSEs to where the
+model's ODE takes it, by 200 calls of Heun's method, with 95 % intervals (bootstrap over samples). A stock sampler is
+deterministic if two seeds give the same picture from the same noise, and its calls are counted. All stock pairs are
+screened on few samples, the best of them measured on all; --glance looks at all of them on fewer still before that.
+SA-Solver takes part as the ODE solver that it is without noise. The samplers of CFG++ follow another equation: the best
+of them has a row apart, and its error is the distance to where that equation leads. Ours are made by the training node
+with its default settings and used by KSampler.
 """
 # ruff: noqa: E402 - ComfyUI can be imported only once load_pack has found it
 
@@ -21,7 +21,6 @@ import itertools
 import json
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +47,7 @@ from comfy_extras.nodes_optimalsteps import OptimalStepsScheduler
 
 from amed_core.tools import measures
 from benchmarks.comfyui_models import Subject, subject
+from benchmarks.quality_rows import Row, cells
 
 MODELS, SCALES, CALLS = ("digits", "colours", "mixture", "pictures"), (1.0, 3.0), (3, 4, 5, 6, 7, 8, 10)
 USUAL_MODELS = MODELS[:3]
@@ -59,34 +59,6 @@ TRAJECTORIES_PUBLISHED = 10_000
 ODES = {"sa_solver, eta 0": "sa_solver", "sa_solver_pece, eta 0": "sa_solver_pece"}
 CFG_PP, CFG_PP_STEPS = "euler_cfg_pp", 1.5  # for every call of the teacher
 CFG_PP_SAMPLES = 200  # of which it is measured: so many steps are dear
-
-
-@dataclass
-class Row:
-    """One sampler at one number of calls."""
-
-    model: str
-    cfg: float
-    calls: int
-    sampler: str
-    scheduler: str
-    error: float
-    low: float
-    high: float
-    median: float
-    p90: float
-    frechet: float | None
-    samples: int
-    seconds: float
-    seed: int | None = None  # of the fit
-    fit_calls: int | None = None
-    fit_seconds: float | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def apart(self) -> bool:
-        """Whether it solves another equation, and is measured by that one's end."""
-        return bool(self.notes.get("other equation"))
 
 
 class Counter:
@@ -395,76 +367,6 @@ def teacher_rows(setting: Setting) -> list[Row]:
     return [own, half]
 
 
-def frechet(rows: list[Row]) -> float:
-    """The mean of some fits."""
-    return sum(row.frechet or 0.0 for row in rows) / len(rows)
-
-
-def tables(rows: list[Row]) -> str:
-    """The goals' table, and for every model the best pairs, in Markdown."""
-    lines = [
-        "| Model | cfg | Calls | Best stock pair | Error (95 %) | amed_multistep, every fit | Ratio | Medians "
-        "(stock, ours) | Frechet: teacher, stock, ours | Fit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, cfg, calls in dict.fromkeys((r.model, r.cfg, r.calls) for r in rows if r.seed is None and r.scheduler):
-        some = [r for r in rows if (r.model, r.cfg, r.calls) == (name, cfg, calls)]
-        best = min((r for r in some if r.seed is None and not r.apart), key=lambda r: r.error)
-        ours = [r for r in some if r.sampler == "amed_multistep"]
-        (teacher,) = [r for r in rows if (r.model, r.cfg, r.sampler) == (name, cfg, "teacher")]
-        if not ours:
-            continue
-        mean = sum(r.error for r in ours) / len(ours)
-        shown = ", ".join(f"{r.error:.4f}" for r in ours)
-        low, high = min(r.low for r in ours), max(r.high for r in ours)
-        distances = "" if teacher.frechet is None else f"{teacher.frechet:.3f}, {best.frechet:.3f}, {frechet(ours):.3f}"
-        medians = f"{best.median:.4f}, {sum(r.median for r in ours) / len(ours):.4f}"
-        fit = f"{max(r.fit_calls or 0 for r in ours):,} calls, {max(r.fit_seconds or 0 for r in ours):.0f} s"
-        lines.append(
-            f"| {name} | {cfg:g} | {calls} | {best.sampler}, {best.scheduler} | {best.error:.4f} ({best.low:.4f} to "
-            f"{best.high:.4f}) | {shown} ({low:.4f} to {high:.4f}) | {mean / best.error:.2f} | {medians} | {distances} "
-            f"| {fit} |"
-        )
-    if apart := [r for r in rows if r.apart]:
-        lines += [
-            "",
-            "| Model | cfg | Calls | Best pair of CFG++ | Error to its own end (95 %) |",
-            "|---|---|---|---|---|",
-        ]
-        for r in apart:
-            pair = f"| {r.model} | {r.cfg:g} | {r.calls} | {r.sampler}, {r.scheduler} "
-            lines.append(f"{pair}| {r.error:.4f} ({r.low:.4f} to {r.high:.4f}) |")
-    others = [r for r in rows if r.seed is not None and r.sampler != "amed_multistep"]
-    if others:
-        lines += ["", "| Model | cfg | Calls | Student | Error (95 %) | Fit |", "|---|---|---|---|---|---|"]
-        for r in others:
-            fit = f"{r.fit_calls or 0:,} calls, {r.fit_seconds or 0:.0f} s"
-            row = f"| {r.model} | {r.cfg:g} | {r.calls} | {r.sampler} | {r.error:.4f} ({r.low:.4f} to {r.high:.4f}) "
-            lines.append(f"{row}| {fit} |")
-    return "\n".join(lines)
-
-
-def summary(rows: list[Row], published: list[Row]) -> str:
-    """The main README's table: at 5 calls, and in short at 3 and 7; means over fits."""
-    lines = [
-        "| Model | cfg | Best stock pair at 5 calls | AMED, published | `amed_multistep` | of the stock pair's "
-        "| of AMED's | Stock at 3, 7 calls | Ours at 3, 7 calls |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, cfg in dict.fromkeys((r.model, r.cfg) for r in rows):
-        stock = [r for r in rows if (r.model, r.cfg) == (name, cfg) and r.seed is None and r.scheduler and not r.apart]
-        best = {calls: min((r for r in stock if r.calls == calls), key=lambda r: r.error) for calls in (3, 5, 7)}
-        fits = [r for r in rows if (r.model, r.cfg, r.sampler) == (name, cfg, "amed_multistep")]
-        ours = {calls: statistics.mean(r.error for r in fits if r.calls == calls) for calls in best}
-        (paper,) = [r for r in published if (r.model, r.cfg, r.calls, r.sampler) == (name, cfg, 5, "amed published")]
-        lines.append(
-            f"| {name} | {cfg:g} | {best[5].sampler}, {best[5].scheduler}: {best[5].error:.4f} | {paper.error:.4f} | "
-            f"{ours[5]:.4f} | {ours[5] / best[5].error:.2f} | {ours[5] / paper.error:.2f} | {best[3].error:.4f}, "
-            f"{best[7].error:.4f} | {ours[3]:.4f}, {ours[7]:.4f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=USUAL_MODELS, choices=MODELS)
@@ -484,23 +386,9 @@ def main() -> None:
         help="trajectories of AMED's own recipe; 0 leaves it and a table out",
     )
     parser.add_argument("--output", type=Path, help="the JSON file, which is also where to go on")
-    parser.add_argument("--table", type=Path, nargs="+", help="only print the tables of these files")
-    parser.add_argument(
-        "--summary",
-        type=Path,
-        nargs=2,
-        help="only print the main README's table: of a file, and of one with AMED's own",
-    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # on a GPU, with AMED_GPU=1, in float32 like on a CPU
-    if arguments.summary:
-        files = [[Row(**row) for row in json.loads(file.read_text())["rows"]] for file in arguments.summary]
-        print(summary(*files))
-        return
-    if arguments.table:
-        print(tables([Row(**row) for file in arguments.table for row in json.loads(file.read_text())["rows"]]))
-        return
     output = arguments.output
     kept = json.loads(output.read_text()) if output and output.exists() else {"done": [], "rows": []}
     version = comfyui_version.__version__
@@ -515,7 +403,7 @@ def main() -> None:
             part = output.with_suffix(".part")
             part.write_text(json.dumps(kept, indent=1))
             part.replace(output)
-    print(tables([Row(**row) for row in kept["rows"]]))
+    print(cells([Row(**row) for row in kept["rows"]]))
 
 
 if __name__ == "__main__":

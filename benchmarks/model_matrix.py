@@ -25,6 +25,8 @@ from comfyui import COMFYUI, WHY_NOT, load_pack, version_of
 from families import SPECS, here, make
 from matrix import FEATURES, cell
 
+from benchmarks.tables import outcome
+
 
 def measured() -> dict[str, dict[str, str]]:
     """For each family of this ComfyUI what it predicts, and its cells."""
@@ -55,14 +57,6 @@ def table(versions: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
         cells = ["not in it" if row is None else outcome(row) for row in rows]
         lines.append(f"| {spec.kind} | {latent} | {known['predicts']} | {takes} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def outcome(row: Mapping[str, str]) -> str:
-    """Whether all features pass, but for a bottleneck that is refused where there is none; else what happens."""
-    others = {features: row[features] for features in FEATURES if not row[features].startswith("pass")}
-    if "no U-Net bottleneck" in others.get("bottleneck", ""):
-        del others["bottleneck"]
-    return "; ".join(f"{features} {what}" for features, what in others.items()) or "pass"
 
 
 def main() -> None:

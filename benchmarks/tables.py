@@ -1,0 +1,176 @@
+"""The tables of benchmarks/README.md and of the main README, written from the JSON files that measurements left.
+
+    python benchmarks/tables.py                                           # rewrites every marked table
+    python benchmarks/tables.py --check                                   # fails if any is not what it would write
+    python benchmarks/tables.py --cells benchmarks/comfyui_quality.json   # every cell of a file of comfyui_quality.py
+
+A marked table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Needs
+neither ComfyUI nor torch.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.quality_rows import Row, cells, load, summary
+
+HERE = Path(__file__).parent
+READMES = (HERE / "README.md", HERE.parent / "README.md")
+MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+
+STUDENTS = {  # and the solver that each is without a fit
+    "amed": "dpm_2",
+    "amed_euler": "euler",
+    "amed_dpm_2": "dpm_2",
+    "amed_ipndm": "ipndm-4",
+    "amed_dpmpp_2m": "dpmpp-2",
+    "amed_dpmpp_3m": "dpmpp-3",
+}
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table."""
+    lines = [" | ".join(map(str, row)).join(("| ", " |")) for row in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
+    return "\n".join(lines)
+
+
+def read(name: str) -> Any:
+    """What a JSON file of this folder holds."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def comfyui_quality() -> str:
+    """Ours and everything in ComfyUI, in six lines."""
+    return summary(load(HERE / "comfyui_quality_0.33.0.json"), load(HERE / "comfyui_quality.json"))
+
+
+def pictures_quality() -> str:
+    """The same on the text-to-picture model: a line for each scale of guidance and number of calls."""
+    every = load(HERE / "pictures_quality.json")
+
+    def line(cfg: float, calls: int) -> list[str]:
+        some = [r for r in every if (r.cfg, r.calls) == (cfg, calls) and r.scheduler and not r.apart]
+        stock = min((r for r in some if r.seed is None), key=lambda r: r.error)
+        (ours,) = [r for r in some if r.sampler == "amed_multistep"]
+
+        def shown(row: Row) -> str:
+            return f"{row.error:.4f} ({row.low:.4f} to {row.high:.4f})"
+
+        pair, ratio = f"{stock.sampler}, {stock.scheduler}", f"{ours.error / stock.error:.2f}"
+        medians = f"{stock.median:.4f}, {ours.median:.4f}"
+        return [f"{cfg:g}", str(calls), pair, shown(stock), shown(ours), ratio, medians]
+
+    fitted = [(r.cfg, r.calls) for r in every if r.sampler == "amed_multistep"]
+    head = ["cfg", "Calls", "Best stock pair", "Its error (95 %)", "`amed_multistep` (95 %)", "Ratio", "Medians"]
+    return markdown(head, (line(*cell) for cell in sorted(fitted)))
+
+
+def robustness() -> str:
+    """For each model how many cells there are, how many are worse than without a fit, and the worst of every kind."""
+    every = [cell | {"ratio": cell["error"] / cell["unlearned"]} for cell in read("robustness")]
+
+    def highest(some: list[dict[str, Any]], key: str) -> str:
+        values = sorted({cell[key] for cell in some})
+        return ", ".join(f"{max(cell['ratio'] for cell in some if cell[key] == value):.2f}" for value in values)
+
+    def line(model: str) -> list[object]:
+        some = [cell for cell in every if cell["model"] == model]
+        ratios = [cell["ratio"] for cell in some]
+        counts = [len(some), sum(ratio > 1 for ratio in ratios), f"{statistics.median(ratios):.2f}"]
+        return [model, *counts, *(highest(some, key) for key in ("cfg", "trajectories", "calls"))]
+
+    scales, trajectories, calls = (
+        ", ".join(f"{value:g}" for value in sorted({cell[key] for cell in every}))
+        for key in ("cfg", "trajectories", "calls")
+    )
+    head = ["Model", "Cells", "Worse than no fit", "Median"]
+    head += [f"Worst at cfg {scales}", f"from {trajectories} trajectories", f"in {calls} calls"]
+    return markdown(head, (line(model) for model in dict.fromkeys(cell["model"] for cell in every)))
+
+
+def model_matrix() -> str:
+    """How many families of each prediction type pass, in every version that was measured."""
+    versions = read("model_matrix")
+    known = {name: row["predicts"] for rows in versions.values() for name, row in rows.items()}
+
+    def passed(rows: dict[str, dict[str, str]], kind: str) -> str:
+        outcomes = [outcome(row) for row in rows.values() if row["predicts"] == kind]
+        return f"{outcomes.count('pass')} of {len(outcomes)}" if outcomes else "not in it"
+
+    kinds = sorted(dict.fromkeys(known.values()), key=lambda kind: -list(known.values()).count(kind))
+    lines = [[kind, *(passed(rows, kind) for rows in versions.values())] for kind in kinds]
+    return markdown(["Predicts", *(f"Pass in {version}" for version in versions)], lines)
+
+
+def outcome(row: dict[str, str]) -> str:
+    """Whether all features pass, but for a bottleneck that is refused where there is none; else what happens."""
+    others = {key: what for key, what in row.items() if key != "predicts" and not what.startswith("pass")}
+    if "no U-Net bottleneck" in others.get("bottleneck", ""):
+        del others["bottleneck"]
+    return "; ".join(f"{features} {what}" for features, what in others.items()) or "pass"
+
+
+def digits() -> str:
+    """AMED and its plugins: the errors at 3, 5 and 7 calls, unlearned, published, and with what measured best."""
+    every = read("digits")
+    counts = sorted({row["calls"] for row in every if row["method"] == "amed"})
+
+    def errors(belongs: Callable[[dict[str, Any]], bool]) -> str:
+        return ", ".join(
+            f"{min(row['error'] for row in every if row['calls'] == calls and belongs(row)):.4f}" for calls in counts
+        )
+
+    def unlearned(row: dict[str, Any]) -> bool:
+        return row["fit_calls"] is None and row["error"] is not None and row["method"] != "teacher"
+
+    def line(student: str, solver: str) -> list[str]:
+        fits = [f"{student} published", student, f"{student} table"]
+        found = [errors(lambda row, name=name: row["method"] == name) for name in fits]
+        return [f"`{student}`", errors(lambda row: unlearned(row) and row["method"].split()[0] == solver), *found]
+
+    head = ["Student", "Its solver, best grid and ending", "Published", "Network", "Table"]
+    best = ["any", errors(unlearned), "", "", ""]
+    return markdown(head, [*(line(*pair) for pair in STUDENTS.items()), best])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "comfyui_quality": comfyui_quality,
+    "pictures_quality": pictures_quality,
+    "robustness": robustness,
+    "model_matrix": model_matrix,
+    "digits": digits,
+}
+
+
+def written(text: str) -> str:
+    """A document with every marked table as it has to be."""
+    return MARKED.sub(lambda found: f"{found[1]}{found[2]}{TABLES[found[1]]()}\n", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if a table differs")
+    parser.add_argument("--cells", type=Path, nargs="+", help="only print every cell of these files")
+    arguments = parser.parse_args()
+    if arguments.cells:
+        print(cells([row for file in arguments.cells for row in load(file)]))
+        return
+    for file in READMES:
+        old = file.read_text(encoding="utf-8")
+        new = written(old)
+        if new != old and arguments.check:
+            raise SystemExit(f"{file}: a table differs from its JSON file; run python benchmarks/tables.py")
+        if new != old:
+            file.write_text(new, encoding="utf-8", newline="\n")
+            print(f"{file} rewritten")
+
+
+if __name__ == "__main__":
+    main()
