@@ -12,12 +12,16 @@ from .driver import (
     trajectory,
 )
 from .files import load_predictor, save_predictor
-from .fit.per_interval import Trainer
-from .fit.protocol import TrainConfig, TrainEvent
+from .fit.make import facts_of, fit_predictor, make_fit, usual_settings
+from .fit.protocol import Fit, FitConfig, FitEvent, FitSummary, TrainConfig
+from .midpoints import MidpointTable
+from .multistep import MultistepTable
 from .network import AMEDPredictor
+from .predictor import Predictor, build
+from .samplers import ModelFacts, student_config
 from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
-from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm
-from .types import Denoiser, Evaluation, Planner, Solver, Stage, Step, StepPlan
+from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm, Multistep
+from .types import Denoiser, Evaluation, Method, Model, Planner, Solver, Stage, Step, StepPlan
 from .version import __version__
 
 __all__ = [
@@ -28,29 +32,44 @@ __all__ = [
     "Dpm2",
     "DpmSolverPP",
     "Evaluation",
+    "Fit",
+    "FitConfig",
+    "FitEvent",
+    "FitSummary",
     "FixedMidpoint",
     "Ipndm",
+    "Method",
+    "MidpointTable",
+    "Model",
+    "ModelFacts",
+    "Multistep",
+    "MultistepTable",
     "NoMidpoint",
     "Planner",
+    "Predictor",
     "PredictorConfig",
     "Solver",
     "Stage",
     "Step",
     "StepPlan",
     "TrainConfig",
-    "TrainEvent",
-    "Trainer",
     "__version__",
     "advance",
     "analytic_first",
     "analytic_first_flow",
+    "build",
     "discrete",
     "evaluate",
+    "facts_of",
+    "fit_predictor",
     "load_predictor",
     "logsnr",
+    "make_fit",
     "polynomial",
     "sample",
     "save_predictor",
+    "student_config",
     "time_uniform",
     "trajectory",
+    "usual_settings",
 ]

@@ -8,36 +8,16 @@ interval and a plain one cost one call and span one entry.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from .config import PredictorConfig
 from .midpoints import longest
+from .types import Run
 
 TOLERANCE = 5e-3  # relative; lists arrive rounded to float32, or to half precision
 SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be that a predictor plans
-
-
-@dataclass(frozen=True)
-class Run:
-    """A list of levels, read as intervals."""
-
-    sigmas: tuple[float, ...]  # the grid
-    plain: frozenset[int]  # intervals that take one model call, at their start
-    analytic_first_step: bool  # then the first interval is planned and takes one call, at its midpoint
-    own_grid: bool  # the predictor was made for exactly these intervals
-
-    @property
-    def planned(self) -> int:
-        """How many of its intervals have a midpoint."""
-        return len(self.sigmas) - 1 - len(self.plain)
-
-    @property
-    def calls(self) -> int:
-        """Model calls of the run."""
-        return 2 * (len(self.sigmas) - 1) - len(self.plain) - self.analytic_first_step
 
 
 def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:

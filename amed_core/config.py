@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from . import solvers
-from .driver import First, analytic_first, analytic_first_flow
+from .driver import FixedMidpoint, NoMidpoint, analytic_first, analytic_first_flow
 from .features import MAPS
 from .schedules import refuse_unknown
-from .types import Solver
+from .types import First, Method, Run, Solver
 
 LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
@@ -56,7 +56,6 @@ class PredictorConfig:
     # Of a multistep table: the noise level below which a second model answers, maybe in a run of its own, so that its
     # steps know nothing of what the first one answered; 0 if there is but one model.
     switch_sigma: float = 0.0
-    centred: bool = False  # the network's answers are corrections of a table that it carries
     guidance: float = 1.0  # the cfg scale it was trained at
     guidances: tuple[float, ...] = ()  # of a table that was fitted at several, rising; between them it interpolates
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
@@ -88,7 +87,7 @@ class PredictorConfig:
             raise ValueError(f"features is one of {', '.join(MAPS)}, but found {self.features!r}.")
         if self.guidances and (len(self.guidances) < 2 or any(a >= b for a, b in pairwise(self.guidances))):
             raise ValueError(f"Several guidance scales must rise, but found {list(self.guidances)}.")
-        if self.guidances and self.kind == "network" and not self.centred:
+        if self.guidances and self.kind == "network":
             raise ValueError("The paper's network knows one guidance scale. Fit a table for several.")
         if self.flow and grid[0] > 1 + 1e-6:
             raise ValueError(f"The noise levels of a flow model end at 1, but the grid begins at {grid[0]}.")
@@ -142,12 +141,22 @@ class PredictorConfig:
         """How many of the intervals, from the first, have a midpoint."""
         return 0 if self.kind == "multistep" else self.intervals - self.plain_last
 
-    @property
-    def first(self) -> First | None:
-        """The evaluation that stands in for the first model call, if there is one."""
-        if not self.analytic_first_step:
+    def first(self, run: Run | None = None) -> First | None:
+        """The evaluation that stands in for the first model call of a run, or of its own grid, if there is one."""
+        if not (self if run is None else run).analytic_first_step:
             return None
         return analytic_first_flow if self.flow else analytic_first
+
+    def base_method(self) -> Method:
+        """The base solver at the same model calls: its midpoints at r = 0.5, or iPNDM in place of learned weights."""
+        if self.kind == "multistep":
+            return Method(self.sigmas, solvers.restarted(self.build_solver(), self.switch), NoMidpoint())
+        plain = frozenset(range(self.planned, self.intervals))
+        return Method(self.sigmas, self.build_solver(), FixedMidpoint(0.5, self.sigma_min, plain), self.first())
+
+    def plain_method(self, sigmas: Sequence[float] = ()) -> Method:
+        """The base solver with one call per interval of a grid, or of its own."""
+        return Method(tuple(sigmas or self.sigmas), self.build_solver(), NoMidpoint())
 
     @property
     def bounds(self) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
@@ -155,28 +164,20 @@ class PredictorConfig:
 
         r may be 0, which asks the model at the interval's start again, where no update divides by it.
         """
-        lowest = 0.0 if self.solver in ("amed", "euler", "ipndm") else 100 * R_MARGIN
+        lowest = 100 * R_MARGIN if self.build_solver().divides_by_r else 0.0
         scales = [(1 - width, 1 + width) for width in (self.scale_dir, self.scale_time)]
         return (lowest, 1 - R_MARGIN), scales[0], scales[1]
 
     def build_solver(self) -> Solver:
         """The update rule these settings name; for a multistep predictor, the one that it takes on other grids."""
-        if self.solver == "ipndm":
-            return solvers.solver("ipndm", max_order=self.max_order)
-        if self.solver == "dpmpp":
-            return solvers.solver(
-                "dpmpp",
-                max_order=self.max_order,
-                prediction=self.prediction,
-                lower_order_final=self.lower_order_final,
-                thresholding=self.thresholding,
-                flow=self.flow,
-            )
-        return solvers.solver(self.solver)
+        return solvers.solver(self.solver, vars(self))
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> "PredictorConfig":
         """The inverse of `dataclasses.asdict` after JSON. Raises ValueError for unknown or missing settings."""
+        if header.get("centred"):
+            raise ValueError("it holds a network that corrects a table, which no longer exists here: train it again")
+        header = {name: value for name, value in header.items() if name != "centred"}
         known = {f.name for f in fields(cls)}
         if unknown := set(header) - known:
             raise ValueError(f"unknown settings {sorted(unknown)}: it was made by a newer version; update this pack")

@@ -1,6 +1,6 @@
 """The one loop. Sampling iterates it; training takes a gradient of what it yields."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +14,10 @@ from .types import (
     Evaluation,
     Features,
     History,
+    Method,
     Planner,
     Sample,
     Sigma,
-    Solver,
     Stage,
     Step,
     StepPlan,
@@ -100,49 +100,37 @@ def analytic_first_flow(x: Sample, sigma: Sigma) -> Evaluation:
     return Evaluation(x, sigma, signal / (signal**2 + sigma**2) * x, analytic=True)
 
 
-First = Callable[[Sample, Sigma], Evaluation]  # an evaluation that asks no model
-
-
 def advance(
     denoiser: Denoiser,
+    method: Method,
+    interval: int,
     start: Evaluation,
     history: History,
     sigma_next: Sigma,
-    solver: Solver,
-    planner: Planner,
-    interval: int,
-    stage: Stage,
     known_mid: Evaluation | None = None,
 ) -> Step:
     """Cross one interval. Sampling and training both call this and nothing else.
 
-    `start` is the evaluation at the interval's beginning, `history` what came before it, and
-    `stage` counts the interval's last update. `known_mid` is the planned midpoint's evaluation, if it was made before.
+    `start` is the evaluation at the interval's beginning, `history` what came before it. `sigma_next` is the
+    interval's end, on the sample's device. `known_mid` is the planned midpoint's evaluation, if it was made before.
     """
-    plan = planner(start, sigma_next, interval)
+    plan = method.planner(start, sigma_next, interval)
     history = (*history, start)
     mid = None
     if plan is not None:
-        mid = known_mid or evaluate(denoiser, *midpoint(history, sigma_next, solver, plan, stage))
+        mid = known_mid or evaluate(denoiser, *midpoint(method, interval, history, sigma_next, plan))
         history = (*history, mid)
-    x = solver.to_next(history, sigma_next, plan, stage)
-    return Step(interval, x, start, mid, plan, history[max(len(history) - solver.memory, 0) :])
+    x = method.solver.to_next(history, sigma_next, plan, method.stages[interval])
+    return Step(interval, x, start, mid, plan, history[max(len(history) - method.solver.memory, 0) :])
 
 
 def midpoint(
-    history: History, sigma_next: Sigma, solver: Solver, plan: StepPlan, stage: Stage
+    method: Method, interval: int, history: History, sigma_next: Sigma, plan: StepPlan
 ) -> tuple[Sample, Sigma, Sigma]:
     """The sample at the planned midpoint, its noise level, and the level to ask the network at."""
-    sigma = plan.midpoint(history[-1].sigma, sigma_next)
-    x = solver.to_mid(history, sigma, Stage(stage.index - 1, stage.count))
+    sigma, last = plan.midpoint(history[-1].sigma, sigma_next), method.stages[interval]
+    x = method.solver.to_mid(history, sigma, Stage(interval, last.index - 1, last.count))
     return x, sigma, plan.scale_time * sigma
-
-
-def stages(sigmas: Tensor, planner: Planner) -> list[Stage]:
-    """The last update of every interval of the grid, counted over the whole run."""
-    updates = [planner.updates(interval) for interval in range(len(sigmas) - 1)]
-    levels = sigmas.tolist()
-    return [Stage(sum(updates[: i + 1]), sum(updates), levels[i + 1] == 0) for i in range(len(updates))]
 
 
 @dataclass(frozen=True)
@@ -155,55 +143,37 @@ class Resume:
     mid: Evaluation | None = None  # the interval's midpoint, if it is the same as before
 
 
-def trajectory(
-    denoiser: Denoiser,
-    x: Sample,
-    sigmas: Tensor,
-    solver: Solver,
-    planner: Planner,
-    *,
-    first: First | None = None,
-    resume: Resume | None = None,
-) -> Iterator[Step]:
-    """Yield every interval of the grid `sigmas` (points,), largest first. Stop iterating to stop sampling.
+def trajectory(denoiser: Denoiser, x: Sample, method: Method, *, resume: Resume | None = None) -> Iterator[Step]:
+    """Yield every interval of a method's grid, largest level first. Stop iterating to stop sampling.
 
-    `x` is the noisy sample at sigmas[0], and keeps its dtype and device. `first` stands in for the first
-    model call: `analytic_first`, or `analytic_first_flow` for flow models. `resume` skips what was run before.
+    `x` (batch, ...) is the noisy sample at the first level, and keeps its dtype and device. `resume` skips what was run
+    before.
     """
-    run = stages(sigmas, planner)
-    sigmas = sigmas.to(x)
+    sigmas = torch.tensor(method.sigmas, dtype=torch.float64).to(x)
     history: History = () if resume is None else resume.history
     begin = 0 if resume is None else resume.interval
-    for interval, stage in list(enumerate(run))[begin:]:
+    for interval in range(begin, len(method.sigmas) - 1):
         known_mid = None
         if resume is not None and interval == begin:
             start, known_mid = resume.start, resume.mid
         else:
-            x, sigma = planner.carried(interval, x, sigmas[interval])
-            ask = partial(evaluate, denoiser, ask_at=planner.told(interval, sigma))
-            start = (first if first is not None and interval == 0 else ask)(x, sigma)
-        step = advance(denoiser, start, history, sigmas[interval + 1], solver, planner, interval, stage, known_mid)
+            x, sigma = method.planner.carried(interval, x, sigmas[interval])
+            ask = partial(evaluate, denoiser, ask_at=method.planner.told(interval, sigma))
+            start = (method.first if method.first is not None and interval == 0 else ask)(x, sigma)
+        step = advance(denoiser, method, interval, start, history, sigmas[interval + 1], known_mid)
         yield step
         x, history = step.x, step.history
         del start, step  # their samples need not live through the next model call
 
 
 @torch.no_grad()
-def sample(
-    denoiser: Denoiser,
-    x: Sample,
-    sigmas: Tensor,
-    solver: Solver,
-    planner: Planner,
-    *,
-    first: First | None = None,
-) -> Sample:
-    """Run the trajectory to its end and return the sample there.
+def sample(denoiser: Denoiser, x: Sample, method: Method) -> Sample:
+    """Run a method to its end from noise `x` (batch, ...) at its first level, and return the sample there.
 
     Raises FloatingPointError that names the interval and the call if the model answered NaN or infinity.
     """
     answers: list[Total] = []
-    for step in trajectory(denoiser, x, sigmas, solver, planner, first=first):
+    for step in trajectory(denoiser, x, method):
         answers += answers_of(step)
         x = step.x
         del step  # its evaluations need not live through the next model call
@@ -231,19 +201,3 @@ def raise_if_not_finite(answers: Sequence[Total]) -> None:
                 "interval. Check the model's precision (try --force-fp32 or another weight dtype), its VAE and "
                 "LoRAs, and whether this sampler's predictor was made for this model."
             )
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to spend a number of model calls."""
-
-    name: str
-    sigmas: tuple[float, ...]
-    solver: Solver
-    planner: Planner
-    first: First | None = None
-
-    def run(self, denoiser: Denoiser, x: Sample) -> Sample:
-        """Sample from noise at the first level."""
-        grid = torch.tensor(self.sigmas, dtype=torch.float64)
-        return sample(denoiser, x, grid, self.solver, self.planner, first=self.first)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .config import PredictorConfig
-from .predictor import AnyPredictor, build
+from .predictor import Predictor, build
 from .version import __version__
 
 FORMAT, VERSION = "amed_predictor", 1
@@ -26,7 +26,7 @@ class PredictorFileError(ValueError):
     """The file is damaged, or is no predictor. The message names the file and what to do."""
 
 
-def save_predictor(predictor: AnyPredictor, path: Path, notes: Mapping[str, Any] | None = None) -> None:
+def save_predictor(predictor: Predictor, path: Path, notes: Mapping[str, Any] | None = None) -> None:
     """Write the predictor with everything that rebuilds its sampler; `notes` is JSON about how it was made.
 
     The file appears whole or not at all: an existing file survives any failure.
@@ -42,7 +42,7 @@ def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
     return {"training": dict(training), "version": __version__, "date": now.isoformat(timespec="seconds")}
 
 
-def load_predictor(path: Path) -> AnyPredictor:
+def load_predictor(path: Path) -> Predictor:
     """Rebuild a predictor. Raises PredictorFileError if the file is damaged or not a predictor."""
     header, weights = _read(path, FORMAT)
     try:

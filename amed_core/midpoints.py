@@ -1,8 +1,8 @@
-"""A predictor without a network: one plan per interval for all samples."""
+"""Plans of midpoints: which plan serves which interval, and a table with one plan per interval for all samples."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -11,16 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from .config import PredictorConfig, at_guidance
-from .features import Look, look_at_none
-from .types import Evaluation, Planner, Sigma, Solver, StepPlan
+from .features import MAPS, POOLED, Look, look_at_none
+from .types import Evaluation, Method, Planner, Run, Sigma, StepPlan
 
 COLUMNS = ("r", "scale_dir", "scale_time")
 
 
-def untrained_table(config: PredictorConfig) -> Tensor:
-    """The base solver with its midpoints at r = 0.5 as a table ([guidances,] planned intervals, 3)."""
-    table = torch.tensor([[0.5, 1.0, 1.0]]).repeat(config.planned, 1)
-    return table.repeat(len(config.guidances), 1, 1) if config.guidances else table
+def plans_text(config: PredictorConfig, planner: "PredictorPlanner") -> str:
+    """The plan of every planned interval, as it is without features, to read."""
+    lines = ["plan of every planned interval, as it is without features:"]
+    blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
+    for interval, (start, end) in enumerate(list(pairwise(config.sigmas))[: config.planned]):
+        plan = planner.own(interval, blind)
+        r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
+        sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
+        lines.append(
+            f"  {start:.4g} to {end:.4g}: r {r:.3f} (sigma {sigma:.4g}), "
+            f"scale_dir {scale_dir:.4f}, scale_time {scale_time:.4f}"
+        )
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,13 @@ def neighbours(config: PredictorConfig, sigma: float, sigma_next: float) -> Neig
     return ((1 - part, low), (part, low + 1))
 
 
-def neighbours_along(config: PredictorConfig, sigmas: Sequence[float] = ()) -> tuple[Neighbours, ...]:
-    """The same for every interval of a grid; of its own grid if there is none."""
-    return tuple(neighbours(config, *interval) for interval in pairwise(tuple(sigmas or config.sigmas)))
+def planner_of(
+    config: PredictorConfig, run: Run | None, own: Callable[[int, Tensor], StepPlan], look: Look
+) -> PredictorPlanner:
+    """The planner of a run, or of a predictor's own grid, that blends the plans of its `own` intervals."""
+    sigmas = config.sigmas if run is None else run.sigmas
+    plain = frozenset(range(config.planned, config.intervals)) if run is None else run.plain
+    return PredictorPlanner(own, plain, look, tuple(neighbours(config, *interval) for interval in pairwise(sigmas)))
 
 
 def longest(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
@@ -95,32 +108,21 @@ def _length(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
     return math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
 
 
-class TablePredictor(nn.Module):
-    """`plans` ([guidances,] planned intervals, 3): r, scale_dir and scale_time of every planned interval."""
+class MidpointTable(nn.Module):
+    """`plans` ([guidances,] planned intervals, 3): r, scale_dir and scale_time of every planned interval.
+
+    All samples share them. Before any fit the midpoints are at r = 0.5, and nothing is scaled.
+    """
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        self.plans = nn.Parameter(untrained_table(config), requires_grad=False)
+        untrained = torch.tensor([[0.5, 1.0, 1.0]]).repeat(config.planned, 1)
+        several = (len(config.guidances), 1, 1) if config.guidances else (1, 1)
+        self.plans = nn.Parameter(untrained.repeat(*several), requires_grad=False)
 
-    def solver(self, sigmas: Sequence[float] = (), guidance: float | None = None) -> Solver:
-        """The update rule, the same on every grid."""
-        del sigmas, guidance
-        return self.config.build_solver()
-
-    def planner(
-        self,
-        sigmas: Sequence[float] = (),
-        plain: frozenset[int] | None = None,
-        look: Look | None = None,
-        guidance: float | None = None,
-    ) -> PredictorPlanner:
-        """Use this table along the grid `sigmas`, or along its own; `plain` names intervals without a midpoint.
-
-        `guidance` is the cfg scale to plan for, if it was fitted at several.
-        """
-        del look
-        own = frozenset(range(self.config.planned, self.config.intervals))
+    def planner(self, run: Run | None = None, *, guidance: float | None = None) -> PredictorPlanner:
+        """The plans along a run, or along its own grid."""
         plans = at_guidance(self.config, self.plans, guidance)
 
         def plan(interval: int, features: Tensor) -> StepPlan:
@@ -128,15 +130,15 @@ class TablePredictor(nn.Module):
             r, scale_dir, scale_time = plans[interval].reshape(3, 1, 1)
             return StepPlan(r, scale_dir, scale_time, self.config.sigma_min)
 
-        made_of = neighbours_along(self.config, sigmas)
-        return PredictorPlanner(plan, own if plain is None else plain, look_at_none, made_of)
+        return planner_of(self.config, run, plan, look_at_none)
 
+    def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
+        """How it samples a run, or its own grid. `guidance` is the cfg scale, if it was fitted at several."""
+        del look
+        grid = self.config.sigmas if run is None else run.sigmas
+        planner = self.planner(run, guidance=guidance)
+        return Method(grid, self.config.build_solver(), planner, self.config.first(run))
 
-def table_config(config: PredictorConfig, scale_dir: float = 0.5, scale_time: float = 0.5) -> PredictorConfig:
-    """The settings of a table in place of a network, with wider ranges than the paper's."""
-    return replace(config, kind="table", features="none", scale_dir=scale_dir, scale_time=scale_time)
-
-
-def centred_config(table: PredictorConfig, features: Literal["bottleneck", "latent", "none"]) -> PredictorConfig:
-    """The settings of a network that corrects such a table, sample by sample."""
-    return replace(table, kind="network", features=features, centred=True)
+    def text(self) -> str:
+        """What it learned, to read."""
+        return plans_text(self.config, self.planner())

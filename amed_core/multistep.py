@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from .config import PredictorConfig, at_guidance
-from .driver import First, NoMidpoint, trajectory
+from .driver import NoMidpoint, trajectory
 from .features import Look
 from .solvers import Multistep, restarted
 from .spectrum import BANDS, carried
-from .types import Evaluation, Planner, Sample, Sigma, Solver
+from .types import Evaluation, Method, Planner, Run, Sample, Sigma
 
 TOLERANCE = 5e-3  # relative; grids arrive rounded to float32, or to half precision
 
 
 @dataclass(frozen=True)
-class Told(Planner):
+class ToldLevels(Planner):
     """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
 
     With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`. From interval `switch`
@@ -79,7 +79,8 @@ class MultistepTable(nn.Module):
         super().__init__()
         self.config = config
         asked_at = (config.first_sigma or config.sigmas[0], *config.sigmas[1:])
-        weights = torch.tensor(coefficients(restarted(config.build_solver(), config.switch), asked_at)[1])
+        plain = Method(asked_at, restarted(config.build_solver(), config.switch), NoMidpoint())
+        weights = torch.tensor(coefficients(plain)[1])
         several = (len(config.guidances),) if config.guidances else ()
         self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
         self.first = nn.Parameter(torch.zeros(*several, config.intervals), requires_grad=False)
@@ -90,8 +91,8 @@ class MultistepTable(nn.Module):
             vectors = config.intervals * (1 + config.guided) + 1
             self.spectral = nn.Parameter(torch.zeros(*several, config.intervals, vectors, BANDS), requires_grad=False)
         if config.first_sigma:
-            plain = torch.full((*several, config.channels, BANDS), config.first_sigma / config.sigmas[0])
-            self.gains = nn.Parameter(plain, requires_grad=False)
+            shrunk = torch.full((*several, config.channels, BANDS), config.first_sigma / config.sigmas[0])
+            self.gains = nn.Parameter(shrunk, requires_grad=False)
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -108,15 +109,28 @@ class MultistepTable(nn.Module):
                 return begin
         return None
 
-    def solver(self, sigmas: Sequence[float] = (), guidance: float | None = None) -> Solver:
-        """The learned update rule, on a piece of this table's own grid that it may begin with; on others, iPNDM."""
+    def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
+        """How it samples a run that begins where this table or its second model does, or its own grid.
+
+        On other levels it is plain iPNDM. `guidance` is the cfg scale, if it was fitted at several.
+        """
+        del look
+        sigmas = self.config.sigmas if run is None else run.sigmas
         begin = self.begins_at(sigmas)
         if begin is None:
-            return self.config.build_solver()
-        first = at_guidance(self.config, self.first, guidance).tolist()
-        guided = self._rows(self.guided, guidance)[begin:] if self.config.guided else ()
+            return self.config.plain_method(sigmas)
+        config = self.config
+        first = at_guidance(config, self.first, guidance).tolist()
+        guided = self._rows(self.guided, guidance)[begin:] if config.guided else ()
         weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
-        return Multistep(weights, tuple(first[begin:]), guided, spectral, 0 if begin else self.config.switch)
+        solver = Multistep(weights, tuple(first[begin:]), guided, spectral, 0 if begin else config.switch)
+        scales = tuple(at_guidance(config, self.scale_time, guidance).tolist())[begin:]
+        highest = max(config.sigma_max, config.sigmas[0])
+        gains = at_guidance(config, self.gains, guidance).detach() if config.first_sigma else None
+        told = ToldLevels(scales, config.sigma_min, highest, config.first_sigma, gains)
+        if config.switch:  # a run of the second model alone has no first one
+            told = replace(told, switch=config.switch - begin or -1, switch_sigma=config.switch_sigma)
+        return Method(tuple(sigmas), solver, told)
 
     def _spectral(self, guidance: float | None) -> tuple[Tensor, ...]:
         """Of every interval, what the weights of the vectors that it knows differ by in each band."""
@@ -134,6 +148,16 @@ class MultistepTable(nn.Module):
         guided = [self.guided[k, self.known(k)]] if self.config.guided else []
         return torch.cat([self.weights[k, self.known(k)], self.first[k : k + 1], *guided]).detach().double()
 
+    def set_row(self, k: int, row: Tensor, apart: Tensor | None = None) -> None:
+        """Set the weights of interval k (vectors,), and of a spectral table what each band's differ by."""
+        known = self.known(k)
+        weights, first, guided = row.to(self.weights).tensor_split([len(known), len(known) + 1])
+        self.weights[k, known], self.first[k] = weights, first[0]
+        if self.config.guided:
+            self.guided[k, known] = guided
+        if apart is not None:
+            self.spectral[k, self.vectors(k)] = apart.to(self.spectral)
+
     def vectors(self, k: int) -> list[int]:
         """Which of the vectors of `spectral` interval k knows, in the order of `solvers.multistep_vectors`."""
         n, known = self.config.intervals, self.known(k)
@@ -143,26 +167,26 @@ class MultistepTable(nn.Module):
         rows = at_guidance(self.config, triangle, guidance).tolist()
         return tuple(tuple(row[j] for j in self.known(k)) for k, row in enumerate(rows))
 
-    def planner(
-        self,
-        sigmas: Sequence[float] = (),
-        plain: frozenset[int] | None = None,
-        look: Look | None = None,
-        guidance: float | None = None,
-    ) -> Planner:
-        """What the model is told along this table's own grid; on others, the levels themselves."""
-        del plain, look
-        begin = self.begins_at(sigmas)
-        if begin is None:
-            return NoMidpoint()
-        scales = tuple(at_guidance(self.config, self.scale_time, guidance).tolist())[begin:]
-        highest = max(self.config.sigma_max, self.config.sigmas[0])
-        gains = at_guidance(self.config, self.gains, guidance).detach() if self.config.first_sigma else None
-        told = Told(scales, self.config.sigma_min, highest, self.config.first_sigma, gains)
-        if not self.config.switch:
-            return told
-        # A run of the second model alone has no first one.
-        return replace(told, switch=self.config.switch - begin or -1, switch_sigma=self.config.switch_sigma)
+    def text(self) -> str:
+        """What it learned, to read."""
+        config, lines = self.config, []
+        if config.first_sigma:
+            lines.append(f"before its first model call a step without one leads from {config.sigmas[0]:.4g} on")
+        lines.append(
+            "the noise level that the model is told, weights of all slopes so far, the oldest first, of the first"
+        )
+        lines.append(
+            "denoised sample, and, if it is guided, of what guidance adds to the slopes; bands differ from these:"
+        )
+        for table in self.alone():
+            lines.append(f"  cfg {table.config.guidance:g}")
+            for k, (start, end) in enumerate(pairwise(config.sigmas)):
+                begin, known = config.first_sigma if config.first_sigma and k == 0 else start, len(table.known(k))
+                parts = table.row(k).tensor_split([known, known + 1])
+                weights = "; ".join(" ".join(f"{w:8.4f}" for w in part.tolist()) for part in parts if len(part))
+                told = float(table.scale_time[k]) * begin
+                lines.append(f"  {begin:.4g} to {end:.4g}: told {told:.4g}, weights {weights}")
+        return "\n".join(lines)
 
     def alone(self) -> "list[MultistepTable]":
         """One table for each guidance scale: copies, whose numbers may be changed."""
@@ -177,15 +201,6 @@ class MultistepTable(nn.Module):
 def known_to(k: int, switch: int) -> range:
     """The intervals whose slopes interval k adds up: all up to it, of the second model from where it takes over."""
     return range(switch if k >= switch else 0, k + 1)
-
-
-def together(config: PredictorConfig, tables: "Sequence[MultistepTable]") -> MultistepTable:
-    """One table of several guidance scales; the inverse of `alone`."""
-    made = MultistepTable(config)
-    for name, values in made.learned.items():
-        joined = torch.stack([table.learned[name] for table in tables])
-        values.copy_(joined if config.guidances else joined[0])
-    return made
 
 
 def multistep_config(
@@ -205,7 +220,6 @@ def multistep_config(
         features="none",
         analytic_first_step=False,
         plain_last=False,
-        centred=False,
         scale_dir=0.0,
         scale_time=0.0,
         first_sigma=first_sigma,
@@ -214,17 +228,13 @@ def multistep_config(
     )
 
 
-def coefficients(
-    solver: Solver, sigmas: Sequence[float], planner: Planner | None = None, first: First | None = None
-) -> tuple[tuple[float, ...], list[list[float]]]:
-    """A linear solver on a grid, written out: the levels at which it calls the model and the last one, and its weights.
+def coefficients(method: Method) -> tuple[tuple[float, ...], list[list[float]]]:
+    """A linear method, written out: the levels at which it calls the model and the last one, and its weights.
 
-    The solver itself runs, on coordinates: its sample is 1 times the starting noise, and the model answers
+    The method itself runs, on coordinates: its sample is 1 times the starting noise, and the model answers
     call k with the k-th unit vector as slope. Raises ValueError for a solver that is not linear,
     and for one that calls the model twice at a level, as Heun's method does.
     """
-    planner = planner or NoMidpoint()
-    calls = sum(planner.updates(interval) for interval in range(len(sigmas) - 1)) - (first is not None)
     visited: list[tuple[float, Tensor]] = []
 
     def answer(x: Sample, sigma: Sigma) -> Sample:
@@ -233,20 +243,21 @@ def coefficients(
         visited.append((float(sigma), x))
         return x - sigma * slope
 
-    x = torch.zeros(1, calls + 1, dtype=torch.float64)
+    x = torch.zeros(1, method.calls + 1, dtype=torch.float64)
     x[0, 0] = 1.0
-    grid = torch.tensor(sigmas, dtype=torch.float64)
-    for step in trajectory(answer, x, grid, solver, planner, first=first):
+    for step in trajectory(answer, x, method):
         x = step.x
-    visited.append((float(sigmas[-1]), x))
+    visited.append((method.sigmas[-1], x))
     rows = []
     for (sigma, here), (sigma_next, there) in pairwise(visited):
         if sigma_next == sigma:
             raise ValueError(
-                f"{solver} calls the model twice at the noise level {sigma:.4g}: that is no multistep method."
+                f"{method.solver} calls the model twice at the noise level {sigma:.4g}: that is no multistep method."
             )
         change = (there - here)[0] / (sigma_next - sigma)
         if abs(float(change[0])) > 1e-6 / abs(sigma_next - sigma):
-            raise ValueError(f"{solver} does not keep the starting noise as it is: it is no linear multistep method.")
+            raise ValueError(
+                f"{method.solver} does not keep the starting noise as it is: it is no linear multistep method."
+            )
         rows.append(change[1:].tolist())
     return tuple(sigma for sigma, _ in visited), rows

@@ -1,7 +1,10 @@
-"""The settings of every sampler type: as published, and as they measured best here."""
+"""The sampler types: one row for each, with its settings as published and as they measured best here.
+
+A new plugin solver is a class in `solvers.py` and a row here.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -9,139 +12,156 @@ from torch import Tensor
 from .config import PredictorConfig
 from .multistep import multistep_config
 from .schedules import USUAL_RHO, discrete, schedule
+from .solvers import solver
 
 End = Literal["plain", "zero", "sigma_min"]
+Kind = Literal["network", "table"]
+TABLE_WIDTH = 0.5  # half-width of a table's ranges around 1: wider than the paper's
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to build for a sampler type, whatever the number of model calls.
+    """The settings of a sampler type, whatever the number of model calls.
 
     `end` is how the grid ends: "sigma_min" as published; "zero", its last midpoint then placed from
     sigma_min; or "plain", at 0 with one plain call whose answer is the sample.
     """
 
-    solver: str
     schedule: str
-    rho: float
-    max_order: int = 3
+    rho: float = 1.0
     scale_dir: float = 0.01
     scale_time: float = 0.0
-    end: End = "plain"
+    end: End = "sigma_min"
 
 
-# The launch scripts of Zhou et al. (2024); where they have none, their closest.
-PUBLISHED: Mapping[str, Recipe] = {
-    "amed": Recipe("amed", "time_uniform", 1.0, end="sigma_min"),
-    "amed_euler": Recipe("euler", "polynomial", 7.0, end="sigma_min"),
-    "amed_dpm_2": Recipe("dpm_2", "polynomial", 7.0, end="sigma_min"),
-    "amed_ipndm": Recipe("ipndm", "polynomial", 7.0, max_order=4, scale_time=0.2, end="sigma_min"),
-    "amed_dpmpp_2m": Recipe("dpmpp", "logsnr", 1.0, max_order=2, end="sigma_min"),  # their table 5's best schedule
-    "amed_dpmpp_3m": Recipe("dpmpp", "logsnr", 1.0, max_order=3, end="sigma_min"),
+@dataclass(frozen=True)
+class SamplerType:
+    """A solver that takes learned midpoints, and how its predictors are made."""
+
+    solver: str  # a name in `solvers.SOLVERS`
+    published: Recipe  # the launch scripts of Zhou et al. (2024); where they have none, their closest
+    teacher: str  # a name in `fit.teacher.TEACHERS`: of the student's own family, the best one (their table 4)
+    teacher_points: int  # that it adds inside every interval, as published
+    grid_rule: str  # of `fit.grid_search.RULES`: for which its grid is searched
+    max_order: int = 3
+
+    @property
+    def default(self) -> Recipe:
+        """The recipe that measured best.
+
+        A plain last call beats both other endings at equal calls (benchmarks/last_interval.py), and leaves odd numbers
+        of calls without the analytic first step, which not every model allows. With it, the grid that is even in time
+        suits every student but DPM-Solver++.
+        """
+        if self.solver == "dpmpp":
+            return replace(self.published, end="plain")
+        return replace(self.published, end="plain", schedule="time_uniform", rho=1.0)
+
+
+LOGSNR = Recipe("logsnr")  # of their table 5, the best schedule of DPM-Solver++
+TYPES: Mapping[str, SamplerType] = {
+    "amed": SamplerType("amed", Recipe("time_uniform"), "heun", 1, "weights"),
+    "amed_euler": SamplerType("euler", Recipe("polynomial", 7.0), "euler", 2, "euler"),
+    "amed_dpm_2": SamplerType("dpm_2", Recipe("polynomial", 7.0), "dpm_2", 1, "weights"),
+    "amed_ipndm": SamplerType("ipndm", Recipe("polynomial", 7.0, scale_time=0.2), "ipndm", 2, "ipndm", max_order=4),
+    "amed_dpmpp_2m": SamplerType("dpmpp", LOGSNR, "dpmpp", 2, "euler", max_order=2),
+    "amed_dpmpp_3m": SamplerType("dpmpp", LOGSNR, "dpmpp", 2, "euler", max_order=3),
 }
-# A plain last call beats both other endings at equal calls (benchmarks/last_interval.py), and it leaves
-# odd numbers of calls without the analytic first step, which not every model allows. With it, the
-# grid that is even in time suits every student but DPM-Solver++.
-DEFAULT: Mapping[str, Recipe] = {
-    name: replace(recipe, end="plain")
-    if recipe.solver == "dpmpp"
-    else replace(recipe, end="plain", schedule="time_uniform", rho=1.0)
-    for name, recipe in PUBLISHED.items()
-}
-# To 0 they step by the newest slope alone, so their last midpoint is as good as a plain call.
-MULTISTEP = ("ipndm", "dpmpp")
-MULTISTEP_STUDENT = "amed_multistep"
+MULTISTEP_STUDENT = "amed_multistep"  # the default: it learns all weights, and has no midpoints
+NAMES = (*TYPES, MULTISTEP_STUDENT)
 
 
-def multistep_student(
-    calls: int, sigma_min: float, sigma_max: float, *, flow: bool = False, **settings: Any
+def sampler_name(config: PredictorConfig) -> str:
+    """The sampler type that a predictor was made for."""
+    if config.kind == "multistep":
+        return MULTISTEP_STUDENT
+    same = [name for name, kind in TYPES.items() if kind.solver == config.solver]
+    return next((name for name in same if TYPES[name].max_order == config.max_order), same[0])
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What recipes must know of a model."""
+
+    sigma_min: float
+    sigma_max: float
+    sigmas: Tensor | None = None  # of a discrete model: its levels, rising
+    flow: bool = False  # its x is (1 - sigma) x0 + sigma noise
+    bottleneck: bool = False  # it shows its bottleneck
+    guided: bool = False  # it shows what guidance adds
+    fingerprint: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+def student_config(
+    name: str, calls: int, model: ModelFacts, *, published: bool = False, kind: Kind = "network", **overrides: Any
 ) -> PredictorConfig:
-    """The settings of a multistep table before its fit, which finds its grid. `settings` are PredictorConfig's.
+    """The settings of sampler type `name` for a model at `calls` model calls.
 
-    Raises ValueError for fewer than 2 calls.
+    `overrides` are fields of Recipe and PredictorConfig; a schedule without a rho gets its usual one. A multistep
+    table finds its grid while it is fitted. As published, odd numbers of calls take the analytic first step and even
+    ones do not. With a plain last call it is the other way round; for flow models, and for multistep solvers, even
+    numbers end at 0 without either. Raises ValueError for an unknown name, listing the valid ones, for fewer than 2
+    calls, and for a number of calls that would need an analytic first step of a flow model.
     """
     if calls < 2:
         raise ValueError(f"{calls} model calls cannot be planned here: at least 2 are needed.")
-    grid = (*schedule("polynomial")(calls, sigma_min, sigma_max, 7.0).tolist(), 0.0)
-    plain = multistep_config(PredictorConfig("ipndm", grid, sigma_min, sigma_max, flow=flow), grid)
-    return replace(plain, **settings)
-
-
-def predictor_config(
-    name: str,
-    calls: int,
-    sigma_min: float,
-    sigma_max: float,
-    *,
-    published: bool = False,
-    analytic: bool = True,
-    table: Tensor | None = None,
-    **overrides: Any,
-) -> PredictorConfig:
-    """The settings of student `name` for `calls` model calls between two noise levels.
-
-    As published, odd numbers of calls take the analytic first step and even ones do not. With a
-    plain last call it is the other way round; where `analytic` is False, and for multistep students,
-    even numbers end at 0 without either. `table` is a discrete model's sigmas, for the discrete
-    schedule. `overrides` are fields of Recipe and PredictorConfig; a schedule without a rho gets its
-    usual one. Raises ValueError for an unknown name, listing the valid ones, for fewer
-    than 2 calls, and for a number of calls that would need the analytic first step against `analytic`.
-    """
-    recipes = PUBLISHED if published else DEFAULT
-    if name not in recipes:
-        raise ValueError(f"There is no student {name!r}. Choose one of: {', '.join(recipes)}.")
-    recipe = recipes[name]
-    spacing = overrides.pop("schedule", recipe.schedule)
+    if name == MULTISTEP_STUDENT:
+        grid = (*schedule("polynomial")(calls, model.sigma_min, model.sigma_max, 7.0).tolist(), 0.0)
+        base = PredictorConfig("ipndm", grid, model.sigma_min, model.sigma_max, flow=model.flow)
+        about: dict[str, Any] = {"guided": model.guided, "model": dict(model.fingerprint)}
+        return replace(multistep_config(base, grid), **about | overrides)
+    if name not in TYPES:
+        raise ValueError(f"There is no sampler type {name!r}. Choose one of: {', '.join(NAMES)}.")
+    sampler = TYPES[name]
+    recipe = sampler.published if published else sampler.default
+    # The other grids are for noise levels that reach far beyond 1; this one follows a flow model's shift.
+    usual = "discrete" if model.flow else recipe.schedule
+    spacing = overrides.pop("schedule", usual)
     rho = overrides.pop("rho", recipe.rho if spacing == recipe.schedule else USUAL_RHO.get(spacing, 1.0))
-    end: End = overrides.pop("end", recipe.end)
-    if end == "plain" and calls % 2 == 0 and (not analytic or recipe.solver in MULTISTEP):
-        end = "zero"
-    plain = end == "plain"
-    first = (calls + plain) % 2 == 1
-    if calls < 2 or (first and not analytic):
-        raise ValueError(
-            f"{calls} model calls cannot be planned here"
-            + (": at least 2 are needed." if calls < 2 else f" without the analytic first step: choose {calls + 1}.")
-        )
-    intervals = (calls + plain + first) // 2
-    # On grids that are even in time a plain last interval is half as long as one that takes two calls.
-    even = plain and spacing in ("time_uniform", "discrete")
-    points = 2 * intervals if even else intervals + 1
-    if spacing == "discrete":
-        grid = discrete(points, sigma_min, sigma_max, rho, table).tolist()
-    else:
-        grid = schedule(spacing)(points, sigma_min, sigma_max, rho).tolist()
-    if even:
-        grid = [*grid[:-1:2], grid[-1]]
-    if end != "sigma_min":
-        grid[-1] = 0.0
+    wide = {"scale_dir": TABLE_WIDTH, "scale_time": TABLE_WIDTH, "features": "none"} if kind == "table" else {}
     settings: dict[str, Any] = {
-        "max_order": recipe.max_order,
+        "max_order": sampler.max_order,
         "scale_dir": recipe.scale_dir,
         "scale_time": recipe.scale_time,
+        "features": "bottleneck" if model.bottleneck else "latent",
+        "model": dict(model.fingerprint),
+        **wide,
         **overrides,
     }
+    end: End = settings.pop("end", recipe.end)
+    analytic = published or not model.flow
+    several = solver(sampler.solver, {"max_order": sampler.max_order}).multistep
+    if end == "plain" and calls % 2 == 0 and (several or not analytic):
+        end = "zero"  # where a multistep solver steps by the newest slope alone: as good as a plain call
+    plain = end == "plain"
+    first = (calls + plain) % 2 == 1
+    if first and not analytic:
+        raise ValueError(
+            f"{calls} model calls cannot be planned here without the analytic first step: choose {calls + 1}."
+        )
     return PredictorConfig(
-        solver=recipe.solver,
-        sigmas=tuple(grid),
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
+        solver=sampler.solver,
+        sigmas=_grid((calls + plain + first) // 2, end, spacing, rho, model),
+        sigma_min=model.sigma_min,
+        sigma_max=model.sigma_max,
         schedule=spacing,
         rho=rho,
         analytic_first_step=first,
         plain_last=plain,
+        flow=model.flow,
+        kind=kind,
         **settings,
     )
 
 
-# The teacher of the student's own family is the best one (Zhou et al. 2024, table 4); its inner points as published.
-RECIPES = {
-    "amed": ("heun", 1),
-    "euler": ("euler", 2),
-    "dpm_2": ("dpm_2", 1),
-    "ipndm": ("ipndm", 2),
-    "dpmpp": ("dpmpp", 2),
-}
-# Of a student, by its solver: what measured best (benchmarks/grids.py).
-RULE_OF = {"amed": "midpoint", "dpm_2": "midpoint", "euler": "midpoint"}
-RULE_OF |= {"ipndm": "ipndm", "dpmpp": "euler"}
+def _grid(intervals: int, end: End, spacing: str, rho: float, model: ModelFacts) -> tuple[float, ...]:
+    """So many intervals of a schedule; where it is even in time, a plain last one is half as long as the others."""
+    even = end == "plain" and spacing in ("time_uniform", "discrete")
+    points = 2 * intervals if even else intervals + 1
+    if spacing == "discrete":
+        grid = discrete(points, model.sigma_min, model.sigma_max, rho, model.sigmas).tolist()
+    else:
+        grid = schedule(spacing)(points, model.sigma_min, model.sigma_max, rho).tolist()
+    if even:
+        grid = [*grid[:-1:2], grid[-1]]
+    return (*grid[:-1], grid[-1] if end == "sigma_min" else 0.0)

@@ -5,9 +5,9 @@ base solver once to the learned midpoint and once to the end, and multiplies the
 scale_dir; the sample that is carried over is never scaled.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,8 +34,9 @@ class Amed:
     x_next = x + scale_dir * (sigma_next - sigma) * slope(x_mid, scale_time * sigma_mid)
     """
 
-    memory: int = 0
-    multistep: bool = False
+    memory: ClassVar[int] = 0
+    multistep: ClassVar[bool] = False
+    divides_by_r: ClassVar[bool] = False
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
         del stage
@@ -56,8 +57,9 @@ class Dpm2:
     x_next = x + scale_dir * (sigma_next - sigma) * (slope_mid / (2 r) + (1 - 1 / (2 r)) * slope)
     """
 
-    memory: int = 0
-    multistep: bool = False
+    memory: ClassVar[int] = 0
+    multistep: ClassVar[bool] = False
+    divides_by_r: ClassVar[bool] = True
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
         del stage
@@ -81,6 +83,7 @@ class Ipndm:
     """
 
     max_order: int = 4
+    divides_by_r: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_order(self.max_order, len(ADAMS_BASHFORTH), "iPNDM")
@@ -122,6 +125,7 @@ class DpmSolverPP:
     lower_order_final: bool = True
     thresholding: bool = False
     flow: bool = False
+    divides_by_r: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_order(self.max_order, 3, "DPM-Solver++")
@@ -208,16 +212,20 @@ class Restarted:
     def multistep(self) -> bool:
         return self.solver.multistep
 
+    @property
+    def divides_by_r(self) -> bool:
+        return self.solver.divides_by_r
+
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
         del history, sigma, stage
         raise ValueError("A solver that restarts has one update per interval: its planner must have no midpoints.")
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
-        since = stage.index - self.switch
-        if since <= 0:
+        interval = stage.interval - self.switch
+        if interval < 0:
             return self.solver.to_next(history, sigma, plan, stage)
-        own = Stage(since, stage.count - self.switch, stage.to_zero)
-        return self.solver.to_next(history[-since:], sigma, plan, own)
+        own = Stage(interval, interval + 1, stage.count - self.switch, stage.to_zero)
+        return self.solver.to_next(history[-(interval + 1) :], sigma, plan, own)
 
 
 def restarted(solver: Solver, switch: int) -> Solver:
@@ -244,7 +252,8 @@ class Multistep:
     # What all these weights differ by in each band of frequency (vectors, BANDS), of every interval; none are zeros.
     spectral: tuple[Tensor, ...] = ()
     switch: int = 0
-    multistep: bool = True
+    multistep: ClassVar[bool] = True
+    divides_by_r: ClassVar[bool] = False
 
     @property
     def memory(self) -> int:
@@ -256,7 +265,7 @@ class Multistep:
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         del plan
-        start, k = history[-1], stage.index - 1
+        start, k = history[-1], stage.interval
         weights = (*self.weights[k], self.first[k] if self.first else 0.0, *(self.guided[k] if self.guided else ()))
         known = history[self.switch :] if k >= self.switch else history
         vectors = multistep_vectors(known, guided=bool(self.guided))
@@ -291,18 +300,24 @@ def _check_order(order: int, highest: int, name: str) -> None:
         raise ValueError(f"{name} has orders 1 to {highest}, but max_order is {order}.")
 
 
-# What a predictor file and the sampler lists call the solvers that take a midpoint.
-SOLVERS: dict[str, Callable[..., Solver]] = {
-    "amed": Amed,
-    "euler": lambda: Ipndm(max_order=1),
-    "dpm_2": Dpm2,
-    "ipndm": Ipndm,
-    "dpmpp": DpmSolverPP,
+# What a predictor file calls the solvers that take a midpoint: their class, and the options that the name fixes.
+SOLVERS: dict[str, tuple[type[Amed | Dpm2 | Ipndm | DpmSolverPP], dict[str, object]]] = {
+    "amed": (Amed, {}),
+    "euler": (Ipndm, {"max_order": 1}),
+    "dpm_2": (Dpm2, {}),
+    "ipndm": (Ipndm, {}),
+    "dpmpp": (DpmSolverPP, {}),
 }
 
 
-def solver(name: str, **options: object) -> Solver:
-    """Build a solver by name. Raises ValueError that lists the valid names."""
+def solver(name: str, settings: Mapping[str, object] | None = None) -> Solver:
+    """Build a solver by name, with those of the `settings` that it has.
+
+    Raises ValueError that lists the valid names.
+    """
     if name not in SOLVERS:
         raise ValueError(f"There is no solver {name!r}. Choose one of: {', '.join(SOLVERS)}.")
-    return SOLVERS[name](**options)
+    made, fixed = SOLVERS[name]
+    known = {field.name for field in fields(made)}
+    chosen: dict[str, Any] = {key: value for key, value in (settings or {}).items() if key in known} | fixed
+    return made(**chosen)

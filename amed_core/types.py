@@ -6,6 +6,7 @@ models, and the same slope dx/dsigma = (x - denoised) / sigma holds for flow mod
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -104,11 +105,12 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Stage:
-    """Which solver update of how many this is, counted from 1, and whether it ends at sigma = 0."""
+    """Which solver update of a run this is."""
 
-    index: int
-    count: int
-    to_zero: bool = False
+    interval: int  # from 0
+    index: int  # among all updates, from 1; a planned interval has two
+    count: int  # of all updates
+    to_zero: bool = False  # it ends at sigma = 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,11 @@ class Solver(Protocol):
         """Whether an update looks past its own interval, so that training must follow the student's own path."""
         ...
 
+    @property
+    def divides_by_r(self) -> bool:
+        """Whether an update divides by the midpoint's position, which then must not be 0."""
+        ...
+
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
         """Carry the newest evaluation to the midpoint `sigma`."""
         ...
@@ -166,7 +173,7 @@ class Planner(Protocol):
     """Decides where the midpoint of each interval goes.
 
     `NoMidpoint()` serves multistep teachers and plain Euler, `FixedMidpoint(0.5)` is DPM-Solver-2,
-    `FixedMidpoint(1.0)` is Heun, and `Predictor.planner()` is the learned one.
+    `FixedMidpoint(1.0)` is Heun, and a predictor's `method` brings the learned one.
     """
 
     def updates(self, interval: int) -> Literal[1, 2]:
@@ -186,6 +193,52 @@ class Planner(Protocol):
         """Where the model is asked at the start of an interval: there, unless a first step without a call leads on."""
         del interval
         return x, sigma
+
+
+First = Callable[[Sample, Sigma], Evaluation]  # an evaluation that asks no model
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to spend model calls; `driver.trajectory(denoiser, x, method)` runs it."""
+
+    sigmas: tuple[float, ...]  # the grid, largest first; the last may be 0
+    solver: Solver
+    planner: Planner
+    first: First | None = None  # stands in for the first model call
+    name: str = ""
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The last update of every interval."""
+        updates = [self.planner.updates(interval) for interval in range(len(self.sigmas) - 1)]
+        done = [sum(updates[: interval + 1]) for interval in range(len(updates))]
+        return tuple(Stage(k, done[k], sum(updates), self.sigmas[k + 1] == 0) for k in range(len(updates)))
+
+    @property
+    def calls(self) -> int:
+        """Model calls of a run."""
+        return (self.stages[-1].count if self.stages else 0) - (self.first is not None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A list of levels, read as intervals."""
+
+    sigmas: tuple[float, ...]  # the grid
+    plain: frozenset[int]  # intervals that take one model call, at their start
+    analytic_first_step: bool  # then the first interval is planned and takes one call, at its midpoint
+    own_grid: bool  # the predictor was made for exactly these intervals
+
+    @property
+    def planned(self) -> int:
+        """How many of its intervals have a midpoint."""
+        return len(self.sigmas) - 1 - len(self.plain)
+
+    @property
+    def calls(self) -> int:
+        """Model calls of the run."""
+        return 2 * (len(self.sigmas) - 1) - len(self.plain) - self.analytic_first_step
 
 
 class Source(Protocol):

@@ -1,4 +1,4 @@
-"""What a multistep fit may begin with: the solvers that learn nothing, on the usual grids, written out as tables."""
+"""Solvers that learn nothing, on the usual grids: what fits begin with and are compared with."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config import switch_of
-from ..driver import FixedMidpoint, Method, NoMidpoint, analytic_first
+from ..driver import FixedMidpoint, NoMidpoint, analytic_first
 from ..multistep import coefficients
 from ..schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
 from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
-from ..types import Model, Solver
+from ..types import Method, Model, Solver
 
 SPACINGS: dict[str, tuple[Schedule, float]] = {name: (made, USUAL_RHO[name]) for name, made in SCHEDULES.items()}
 SPACINGS |= {"arctan": (arctan, 1.0), "uniform": (polynomial, 1.0)}
 
 
 @dataclass(frozen=True)
-class Start:
+class Baseline:
     """A solver on a grid, as `multistep.coefficients` writes it out."""
 
     name: str
@@ -34,11 +34,11 @@ def solvers(flow: bool) -> dict[str, Solver]:
 
 
 def grids(
-    calls: int, sigma_min: float, sigma_max: float, table: Tensor | None = None
+    calls: int, sigma_min: float, sigma_max: float, model_sigmas: Tensor | None = None
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Grids of `calls` intervals that end at 0: after sigma_min, as ComfyUI's own do, or in place of it.
 
-    `table` is a discrete model's sigmas, without which a model may be outside of the discrete schedule's range.
+    `model_sigmas` are a discrete model's levels, without which a model may be outside of the discrete schedule's range.
     """
     for spacing, (schedule, rho) in SPACINGS.items():
         for points, ending in ((calls + 1, "zero"), (calls, "then zero")):
@@ -46,7 +46,7 @@ def grids(
                 continue
             try:
                 if spacing == "discrete":
-                    levels = discrete(points, sigma_min, sigma_max, rho, table).tolist()
+                    levels = discrete(points, sigma_min, sigma_max, rho, model_sigmas).tolist()
                 else:
                     levels = schedule(points, sigma_min, sigma_max, rho).tolist()
             except ValueError:  # the discrete schedule covers other levels
@@ -54,40 +54,40 @@ def grids(
             yield f"{spacing} {ending}", (*levels[:calls], 0.0)
 
 
-def starts(
+def baselines(
     calls: int,
     sigma_min: float,
     sigma_max: float,
     *,
     flow: bool = False,
-    table: Tensor | None = None,
+    model_sigmas: Tensor | None = None,
     switch_sigma: float = 0.0,
-) -> list[Start]:
+) -> list[Baseline]:
     """Every unlearned solver on every usual grid in `calls` model calls; they restart where a second model answers."""
     made = []
-    for grid_name, grid in grids(calls, sigma_min, sigma_max, table):
+    for grid_name, grid in grids(calls, sigma_min, sigma_max, model_sigmas):
         listed = solvers(flow).items()
-        made += [start(f"{name} {grid_name}", solver, grid, switch_sigma=switch_sigma) for name, solver in listed]
+        made += [baseline(f"{name} {grid_name}", solver, grid, switch_sigma=switch_sigma) for name, solver in listed]
     if calls % 2 == 1 and not switch_sigma:  # the last call is plain; a switch may lie within two calls
-        for grid_name, grid in grids(calls // 2 + 1, sigma_min, sigma_max, table):
-            halves = FixedMidpoint(0.5, plain=frozenset({calls // 2}))
-            made.append(Start(f"dpm_2 {grid_name}", *coefficients(Dpm2(), grid, halves)))
+        for grid_name, grid in grids(calls // 2 + 1, sigma_min, sigma_max, model_sigmas):
+            halves = Method(grid, Dpm2(), FixedMidpoint(0.5, plain=frozenset({calls // 2})))
+            made.append(Baseline(f"dpm_2 {grid_name}", *coefficients(halves)))
     return made
 
 
-def start(
+def baseline(
     name: str, solver: Solver, grid: Sequence[float], first_sigma: float = 0.0, switch_sigma: float = 0.0
-) -> Start:
+) -> Baseline:
     """A solver on a grid, with one call per interval.
 
     It may begin after a first step without a call, and restart where a second model answers.
     """
     solver = restarted(solver, switch_of(grid, switch_sigma))
-    _, weights = coefficients(solver, (first_sigma or grid[0], *grid[1:]), NoMidpoint())
-    return Start(name, tuple(grid), weights, first_sigma)
+    _, weights = coefficients(Method((first_sigma or grid[0], *grid[1:]), solver, NoMidpoint()))
+    return Baseline(name, tuple(grid), weights, first_sigma)
 
 
-def baselines(model: Model, calls: int) -> Iterator[Method]:
+def bench_methods(model: Model, calls: int) -> Iterator[Method]:
     """Every solver without a predictor, on every schedule and ending, with and without the analytic first step.
 
     A grid ends at sigma_min, as published, or at 0 in place of it, as ComfyUI's grids do. DPM-Solver++
@@ -104,14 +104,14 @@ def baselines(model: Model, calls: int) -> Iterator[Method]:
                 label = f"{spacing}{' zero' * (end == 'zero')}{' analytic' * analytic}"
                 if (grid := _grid(model, spacing, calls + analytic, end)) is not None:
                     for name, solver in one_call.items():
-                        yield Method(f"{name} {label}", grid, solver, NoMidpoint(), first)
+                        yield Method(grid, solver, NoMidpoint(), first, f"{name} {label}")
                 # Two calls in every interval but an analytic first one and one that ends at 0.
                 intervals, odd = divmod(calls + analytic + (end == "zero"), 2)
                 grid = None if odd else _grid(model, spacing, intervals, end)
                 if grid is not None:
                     plain = frozenset({intervals - 1} if end == "zero" else ())
                     for name, r in (("heun", 1.0), ("dpm_2", 0.5)):
-                        yield Method(f"{name} {label}", grid, Dpm2(), FixedMidpoint(r, plain=plain), first)
+                        yield Method(grid, Dpm2(), FixedMidpoint(r, plain=plain), first, f"{name} {label}")
 
 
 def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:

@@ -1,4 +1,7 @@
-"""Weights of a multistep method in closed form, interval by interval, from a teacher's path."""
+"""Weights of a multistep method in closed form, interval by interval, from a teacher's path.
+
+It needs a denoiser, noisy samples and the teacher's path from them: no fit, no source, no file.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +11,10 @@ from torch import Tensor
 
 from ..driver import evaluate
 from ..multistep import MultistepTable
-from ..solvers import Multistep, multistep_vectors
+from ..solvers import multistep_vectors
 from ..spectrum import BANDS, bands, filled, spectrum
-from ..types import History, Sample, Stage
-from .targets import Goal
-from .teacher import Path
+from ..types import Denoiser, History, Sample
+from .teacher import TeacherPath
 from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
@@ -20,107 +22,107 @@ BAND_RIDGE = 0.03  # how strongly a band's are held at the weights of all bands,
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 
 
-@dataclass
-class Run:
-    """A batch on its way."""
+@dataclass(frozen=True)
+class NormalEquations:
+    """What one interval adds up, and where that should lead, as inner products: one matrix per trajectory.
 
-    goal: Goal
-    path: Path
-    x: Sample
+    They are a few kilobytes, from which weights follow for any choice of trajectories without running them again.
+    """
+
+    products: Tensor  # (trajectories, bands, vectors + 1, vectors + 1), in float64 on the CPU; the last is the aim
+    sizes: Tensor  # (bands,), coefficients of a trajectory in each band
+
+    @classmethod
+    def of(cls, vectors: Sequence[Sample], aim: Sample, *, spectral: bool) -> "NormalEquations":
+        """Of a batch: vectors and aim (batch, channels, ...). Spectral ones have bands apart, else there is one."""
+        stacked = torch.stack([*vectors, aim], 1)  # (batch, vectors + 1, channels, ...)
+        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
+        if not spectral:
+            flat = stacked.flatten(2)
+            return cls((flat @ flat.mT)[:, None].cpu(), torch.tensor([float(flat.shape[-1])], dtype=torch.float64))
+        of_band = bands(stacked[:, 0])
+        coefficients = torch.stack([spectrum(v) for v in stacked.unbind(1)], 1)
+        count = stacked.shape[1]
+        products = torch.zeros(len(stacked), BANDS, count, count, dtype=torch.float64)
+        sizes = torch.zeros(BANDS, dtype=torch.float64)
+        for n in sorted(set(of_band.flatten().tolist())):
+            part = coefficients[..., of_band == n].flatten(2)
+            products[:, n], sizes[n] = (part @ part.mT).cpu(), part.shape[-1]
+        return cls(products, sizes)
+
+    def total(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Products (bands, ...) and sizes (bands,) summed over trajectories, each times its weight (trajectories,)."""
+        counted = torch.ones(len(self.products), dtype=torch.float64) if weights is None else weights.double()
+        return torch.einsum("t,tbij->bij", counted, self.products), self.sizes * counted.sum()
+
+
+def solved(products: Tensor, start: Tensor, ridge: float = RIDGE) -> Tensor:
+    """The weights (vectors,) that lead nearest to the aim by products (bands, vectors + 1, vectors + 1), all together.
+
+    Held at the weights `start` by a ridge, relative to the mean diagonal.
+    """
+    total = products.sum(0)
+    normal, right = total[:-1, :-1], total[:-1, -1]
+    held = ridge * normal.diagonal().mean() * torch.eye(len(start), dtype=torch.float64)
+    weights: Tensor = torch.linalg.solve(normal + held, right + held @ start)
+    return weights
+
+
+def solved_apart(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
+    """What the weights of each band differ by (vectors, bands) from those of all bands together."""
+    usual = BAND_RIDGE * products.sum(0)[:-1, :-1] / sizes.sum()
+    apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
+    for n, (own, size) in enumerate(zip(products, sizes, strict=True)):
+        normal, right = own[:-1, :-1], own[:-1, -1]
+        floor = RIDGE * normal.diagonal().mean() * torch.eye(len(together), dtype=torch.float64)
+        if size:
+            apart[:, n] = torch.linalg.solve(normal + usual * size + floor, right - normal @ together)
+    return filled(apart, sizes == 0)
+
+
+@dataclass
+class Walk:
+    """A batch on its way along a teacher's path."""
+
+    denoiser: Denoiser
+    x: Sample  # noisy, at the table's first level
+    path: TeacherPath
     history: History = ()
 
 
 @torch.no_grad()
 def least_squares(
-    table: MultistepTable, batches: Sequence[tuple[Goal, Path]], workers: Workers = ALONE, ridge: float = RIDGE
-) -> tuple[MultistepTable, list[Sample]]:
+    table: MultistepTable, walks: Sequence[Walk], workers: Workers = ALONE, ridge: float = RIDGE
+) -> MultistepTable:
     """The table with the weights that lead nearest to the teacher at every level, from where they led before.
 
     Minimises |x + (sigma_next - sigma) (sum_j w_j slope_j + v denoised_0 + sum_j u_j guidance_slope_j)
-    - teacher(sigma_next)|^2 + ridge |w - w_0|^2, with w_0 the weights of `table`, which is of one guidance scale; u is
-    there if it is guided. A spectral table then takes the weights of every band in the same way, held at those of all.
-    Also returns where the batches end then: it takes one run.
+    - teacher(sigma_next)|^2 + ridge |w - w_0|^2, with w_0 the weights of `table`; u is there if it is guided. A
+    spectral table then takes the weights of every band in the same way, held at those of all. Takes one run of each
+    walk, and leaves it where that ends.
     """
     config, levels = table.config, table.config.sigmas
     made = MultistepTable(config)
     made.load_state_dict(table.state_dict())
-    planner, runs = table.planner(), [Run(goal, path, goal.x) for goal, path in batches]
-    for k in range(len(levels) - 1):
+    planner = table.method().planner
+    for k in range(config.intervals):
         known = table.known(k)
-        count = len(known) * (1 + config.guided) + 1
-        # Of every band, or of one that holds all: inner products of what is added up, and with where it should lead.
-        sums = Sums.zeros(BANDS if config.spectral else 1, count)
-        for run in runs:
-            x, sigma = planner.carried(k, run.x, torch.tensor(levels[k]).to(run.x))
-            run.history = (*run.history, evaluate(run.goal.denoiser, x, sigma, planner.told(k, sigma)))
-            moved = (run.path.at(levels[k + 1])[0].to(x) - x) / (levels[k + 1] - float(sigma))
-            sums.add([*multistep_vectors(run.history[known.start :], guided=config.guided), moved])
-        sums.products, sums.sizes = workers.sum(sums.products), workers.sum(sums.sizes)
-        row = sums.solved(table.row(k), ridge)
-        parts = torch.tensor_split(row, [len(known), len(known) + 1])
-        made.weights[k, known], made.first[k] = parts[0].to(made.weights), row[len(known)]
-        if config.guided:
-            made.guided[k, known] = parts[2].to(made.weights)
-        weights, first, guided = (tuple(part.tolist()) for part in parts)
-        spectral: tuple[Tensor, ...] = ()
-        if config.spectral:
-            apart = sums.solved_apart(row)
-            made.spectral[k, made.vectors(k)] = apart.to(made.spectral)
-            spectral = (apart,)
-        nothing: tuple[tuple[float, ...], ...] = ((),) * k
-        solver = Multistep(
-            (*nothing, weights),
-            (*(0.0,) * k, *first),
-            (*nothing, guided) if config.guided else (),
-            (*(torch.empty(0),) * k, *spectral) if spectral else (),
-            config.switch,
-        )
-        for run in runs:
-            run.x = solver.to_next(run.history, torch.tensor(levels[k + 1]).to(run.x), None, Stage(k + 1, k + 1))
-    return made, [run.x for run in runs]
-
-
-@dataclass
-class Sums:
-    """Inner products (bands, vectors + 1, vectors + 1) of what is added up and, last, of where it should lead."""
-
-    products: Tensor
-    sizes: Tensor  # coefficients in each band, of all that was summed
-
-    @classmethod
-    def zeros(cls, count: int, vectors: int) -> "Sums":
-        """Of nothing yet; one band holds all frequencies."""
-        return cls(torch.zeros(count, vectors + 1, vectors + 1, dtype=torch.float64), torch.zeros(count).double())
-
-    def add(self, vectors: Sequence[Sample]) -> None:
-        """Add a batch's."""
-        stacked = torch.stack(list(vectors))
-        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
-        if len(self.sizes) == 1:
-            parts = {0: stacked.flatten(1)}
-        else:
-            of_band = bands(stacked[0])
-            coefficients = torch.stack([spectrum(v) for v in stacked])
-            parts = {n: coefficients[..., of_band == n].flatten(1) for n in sorted(set(of_band.flatten().tolist()))}
-        for n, part in parts.items():
-            self.products[n] += (part @ part.T).cpu()
-            self.sizes[n] += part.shape[1]
-
-    def solved(self, start: Tensor, ridge: float) -> Tensor:
-        """The weights (vectors,) of all bands together, held at `start`."""
-        total = self.products.sum(0)
-        normal, right = total[:-1, :-1], total[:-1, -1]
-        held = ridge * normal.diagonal().mean() * torch.eye(len(start), dtype=torch.float64)
-        row: Tensor = torch.linalg.solve(normal + held, right + held @ start)
-        return row
-
-    def solved_apart(self, together: Tensor) -> Tensor:
-        """What the weights differ by in each band (vectors, bands)."""
-        usual = BAND_RIDGE * self.products.sum(0)[:-1, :-1] / self.sizes.sum()
-        apart = torch.zeros(len(together), len(self.sizes), dtype=torch.float64)
-        for n, (products, size) in enumerate(zip(self.products, self.sizes, strict=True)):
-            normal, right = products[:-1, :-1], products[:-1, -1]
-            floor = RIDGE * normal.diagonal().mean() * torch.eye(len(together), dtype=torch.float64)
-            if size:
-                apart[:, n] = torch.linalg.solve(normal + usual * size + floor, right - normal @ together)
-        return filled(apart, self.sizes == 0)
+        vectors = len(known) * (1 + config.guided) + 1
+        bands_apart = BANDS if config.spectral else 1
+        products = torch.zeros(bands_apart, vectors + 1, vectors + 1, dtype=torch.float64)
+        sizes = torch.zeros(bands_apart, dtype=torch.float64)
+        for walk in walks:
+            x, sigma = planner.carried(k, walk.x, torch.tensor(levels[k]).to(walk.x))
+            walk.history = (*walk.history, evaluate(walk.denoiser, x, sigma, planner.told(k, sigma)))
+            aim = (walk.path.at(levels[k + 1])[0].to(x) - x) / (levels[k + 1] - float(sigma))
+            added = multistep_vectors(walk.history[known.start :], guided=config.guided)
+            more, counted = NormalEquations.of(added, aim, spectral=config.spectral).total()
+            products, sizes = products + more, sizes + counted
+        products, sizes = workers.sum(products), workers.sum(sizes)
+        row = solved(products, table.row(k), ridge)
+        made.set_row(k, row, solved_apart(products, sizes, row) if config.spectral else None)
+        method = made.method()
+        for walk in walks:
+            sigma_next = torch.tensor(levels[k + 1]).to(walk.x)
+            walk.x = method.solver.to_next(walk.history, sigma_next, None, method.stages[k])
+    return made

@@ -1,474 +1,415 @@
-"""Fitting to the end of the trajectory: the error of the finished sample, without a gradient through the model.
+"""Fitting a table to the end of the trajectory: the error of the finished sample, with no gradient through the model.
 
-A plan has a handful of numbers, and a number's derivative is the difference of two sampling runs that
-part where it acts. With the derivatives J of every sample's end by its own numbers, the squared error
-|e + J delta|^2 is known for all small changes, with no further model call. A table takes the best
-change for all samples (Gauss-Newton, damped as by Levenberg and Marquardt), a network is trained to take
-every sample's own. Then both are measured, and expanded again where they are now.
+A table has a handful of numbers, and a number's derivative is the difference of two sampling runs that part where it
+acts. With the derivatives J of every sample's end, the squared error |e + J delta|^2 is known for all small changes,
+with no further model call. Levenberg and Marquardt's damped step leads to where it is smallest, and there all is
+measured again. What was linearised ages slowly. So an iteration expands only some of the trajectories anew.
+
+Samples near a fork of the ODE end far from the teacher whatever the solver. A few of them would outweigh all others, so
+what is minimised grows only linearly beyond some times the usual distance (Huber's loss).
 """
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
+from scipy.optimize import lsq_linear
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from ..driver import Decided, Resume
-from ..features import LOOKS, Look
-from ..midpoints import COLUMNS, TablePredictor, untrained_table
-from ..network import AMEDPredictor
-from ..predictor import AnyPredictor
-from ..types import Evaluation, Sample, Sigma, Source, Step, StepPlan
-from .protocol import FitConfig, FitEvent, refuse_other_settings
-from .runs import moved_to
-from .targets import Goal, Goals, ends
-from .trajectories import HELD_OUT, Metered
-from .workers import ALONE, Workers
+from ..config import PredictorConfig
+from ..driver import Resume, evaluate
+from ..predictor import Predictor, build
+from ..types import Method, Sample, Step
+from .huber import compared, huber, linear_from
+from .parameters import Acts, Parameters
+from .protocol import FitEvent, FitSummary, refuse_other_settings
+from .runs import RunCache, Runs
+from .targets import Target, rmse
 
-DIFFERENCE = 2e-2  # of every number, for the derivatives
-DAMPING, NETWORK_DAMPING, EASIER, HARDER = 1e-2, 1.0, 0.2, 5.0  # Levenberg's and Marquardt's
-ATTEMPTS, NETWORK_ATTEMPTS = 5, 2  # at a smaller error, per iteration
-LEARNING_RATE = 3e-3  # of Adam, on what the plans of a network are known to do
+DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's: at first, after a gain, after a failure
+ATTEMPTS = 5  # at a smaller error, per iteration
+# Sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow; in the first one,
+# which knows none of earlier iterations, twice as many.
+CALLS_PER_ITERATION = 2000
 
 
 @dataclass(frozen=True)
-class Expansion:
-    """What small changes of its plans do to a batch: end(delta) = end + J delta, sample by sample.
+class Found:
+    """A method that a fit may begin with, how far fitted samples end from their targets (rows,), and the runs."""
 
-    The numbers of a plan lie interval by interval and in each in the order of COLUMNS, the fixed ones left out.
-    """
+    name: str
+    method: Method
+    distances: Tensor
+    cache: RunCache
+    table: Predictor | None  # None of a baseline that is no table
 
-    group: int
-    normal: Tensor  # J^T J (batch, numbers, numbers), in float64
-    gradient: Tensor  # J^T e (batch, numbers), e the distance from the goal
-    numbers: Tensor  # (batch, numbers), where it was expanded
-    seen: Sequence[Tensor]  # what a network saw before every planned interval
 
-    def change_of_error(self, change: Tensor) -> Tensor:
-        """By how much the summed squared error changes with the numbers' `change` (batch, numbers)."""
-        quadratic = torch.einsum("ni,nij,nj->", change, self.normal, change)
-        return quadratic + 2 * (self.gradient * change).sum()
+class Start(Protocol):
+    """How a fit finds the table that it begins with."""
+
+    @property
+    def names(self) -> list[str]:
+        """What it chooses among, by which a state knows it again."""
+        ...
+
+    @property
+    def model_calls(self) -> int:
+        """The fewest calls, of all workers, up to the first iteration, with the targets."""
+        ...
+
+    def found(self) -> Iterator[Found]:
+        """The baseline, which learns nothing, and then tables, each of which may be better."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """The summed loss of a batch near `numbers`, but for constants: 2 gradient delta + delta normal delta."""
+
+    numbers: Tensor  # (count,), in float64 as all of these
+    normal: Tensor  # J^T J (count, count)
+    gradient: Tensor  # J^T e (count,)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All that changes in a fit. It is replaced as a whole, so that a fit that is stopped inside a step repeats it."""
+
+    best: Predictor  # what the fit hands over
+    current: Predictor  # the table under way
+    baseline: str = ""
+    iteration: int = 0
+    done: bool = False
+    damping: float = DAMPING
+    used: int = 0  # sample calls that this much takes if nothing is repeated: what the budget is compared with
+    fitted: Tensor = field(default_factory=lambda: torch.empty(0))  # distances (fitted,) of the current table
+    best_distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (fitted + held_out,) of the best one
+    base_distances: Tensor = field(default_factory=lambda: torch.empty(0))  # the same of the baseline
+    best_is_table: bool = True  # or the best distances are those of a baseline that is none
+    history: tuple[tuple[float, float], ...] = ()  # RMSE on fitted and on held-out trajectories, of every table
+    linearised: Mapping[int, Linearised] = field(default_factory=dict)  # by the batch's number
+
+
+# What of it a state holds as it is.
+PLAIN = (
+    "baseline",
+    "iteration",
+    "done",
+    "damping",
+    "used",
+    "fitted",
+    "best_distances",
+    "base_distances",
+    "best_is_table",
+)
 
 
 class EndToEnd:
-    """Fits a table, or a network that corrects one, to where the converged teacher takes the same noise.
+    """Fits a table to where a slow sampler takes the same noise. Nothing but this object changes.
 
-    `sources` are one per guidance scale of the predictor's config. Model calls and the teacher's samples are never
-    made twice. Nothing but the predictor and this object changes.
+    `parameters` says for settings which numbers are moved. `start` finds the table it begins with.
     """
 
     def __init__(
-        self,
-        predictor: AnyPredictor,
-        sources: Source | Sequence[Source],
-        config: FitConfig,
-        look: Look | None = None,
-        workers: Workers = ALONE,
+        self, initial: Predictor, parameters: Callable[[PredictorConfig], Parameters], start: Start, runs: Runs
     ) -> None:
-        settings = predictor.config
-        listed = (sources,) if callable(sources) else tuple(sources)
-        if len(listed) != max(len(settings.guidances), 1):
-            raise ValueError(f"There are {len(listed)} sources for guidance scales {list(settings.guidances)}.")
-        self.predictor = predictor
-        self.config = config
-        self.workers = workers
-        self.look = look or LOOKS[settings.features]
-        self.metered = [Metered(source) for source in listed]
-        shared = (config.batch_size, settings, config.teacher_calls, workers)
-        self.fitted = Goals(self.metered, range(config.trajectories), *shared)
-        self.judged = Goals(self.metered, range(HELD_OUT, HELD_OUT + config.held_out), *shared)
-        self.solver = settings.build_solver()
-        self.grid = torch.tensor(settings.sigmas, dtype=torch.float64)
-        low, high = (
-            torch.tensor(bound, dtype=torch.float64).repeat(settings.planned)
-            for bound in zip(*settings.bounds, strict=True)
-        )
-        self.free = high > low  # a column without a range keeps its value
-        self.low, self.high = low[self.free], high[self.free]
-        # What a state holds: the predictor under way, how it does, and the best so far.
-        self.current = copy.deepcopy(predictor)
-        self.iteration = 0
-        self.damping: Tensor = torch.empty(0)
-        self.error: Tensor = torch.empty(0)
-        self.best: Tensor = torch.empty(0)
-        self.base: Tensor = torch.empty(0)
-        self.done = False
-        self.history: list[list[float]] = []  # error and held-out error of every iteration
-        self.optimizer: dict[str, Any] | None = None
+        self.parameters = parameters
+        self.start = start
+        self.runs = runs
+        self.initial = initial
+        self.at = Progress(initial, initial)
+        self._cache = RunCache(0)  # runs of the current table
         self._earlier_calls = 0
-        self._runs: dict[int, list[Step]] = {}  # of the current predictor, on the CPU, to be expanded around
+        self._all_calls = 0  # of all workers, when last measured
+
+    @property
+    def predictor(self) -> Predictor:
+        """The best table so far."""
+        return self.at.best
+
+    @property
+    def losses(self) -> list[float]:
+        """RMSE on the fitted trajectories: of the baseline, then of every iteration's table."""
+        return [fitted for fitted, _ in self.at.history]
 
     @property
     def model_calls(self) -> int:
         """Single-sample model calls so far, of this process."""
-        return self._earlier_calls + sum(metered.calls for metered in self.metered)
+        return self._earlier_calls + self.runs.source.calls
 
     @property
-    def floor(self) -> int:
-        """The fewest model calls, on paper, of this fit's iterations so far (at least 1), for this worker's share."""
-        return self.calls_of(max(self.iteration, 1))
-
-    def calls_of(self, iterations: int) -> int:
-        """The fewest model calls that so many iterations take, for this worker's share of the trajectories.
-
-        The teacher, the error before, and the base solver's plain calls; per iteration, every number's calls that
-        come after it, and one attempt at a smaller error. Runs are expanded around where they were measured.
-        """
-        config = self.predictor.config
-        fitted, judged = (sum(len(rows) for _, rows in goals.batches()) for goals in (self.fitted, self.judged))
-        once = self.fitted.floor + self.judged.floor + (fitted + 2 * judged) * config.calls
-        starts = [2 * k - config.analytic_first_step for k in range(config.planned)]  # calls before an interval's
-        after = [config.calls - start - 1 for start in starts]  # from its midpoint on
-        widths = [high > low for low, high in config.bounds]
-        derivatives = sum(n * (widths[0] + widths[2]) + (n - 1) * widths[1] for n in after)
-        return once + iterations * (fitted * (derivatives + config.calls) + judged * config.calls)
-
-    @property
-    def guidances(self) -> list[float | None]:
-        """The guidance scale of every group of goals."""
-        return list(self.predictor.config.guidances) or [None]
-
-    def events(self) -> Iterator[FitEvent]:
-        """Fit, one iteration per event; the predictor is the best so far, judged on what is held out.
-
-        Leave the loop to cancel; call again to go on. Raises FloatingPointError if the base solver's
-        samples are not finite.
-        """
-        if not self.history:
-            with torch.no_grad():
-                yield self._begin()
-        while not self.done and self.iteration < self.config.iterations:
-            if self.config.gradient == "reverse":
-                with torch.enable_grad():
-                    trial, error = self._descended()
-                accepted = torch.ones_like(error, dtype=torch.bool)
-                damping = self.damping
-            else:
-                with torch.no_grad():
-                    trial, error, accepted, damping = self._improved()
-            with torch.no_grad():
-                judged, event = self._judge(trial, error)
-            gained = (error < (1 - self.config.tolerance) * self.error) & accepted
-            self._keep_best(trial, judged)
-            self.current, self.error, self.damping = trial, error, damping
-            self.iteration += 1
-            self.done = not bool(gained.any()) and self.config.gradient != "reverse"
-            yield self._report(event)
-
-    def _begin(self) -> FitEvent:
-        error = self._errors(self.current, self._runs)
-        judged, event = self._judge(self.current, error)
-        current, untrained = self.current, untrained_table(self.current.config)
-        is_base = isinstance(current, TablePredictor) and torch.equal(current.plans.cpu(), untrained)
-        base = self.judged.base_errors(judged if is_base else None)
-        if not bool(error.isfinite().all() & judged.isfinite().all()):
-            raise FloatingPointError(
-                "The base solver's samples are not finite. Check the model's precision and its LoRAs, or fit a "
-                "predictor for another sampler."
-            )
-        self.error, self.best, self.base = error, judged, base
-        table = isinstance(self.current, TablePredictor)
-        self.damping = torch.full_like(error, DAMPING if table else NETWORK_DAMPING)
-        return self._report(event)
-
-    def _report(self, event: FitEvent) -> FitEvent:
-        self.history.append([event.error, event.held_out])
-        return replace(event, iteration=self.iteration, model_calls=self.model_calls)
-
-    def _judge(self, predictor: AnyPredictor, error: Tensor) -> tuple[Tensor, FitEvent]:
-        """Its error on what is held out, and what there is to report."""
-        last: list[tuple[Sequence[StepPlan], Sample, Sample]] = []
-
-        def draw(goal: Goal) -> Sample:
-            steps = self._run(goal, predictor)
-            last[:] = [([step.plan for step in steps if step.plan is not None], steps[-1].x, goal.target)]
-            return steps[-1].x
-
-        judged = self._coupled(self.judged.errors(draw))
-        plans, student, teacher = last[0]
-        on_fitted, held_out = (float(values.square().mean().sqrt()) for values in (error, judged))
-        means = tuple(plan.mean() for plan in plans)
-        event = FitEvent(self.iteration, on_fitted, held_out, means, self.model_calls, student, teacher)
-        return judged, event
-
-    def _keep_best(self, trial: AnyPredictor, judged: Tensor) -> None:
-        better = judged < self.best
-        self.best = torch.where(better, judged, self.best)
-        _take(self.predictor, trial, better)
-
-    def _improved(self) -> tuple[AnyPredictor, Tensor, Tensor, Tensor]:
-        """One iteration of Levenberg and Marquardt: a predictor, its error, where that is smaller, the damping then."""
-        expansions = [self._expanded(goal) for goal in self.fitted]
-        damping, best, error = self.damping.clone(), copy.deepcopy(self.current), self.error.clone()
-        open_ = torch.ones_like(error, dtype=torch.bool)
-        for _ in range(ATTEMPTS if isinstance(self.predictor, TablePredictor) else NETWORK_ATTEMPTS):
-            trial = self._minimised(expansions, damping)
-            runs: dict[int, list[Step]] = {}
-            tried = self._errors(trial, runs)
-            smaller = (tried < error) & open_
-            _take(best, trial, smaller)
-            error = torch.where(smaller, tried, error)
-            self._runs |= {n: steps for n, steps in runs.items() if bool(smaller[self._group(n)])}
-            damping = torch.where(smaller, damping * EASIER, torch.where(open_, damping * HARDER, damping))
-            open_ &= ~smaller
-            if not bool(open_.any()):
+    def expected_calls(self) -> int:
+        """The fewest, of all workers, if no iteration fails at first."""
+        total = self.start.model_calls
+        for iteration in range(1, self.runs.settings.iterations):
+            following = self._iteration_calls(iteration)
+            if self.runs.settings.budget and total + following > self.runs.settings.budget:
                 break
-        return best, error, ~open_, damping
+            total += following
+        return max(total, self.at.used)
 
-    def _expanded(self, goal: Goal) -> Expansion:
-        """Run once, and once more for every number from where it acts on."""
-        steps = self._known_run(goal) or self._run(goal, self.current)
-        end, plans = steps[-1].x, [step.plan for step in steps]
-        planned = [(k, plan) for k, plan in enumerate(plans) if plan is not None]
-        columns, numbers = [], []
-        for k, plan in planned:
-            for name, (low, high) in zip(COLUMNS, self.predictor.config.bounds, strict=True):
-                if low == high:
-                    continue
-                value = torch.as_tensor(getattr(plan, name)).to(goal.x)
-                step = torch.where(value + DIFFERENCE <= high, DIFFERENCE, -DIFFERENCE)
-                varied = Decided((*plans[:k], plan.changed(name, value + step), *plans[k + 1 :]))
-                same_mid = steps[k].mid if name == "scale_dir" else None
-                resume = Resume(k, steps[k].start, steps[k - 1].history if k else (), same_mid)
-                moved = ends(goal, self.grid, self.solver, varied, None, resume)[-1].x
-                columns.append(((moved - end) / step).flatten(1))
-                numbers.append(value.flatten().expand(len(end)))
-        jacobian = torch.stack(columns, 1)
-        residual = (end - goal.target).flatten(1)
-        return Expansion(
-            goal.group,
-            (jacobian @ jacobian.mT).cpu().double(),
-            (jacobian @ residual[..., None]).squeeze(-1).cpu().double(),
-            torch.stack(numbers, 1).cpu().double(),
-            [self._seen(steps[k].start).cpu() for k, _ in planned],
-        )
+    @torch.no_grad()
+    def events(self) -> Iterator[FitEvent]:
+        """Fit, one iteration per event; the predictor is the best so far.
 
-    def _seen(self, start: Evaluation) -> Tensor:
-        """What a network sees, sample by sample, even if it is the same for all."""
-        seen = self.look(start)
-        return seen.expand(len(start.x), *seen.shape[1:])
-
-    def _minimised(self, expansions: Sequence[Expansion], damping: Tensor) -> AnyPredictor:
-        """The predictor that does best by the expansions, not straying far where the damping is large."""
-        trial = copy.deepcopy(self.current)
-        if isinstance(trial, TablePredictor):
-            groups = trial.plans.reshape(len(self.guidances), -1)
-            free = self.free.to(groups.device)
-            for group, (plans, damp) in enumerate(zip(groups, damping, strict=True)):
-                normal, gradient = self._summed(expansions, group)
-                moved = bounded_step(plans[free].cpu().double(), normal, gradient, float(damp), self.low, self.high)
-                plans[free] = moved.to(plans)
-            return trial
-        assert isinstance(trial, AMEDPredictor)
-        with torch.enable_grad():
-            self._train(trial, expansions, float(damping))
-        return trial
-
-    def _summed(self, expansions: Sequence[Expansion], group: int) -> tuple[Tensor, Tensor]:
-        count = int(self.free.sum())
-        normal, gradient = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-        for e in expansions:
-            if e.group == group:
-                normal += e.normal.sum(0)
-                gradient += e.gradient.sum(0)
-        return self.workers.sum(normal), self.workers.sum(gradient)
-
-    def _train(self, network: AMEDPredictor, expansions: Sequence[Expansion], damping: float) -> None:
-        """Train a network on the expanded error, with no model call, for as long as others gain from it, too.
-
-        Every fourth batch is not trained on. It tells when the network starts to learn its samples by heart,
-        which with thousands of weights and hundreds of samples is soon.
+        Leave the loop to cancel; call again to go on. Raises FloatingPointError if the teacher's samples are not
+        finite.
         """
-        watched = _joined(list(expansions)[3::4] or expansions)
-        trained = _joined([e for n, e in enumerate(expansions) if n % 4 != 3])
-        weights = list(network.requires_grad_(True).parameters())
-        diagonal = torch.zeros(int(self.free.sum()), dtype=torch.float64)
-        for e in trained:
-            diagonal += e.normal.diagonal(dim1=1, dim2=2).sum(0)
-        diagonal = self.workers.sum(diagonal) / sum(len(e.numbers) for e in trained) / self.workers.count
-        optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
-        lowest, best = 0.0, copy.deepcopy(network.state_dict())
-        for step in range(self.config.network_steps):
-            optimizer.zero_grad()
-            total = torch.zeros((), dtype=torch.float64)
-            for e in trained:
-                change = self._numbers(network, e) - e.numbers
-                total = total + e.change_of_error(change) + damping * (diagonal * change.square()).sum()
-            total.backward(inputs=weights)  # type: ignore[no-untyped-call]
-            for weight in weights:
-                assert weight.grad is not None
-                self.workers.sum(weight.grad)
-            optimizer.step()
-            if step % 5 == 4:
-                with torch.no_grad():
-                    changes = [e.change_of_error(self._numbers(network, e) - e.numbers) for e in watched]
-                    value = float(self.workers.sum(torch.stack(changes).sum()))
-                if value < lowest:
-                    lowest, best = value, copy.deepcopy(network.state_dict())
-        network.load_state_dict(best)
-        network.requires_grad_(False)
+        if not self.at.history:
+            yield from self._begun()
+        while not self.at.done and self.at.iteration < self.runs.settings.iterations:
+            following, budget = self._iteration_calls(self.at.iteration), self.runs.settings.budget
+            if budget and self.at.used + following > budget:
+                self.at = replace(self.at, done=True)
+                return
+            yield self._improved()
 
-    def _numbers(self, network: AMEDPredictor, expansion: Expansion) -> Tensor:
-        """The free numbers (batch, numbers) of a network's plans for what it saw."""
-        own = network.planner(guidance=self.guidances[expansion.group]).own
-        made = []
-        for interval, seen in enumerate(expansion.seen):
-            plan = own(interval, seen)
-            for name, (low, high) in zip(COLUMNS, self.predictor.config.bounds, strict=True):
-                if low < high:
-                    value = torch.as_tensor(getattr(plan, name))
-                    made.append(value.cpu().double().flatten().expand(len(expansion.numbers)))
-        return torch.stack(made, 1)
+    def _begun(self) -> list[FitEvent]:
+        """Find the baseline and the first table; it counts as the first iteration."""
+        at, events, cache = Progress(self.initial, self.initial), [], self._cache
+        for found in self.start.found():
+            table, cache = found.table, found.cache
+            at = replace(at, fitted=found.distances, current=at.current if table is None else table)
+            if not at.history:
+                at = replace(at, baseline=found.name)
+            at, event = self._judged(at, found.method, is_table=table is not None)
+            events.append(event)
+            at = replace(at, iteration=at.iteration + 1)
+        at = replace(at, iteration=1, used=self.start.model_calls)
+        self._commit(at, cache)
+        return events
 
-    def _descended(self) -> tuple[AnyPredictor, Tensor]:
-        """One pass of Adam along the gradient of autograd through the whole trajectory, call by call recomputed."""
-        trial = copy.deepcopy(self.current).requires_grad_(True)
-        weights = list(trial.parameters())
-        optimizer = torch.optim.Adam(weights, lr=self.config.learning_rate)
-        if self.optimizer is not None:
-            optimizer.load_state_dict(self.optimizer)
-        for goal in self.fitted:
-            optimizer.zero_grad()
-            ask = goal.denoiser
+    def _commit(self, at: Progress, cache: RunCache) -> None:
+        self._all_calls = int(self.runs.workers.sum(torch.tensor(self.model_calls)))
+        self.at, self._cache = at, cache
 
-            def again(x: Sample, sigma: Sigma, ask: Any = ask) -> Any:
-                return checkpoint(ask, x, sigma, use_reentrant=False)
+    def _held_out_errors(self, distances: Tensor, base: Tensor) -> tuple[float, float]:
+        """The error of distances (fitted + held_out,) on what is held out, and a base's; both by the base's limit."""
+        held_out, base = (d[self.runs.settings.trajectories :] for d in (distances, base))
+        limit = linear_from(base)
+        return float(huber(held_out, limit).sqrt()), float(huber(base, limit).sqrt())
 
-            end = self._run(replace(goal, denoiser=again), trial)[-1].x
-            (end - goal.target).square().mean().backward(inputs=weights)  # type: ignore[no-untyped-call]
-            for weight in weights:
-                if weight.grad is not None:
-                    self.workers.sum(weight.grad)
-            optimizer.step()
-            if isinstance(trial, TablePredictor):
-                low, high = (torch.tensor(bound) for bound in zip(*self.predictor.config.bounds, strict=True))
-                trial.plans.data.clamp_(low.to(trial.plans), high.to(trial.plans))
-        trial.requires_grad_(False)
-        with torch.no_grad():
-            error = self._errors(trial, {})
-        self.optimizer = copy.deepcopy(optimizer.state_dict())
-        return trial, error
+    def _judged(self, at: Progress, method: Method, *, is_table: bool = True) -> tuple[Progress, FitEvent]:
+        """Measure the current table on what is held out, and keep it if it is the best so far on all there is.
 
-    def _run(self, goal: Goal, predictor: AnyPredictor) -> list[Step]:
-        planner = predictor.planner(look=self.look, guidance=self.guidances[goal.group])
-        return ends(goal, self.grid, self.solver, planner, predictor.config.first)
+        There are many more trajectories than numbers, and the more, the less a few odd ones decide. But on what is
+        held out it must be better than the baseline, if the best so far is.
+        """
+        last: list[tuple[list[Step], Sample]] = []
 
-    def _known_run(self, goal: Goal) -> list[Step]:
-        """The current predictor's run toward this goal, if it is at hand from measuring its error."""
-        return moved_to(self._runs.pop(goal.number, []), goal.x.device)
+        def draw(target: Target) -> Sample:
+            last[:] = [(self.runs.run(target, method), target.end)]
+            return last[0][0][-1].x
 
-    def _errors(self, predictor: AnyPredictor, runs: dict[int, list[Step]]) -> Tensor:
-        """The errors on what is fitted; `runs` keeps the runs that showed them, as many as memory allows."""
-        kept = 0
+        judged = self.runs.judged.distances(draw)
+        both = torch.cat([at.fitted, judged])
+        if not at.history:
+            at = replace(at, best_distances=both, base_distances=both, best=at.current, best_is_table=is_table)
+        elif not at.best_is_table:
+            at = replace(at, best_distances=both, best=at.current, best_is_table=True)
+        elif compared(both, at.best_distances) < 1:
+            error, base = self._held_out_errors(both, at.base_distances)
+            if error < max(base, self._held_out_errors(at.best_distances, at.base_distances)[0]):
+                at = replace(at, best_distances=both, best=at.current)
+        steps, teacher = last[0]
+        plans = tuple(step.plan.mean() for step in steps if step.plan is not None)
+        errors = (rmse(at.fitted), rmse(judged))
+        event = FitEvent(at.iteration, *errors, plans, self.model_calls, steps[-1].x, teacher)
+        return replace(at, history=(*at.history, errors)), event
 
-        def draw(goal: Goal) -> Sample:
-            nonlocal kept
-            steps = self._run(goal, predictor)
-            kept += 2 * len(steps) * 3 * goal.x.numel() * goal.x.element_size()
-            if self.config.gradient != "reverse" and kept <= self.config.keep_bytes:
-                runs[goal.number] = moved_to(steps, "cpu")
-            return steps[-1].x
+    def _improved(self) -> FitEvent:
+        """One iteration of Levenberg and Marquardt."""
+        at, runs = self.at, self.runs
+        parameters = self.parameters(at.current.config)
+        linearised = dict(at.linearised)
+        due = self._due_rows(at.iteration)
+        limit = linear_from(at.fitted)
+        for target in runs.fitted:
+            if target.number in due:
+                linearised[target.number] = self._linearised(target, due[target.number], parameters, limit)
+        at = replace(at, linearised=linearised, used=at.used + self._iteration_calls(at.iteration))
+        at, cache, gained = self._stepped(at, parameters)
+        # A step that gains nothing may be the fault of the few batches that it was made of.
+        covered = self._covered(at.iteration)
+        at = replace(
+            at,
+            iteration=at.iteration + 1,
+            done=not gained and covered,
+            damping=at.damping if gained or covered else DAMPING,
+        )
+        at, event = self._judged(at, at.current.method())
+        self._commit(at, cache)
+        return event
 
-        return self._coupled(self.fitted.errors(draw))
+    def _stepped(self, at: Progress, parameters: Parameters) -> tuple[Progress, RunCache, bool]:
+        """The first of some ever shorter steps that leads to a smaller loss, and whether it gained anything."""
+        here, attempt_calls = parameters.of(at.current), self.runs.config.calls * self.runs.settings.trajectories
+        normal, gradient = self._summed(at.linearised.values(), here)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                held_out = self.runs.config.calls * self.runs.settings.held_out
+                budget = self.runs.settings.budget
+                if budget and at.used + attempt_calls + held_out > budget:
+                    break
+                at = replace(at, used=at.used + attempt_calls)
+            change = damped_step(here, normal, gradient, at.damping, parameters.low, parameters.high)
+            trial = parameters.table(at.current, here + change)
+            distances, cache = self.runs.fitted_distances(trial.method())
+            if (left := compared(distances, at.fitted)) < 1:
+                better = replace(at, current=trial, fitted=distances, damping=at.damping * EASIER)
+                return better, cache, left < (1 - self.runs.settings.tolerance) ** 2
+            at = replace(at, damping=at.damping * HARDER)
+        return at, self._cache, False
 
-    def _group(self, number: int) -> int:
-        """Where a batch's error lies among the errors."""
-        return self.fitted.batches()[number][0] if isinstance(self.predictor, TablePredictor) else 0
+    def _summed(self, linearised: Iterable[Linearised], here: Tensor) -> tuple[Tensor, Tensor]:
+        """Normal matrix and gradient of all batches, of all workers, at the numbers `here`."""
+        count = len(here)
+        normal, gradient = torch.zeros(count, count).double(), torch.zeros(count).double()
+        for one in linearised:
+            normal += one.normal
+            gradient += one.gradient + one.normal @ (here - one.numbers)
+        return self.runs.workers.sum(normal), self.runs.workers.sum(gradient)
 
-    def _coupled(self, errors: Tensor) -> Tensor:
-        """A table's plans at one guidance scale are its own; a network's weights serve all of them."""
-        table = isinstance(self.predictor, TablePredictor)
-        return errors if table else errors.square().mean(0, keepdim=True).sqrt()
+    def _linearised(self, target: Target, rows: range, parameters: Parameters, limit: Tensor) -> Linearised:
+        """Run these rows of a batch once, and once more for every number from where it acts on."""
+        table = self.at.current
+        method = table.method()
+        steps = self._cache.get(target.number, target.x.device)
+        if len(rows) < len(target.rows):
+            target, steps = target.few(self.runs.source, len(rows)), []
+        steps = steps or self.runs.run(target, method)
+        end, here = steps[-1].x, parameters.of(table)
+        columns = []
+        for place, (step, (interval, where)) in enumerate(
+            zip(parameters.differences(here).tolist(), parameters.acts(), strict=True)
+        ):
+            changed = here.clone()
+            changed[place] += step
+            varied = parameters.table(table, changed).method()
+            moved = self.runs.run(target, varied, resumed(target, varied, steps, interval, where))[-1].x
+            columns.append(((moved - end) / step).flatten(1))
+        jacobian = torch.stack(columns, 1)
+        residual = (end - target.end).flatten(1)
+        counts = (float(limit) / residual.square().mean(1).sqrt()).clamp(max=1)
+        normal = (counts[:, None, None] * (jacobian @ jacobian.mT)).cpu().double().sum(0)
+        gradient = (counts[:, None] * (jacobian @ residual[..., None]).squeeze(-1)).cpu().double().sum(0)
+        return Linearised(here, normal, gradient)
+
+    # Which trajectories are linearised in which iteration, and what that costs.
+
+    @property
+    def _derivative_calls(self) -> int:
+        """The model calls of one trajectory's derivatives; of a second model there are fewer."""
+        return sum(self.parameters(self.runs.config).calls_after())
+
+    @property
+    def _rows_each(self) -> int:
+        """How many of a batch's trajectories are linearised: with many calls, a part of it."""
+        return min(self.runs.settings.batch_size, max(1, CALLS_PER_ITERATION // self._derivative_calls))
+
+    @property
+    def _batch_count(self) -> int:
+        """The batches of all workers."""
+        return -(-self.runs.settings.trajectories // self.runs.settings.batch_size)
+
+    def _due(self, iteration: int) -> set[int]:
+        """Which batches, of all workers', are linearised anew in an iteration: some, in turn."""
+        count = max(1, CALLS_PER_ITERATION // (self._derivative_calls * self._rows_each))
+        begin = count * iteration if iteration > 1 else 0
+        return {place % self._batch_count for place in range(begin, count * (iteration + 1))}
+
+    def _covered(self, iteration: int) -> bool:
+        """Whether every batch was linearised in the iterations up to this one."""
+        return len({place for n in range(1, iteration + 1) for place in self._due(n)}) == self._batch_count
+
+    def _due_rows(self, iteration: int) -> dict[int, range]:
+        """Those of this worker's batches that are linearised anew in an iteration, with the trajectories that are."""
+        due, size = self._due(iteration), self.runs.settings.batch_size
+        found = {}
+        for number, rows in enumerate(self.runs.fitted.batches()):
+            place, within = divmod(rows.start, size)
+            few = range(rows.start, min(rows.stop, rows.start - within + self._rows_each))
+            if place in due and few:
+                found[number] = few
+        return found
+
+    def _iteration_calls(self, iteration: int) -> int:
+        """The fewest calls of an iteration: derivatives of what is due, one attempt, and what is held out."""
+        settings, calls = self.runs.settings, self.runs.config.calls
+        rows = [min(self._rows_each, settings.trajectories - n * settings.batch_size) for n in self._due(iteration)]
+        again = calls if self._rows_each < settings.batch_size else 0  # parts of batches are run once more
+        return sum(rows) * (self._derivative_calls + again) + calls * (settings.trajectories + settings.held_out)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that continues this fit exactly; `files.save_state` writes it. An iteration begun is begun again."""
+        """All that continues this fit exactly. An iteration begun is begun again."""
+        at = self.at
         return {
-            "config": asdict(self.config),
-            "predictor_config": asdict(self.predictor.config),
-            "predictor": _weights(self.predictor),
-            "current": _weights(self.current),
-            "iteration": self.iteration,
-            "numbers": {"damping": self.damping, "error": self.error, "best": self.best, "base": self.base},
-            "done": self.done,
-            "history": [list(errors) for errors in self.history],
-            "optimizer": self.optimizer,
+            "config": asdict(self.runs.settings),
+            "predictor_config": asdict(self.runs.config),
+            "starts": self.start.names,
+            "tables": [[asdict(table.config), dict(table.state_dict())] for table in (at.best, at.current)],
+            "progress": {name: getattr(at, name) for name in PLAIN},
+            "history": [list(errors) for errors in at.history],
+            "linearised": {str(n): [one.numbers, one.normal, one.gradient] for n, one in at.linearised.items()},
             "model_calls": self.model_calls,
-            "goals": [self.fitted.state_dict(), self.judged.state_dict()],
+            "all_calls": self._all_calls,
+            "targets": [self.runs.fitted.state_dict(), self.runs.judged.state_dict()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
-        refuse_other_settings(state, {"config": self.config, "predictor_config": self.predictor.config})
-        self.predictor.load_state_dict(state["predictor"])
-        self.current.load_state_dict(state["current"])
-        self.iteration, self.done = state["iteration"], state["done"]
-        for name, value in state["numbers"].items():
-            setattr(self, name, value)
-        self.history = [list(errors) for errors in state["history"]]
-        self.optimizer = state["optimizer"]
-        self._earlier_calls = state["model_calls"]
-        for goals, saved in zip((self.fitted, self.judged), state["goals"], strict=True):
-            goals.load_state_dict(saved)
+        refuse_other_settings(state, {"config": self.runs.settings, "predictor_config": self.runs.config})
+        if state["starts"] != self.start.names:
+            raise ValueError("This training state was made with other starts.")
+        best, current = (self._table(*saved) for saved in state["tables"])
+        history = tuple((fitted, held_out) for fitted, held_out in state["history"])
+        linearised = {int(n): Linearised(*parts) for n, parts in state["linearised"].items()}
+        self.at = Progress(best, current, history=history, linearised=linearised, **state["progress"])
+        self._cache = RunCache(0)
+        self._earlier_calls, self._all_calls = state["model_calls"], state["all_calls"]
+        for targets, saved in zip((self.runs.fitted, self.runs.judged), state["targets"], strict=True):
+            targets.load_state_dict(saved)
 
-    def summary(self) -> dict[str, Any]:
-        """How this predictor came about, for the header of its file; errors are of what is held out."""
-        best, base = (float(v.square().mean().sqrt()) for v in (self.best, self.base))
-        return {
-            **asdict(self.config),
-            "objective": "end to end",
-            "teacher": f"converged, {self.config.teacher_calls} calls",
-            "iterations": self.iteration,
-            "model_calls": self.model_calls * self.workers.count,
-            "model_calls_on_paper": self.floor * self.workers.count,
-            "error": best,
-            "base_solver_error": base,
-            "gain": 1 - best / base,
-        }
+    def _table(self, header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
+        table = build(PredictorConfig.from_header(header)).to(next(self.initial.parameters()))
+        table.load_state_dict(learned)
+        return table
+
+    def summary(self) -> FitSummary:
+        """What came of it. Errors are RMSEs on what is held out, but that those far beyond the baseline's usual one
+        count as in Huber's loss: a single odd sample of few says little.
+        """
+        error, base = self._held_out_errors(self.at.best_distances, self.at.base_distances)
+        settings = self.runs.settings
+        details = {"iterations": self.at.iteration}
+        teacher = f"iPNDM, {settings.teacher_calls} calls"
+        return FitSummary(
+            "end to end", teacher, self.at.baseline, self._all_calls, error, base, asdict(settings), details
+        )
 
 
-def bounded_step(start: Tensor, normal: Tensor, gradient: Tensor, damping: float, low: Tensor, high: Tensor) -> Tensor:
-    """The damped Gauss-Newton step from `start` (numbers,), kept inside [low, high].
+def resumed(target: Target, varied: Method, steps: Sequence[Step], interval: int, where: Acts) -> Resume:
+    """Where the run of a varied method leaves the one that is known."""
+    start, history = steps[interval].start, steps[interval - 1].history if interval else ()
+    if where == "start":
+        told = varied.planner.told(interval, start.sigma)
+        start = evaluate(target.denoiser, start.x, start.sigma, told)
+    return Resume(interval, start, history, steps[interval].mid if where == "update" else None)
 
-    A number that would leave its range is put at its end, and the others then make the best of it.
+
+def damped_step(here: Tensor, normal: Tensor, gradient: Tensor, damping: float, low: Tensor, high: Tensor) -> Tensor:
+    """Levenberg and Marquardt's step (count,) from the numbers `here` (count,), inside [low, high].
+
+    It minimises delta (normal + damping diag(normal)) delta + 2 gradient delta.
     """
-    floor = 1e-12 * normal.diagonal().max() + torch.finfo(normal.dtype).tiny
-    damped = normal + (damping * normal.diagonal() + floor).diag()
-    moved, held = start.clone(), torch.zeros_like(start, dtype=torch.bool)
-    for _ in range(len(start)):
-        free = ~held
-        change = moved - start
-        right = -gradient[free] - damped[free][:, held] @ change[held]
-        moved[free] = start[free] + torch.linalg.solve(damped[free][:, free], right)
-        out = free & ((moved < low) | (moved > high))
-        moved = moved.clamp(low, high)
-        held |= out
-        if not bool(out.any()) or bool(held.all()):
-            break
-    return moved
-
-
-def _joined(expansions: Sequence[Expansion]) -> list[Expansion]:
-    """The same in one piece per group, which trains faster."""
-    pieces = []
-    for group in sorted({e.group for e in expansions}):
-        own = [e for e in expansions if e.group == group]
-        parts = [torch.cat(values) for values in zip(*((e.normal, e.gradient, e.numbers) for e in own), strict=True)]
-        seen = [torch.cat(values) for values in zip(*(e.seen for e in own), strict=True)]
-        pieces.append(Expansion(group, parts[0], parts[1], parts[2], seen))
-    return pieces
-
-
-def _take(into: AnyPredictor, other: AnyPredictor, where: Tensor) -> None:
-    """Take over another predictor, or of a table the guidance scales `where` it is better."""
-    if isinstance(into, TablePredictor) and isinstance(other, TablePredictor):
-        mask = where.to(into.plans.device).reshape(-1, *[1] * (into.plans.ndim - 1)) if into.config.guidances else where
-        into.plans.copy_(torch.where(mask.to(into.plans.device), other.plans, into.plans))
-    elif bool(where.all()):
-        into.load_state_dict(other.state_dict())
-
-
-def _weights(predictor: AnyPredictor) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in predictor.state_dict().items()}
+    diagonal = normal.diagonal()
+    floor = 1e-9 * diagonal.max() + torch.finfo(torch.float64).tiny
+    damped = normal + (damping * diagonal + floor).diag_embed()
+    if not bool((low.isfinite() | high.isfinite()).any()):
+        step: Tensor = torch.linalg.solve(damped, -gradient)
+        return step
+    factor = torch.linalg.cholesky(damped)
+    aim = torch.linalg.solve_triangular(factor, -gradient[:, None], upper=False).squeeze(-1)
+    found = lsq_linear(factor.T.numpy(), aim.numpy(), ((low - here).numpy(), (high - here).numpy()), method="bvls")
+    return torch.from_numpy(found.x)

@@ -15,37 +15,31 @@ from torch import Tensor
 
 from ..call_list import boundaries_of
 from ..config import PredictorConfig
-from ..samplers import RULE_OF
+from ..samplers import TYPES, sampler_name
 from ..schedules import SEARCHED
 from ..types import Denoiser, Sample
-from .teacher import Gram, gram, levels, path
+from .teacher import PathProducts, levels, path, products_of
 
-# What crosses an interval: the slope at its start (Euler, DDIM), Adams' and Bashforth's two slopes (iPNDM), the best
-# two slopes (DPM-Solver++ and learned weights), or the best slope inside of it (AMED's midpoint).
-Rule = Literal["euler", "ipndm", "weights", "midpoint"]
+# What crosses an interval: the slope at its start (Euler, DDIM), Adams' and Bashforth's two slopes (iPNDM), or the best
+# two slopes (DPM-Solver++ and learned weights).
+Rule = Literal["euler", "ipndm", "weights"]
 RULES: tuple[Rule, ...] = get_args(Rule)
-ONE_CALL: tuple[Rule, ...] = ("euler", "ipndm", "weights")  # per interval
 TEACHER_CALLS, TRAJECTORIES = 24, 16  # of a search for a student's grid
 
 
-def searched(gram: Gram, intervals: int, rule: Rule, *, flow: bool = False) -> tuple[float, ...]:
+def searched(passed: PathProducts, intervals: int, rule: str, *, flow: bool = False) -> tuple[float, ...]:
     """The cheapest grid of so many intervals, from the first level to the last.
 
-    With "midpoint" the last interval takes one plain call. Raises ValueError for an unknown rule, and if there are
+    Raises ValueError for an unknown rule, and if there are
     fewer levels than intervals.
     """
     if rule not in RULES:
         raise ValueError(f"There is no rule {rule!r} to search a grid for. Choose one of: {', '.join(RULES)}.")
-    n = len(gram.levels)
+    n = len(passed.levels)
     if intervals > n - 1:
         raise ValueError(f"A grid of {intervals} intervals cannot be searched on {n} levels. Raise teacher_calls.")
-    remains = left_at_end(gram, flow)
-    plain = _one_slope(gram) * remains
-    if rule == "midpoint":
-        first = _midpoints(gram) * remains
-        cost = _after_any(torch.cat([first[:, :-1], plain[:, -1:]], 1))
-    else:
-        first, cost = plain, _two_slopes(gram, rule) * remains
+    remains = left_at_end(passed, flow)
+    first, cost = _one_slope(passed) * remains, _two_slopes(passed, rule) * remains
     # best[i, j]: the least cost of so many intervals, of which the last one leads from level i to level j.
     best = torch.full_like(first, torch.inf)
     best[0] = first[0]
@@ -58,59 +52,56 @@ def searched(gram: Gram, intervals: int, rule: Rule, *, flow: bool = False) -> t
     for before in reversed(came_from):
         i, j = int(before[i, j]), i
         points.append(i)
-    return tuple(gram.levels[p] for p in reversed(points))
+    return tuple(passed.levels[p] for p in reversed(points))
 
 
-def on_searched_grid(config: PredictorConfig, passed: Gram) -> PredictorConfig:
+def on_searched_grid(config: PredictorConfig, passed: PathProducts) -> PredictorConfig:
     """The settings of a student with two calls per interval on the grid that is cheapest for it.
 
-    Single-step students are searched interval by interval, the others call by call: of those levels, every second
-    one is a grid point. Raises ValueError if its grid does not end at 0.
+    It is searched call by call. Of those levels every second one is a grid point. Raises ValueError if its grid does
+    not end at 0.
     """
     if config.sigmas[-1] != 0:
         raise ValueError(
             f"A searched grid ends at 0, but this student's ends at {config.sigmas[-1]:.4g}, as published."
         )
-    rule: Rule = RULE_OF[config.solver]  # type: ignore[assignment]
-    if rule == "midpoint":
-        grid = searched(passed, config.intervals, rule, flow=config.flow)
-    else:
-        calls = 2 * config.intervals - config.plain_last  # an analytic first interval is no shorter than the others
-        every = searched(passed, calls, rule, flow=config.flow)
-        grid = tuple(every[n] for n in boundaries_of(calls, config.plain_last))
+    rule = TYPES[sampler_name(config)].grid_rule
+    calls = 2 * config.intervals - config.plain_last  # an analytic first interval is no shorter than the others
+    every = searched(passed, calls, rule, flow=config.flow)
+    grid = tuple(every[n] for n in boundaries_of(calls, config.plain_last))
     return replace(config, sigmas=grid, schedule=SEARCHED, rho=1.0)
 
 
 def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorConfig:
     """The same, from noisy samples `x` at the grid's first level: one run of TEACHER_CALLS model calls."""
     fine = levels(config.sigma_min, config.sigmas[0], TEACHER_CALLS, config.flow)
-    return on_searched_grid(config, gram(path(denoiser, x, fine)))
+    return on_searched_grid(config, products_of(path(denoiser, x, fine)))
 
 
-def first_levels(gram: Gram, ratios: Sequence[float], *, flow: bool = False) -> list[float]:
-    """The levels of a gram below its first one where signal to noise, in amplitude, is nearest to these ratios."""
-    spread = float(_variance(gram).sqrt())
+def first_levels(passed: PathProducts, ratios: Sequence[float], *, flow: bool = False) -> list[float]:
+    """The levels of a passed below its first one where signal to noise, in amplitude, is nearest to these ratios."""
+    spread = float(_variance(passed).sqrt())
     wanted = [spread / (spread + ratio) if flow else spread / ratio for ratio in ratios]
-    nearest = [min(gram.levels, key=lambda level, w=w: abs(level - w)) for w in wanted]  # type: ignore[misc]
-    return [level for level in dict.fromkeys(nearest) if gram.levels[-2] < level < gram.levels[0]]
+    nearest = [min(passed.levels, key=lambda level, w=w: abs(level - w)) for w in wanted]  # type: ignore[misc]
+    return [level for level in dict.fromkeys(nearest) if passed.levels[-2] < level < passed.levels[0]]
 
 
-def _variance(gram: Gram) -> Tensor:
-    n = len(gram.levels)
-    return gram.products[n - 1, n - 1] / gram.elements
+def _variance(passed: PathProducts) -> Tensor:
+    n = len(passed.levels)
+    return passed.products[n - 1, n - 1] / passed.elements
 
 
-def left_at_end(gram: Gram, flow: bool) -> Tensor:
+def left_at_end(passed: PathProducts, flow: bool) -> Tensor:
     """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance."""
-    sigma, variance = torch.tensor(gram.levels, dtype=torch.float64), _variance(gram)
+    sigma, variance = torch.tensor(passed.levels, dtype=torch.float64), _variance(passed)
     signal = 1 - sigma if flow else torch.ones_like(sigma)
     return variance / (signal**2 * variance + sigma**2)
 
 
-def _errors(gram: Gram) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _errors(passed: PathProducts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of intervals i to j: |x_j - x_i|^2, its inner product with every slope, of the slopes, and the step."""
-    n, sigma = len(gram.levels), torch.tensor(gram.levels, dtype=torch.float64)
-    samples, mixed, slopes = gram.products[:n, :n], gram.products[:n, n:], gram.products[n:, n:]
+    n, sigma = len(passed.levels), torch.tensor(passed.levels, dtype=torch.float64)
+    samples, mixed, slopes = passed.products[:n, :n], passed.products[:n, n:], passed.products[n:, n:]
     own = samples.diagonal()
     moved = own[:, None] + own - 2 * samples
     along = mixed[None, :, :] - mixed[:, None, :]
@@ -125,16 +116,16 @@ def _only_downward(cost: Tensor) -> Tensor:
     return torch.where(allowed, cost.clamp(min=0), torch.inf)
 
 
-def _one_slope(gram: Gram) -> Tensor:
+def _one_slope(passed: PathProducts) -> Tensor:
     """Euler's error in every interval (i, j)."""
-    moved, along, slopes, step = _errors(gram)
+    moved, along, slopes, step = _errors(passed)
     at_start = along.diagonal(dim1=0, dim2=2).T  # <x_j - x_i, slope_i>
     return _only_downward(moved - 2 * step * at_start + step**2 * slopes.diagonal()[:, None])
 
 
-def _two_slopes(gram: Gram, rule: Rule) -> Tensor:
+def _two_slopes(passed: PathProducts, rule: str) -> Tensor:
     """The error in every interval (i, j) with the slope at an earlier level h, (h, i, j)."""
-    moved, along, slopes, step = _errors(gram)
+    moved, along, slopes, step = _errors(passed)
     here = step * along.diagonal(dim1=0, dim2=2).T  # (i, j)
     earlier = step[None] * along.permute(2, 0, 1)  # (h, i, j)
     length = slopes.diagonal()
@@ -149,23 +140,3 @@ def _two_slopes(gram: Gram, rule: Rule) -> Tensor:
     error = moved - 2 * (w_here * here + w_earlier * earlier)
     error = error + w_here**2 * own + 2 * w_here * w_earlier * both + w_earlier**2 * other
     return _only_downward(error)
-
-
-def _midpoints(gram: Gram) -> Tensor:
-    """The error in every interval (i, j) along the best slope at a level in it, which Euler's method has to reach.
-
-    What Euler's method errs by on its way to the level m changes the slope there by no more than its 1 / sigma_m.
-    """
-    moved, along, slopes, step = _errors(gram)
-    order = torch.arange(len(moved))
-    inside = (order >= order[:, None, None]) & (order < order[:, None])
-    by_slope = moved[..., None] - 2 * step[..., None] * along + step[..., None] ** 2 * slopes.diagonal()
-    reached = torch.nan_to_num(_one_slope(gram), posinf=0.0)[:, None, :]  # at m = i there is nothing to err in
-    sigma = torch.tensor(gram.levels, dtype=torch.float64).clamp(min=torch.finfo(torch.float64).tiny)
-    by_slope = by_slope + reached * (step[..., None] / sigma) ** 2
-    return _only_downward(torch.where(inside, by_slope, torch.inf).amin(-1))
-
-
-def _after_any(cost: Tensor) -> Tensor:
-    """What an interval (i, j) costs after whichever level (h, i, j)."""
-    return _only_downward(cost.expand(len(cost), -1, -1))

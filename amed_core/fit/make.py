@@ -1,121 +1,139 @@
 """The fit for a config and a model: the only place that knows all fits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
 from ..driver import in_full
-from ..midpoints import TablePredictor, table_config
-from ..multistep import MultistepTable
+from ..features import Look
 from ..network import AMEDPredictor
-from ..samplers import DEFAULT, MULTISTEP_STUDENT, multistep_student, predictor_config
-from ..types import Answer, Model
-from .baselines import Start, starts
+from ..predictor import build
+from ..samplers import MULTISTEP_STUDENT, ModelFacts, student_config
+from ..types import Answer, Model, Source
+from .baselines import baselines
+from .call_derivative import Gradient
 from .end_to_end import EndToEnd
-from .multistep_fit import MultistepFit
-from .per_interval import Trainer
-from .protocol import FitConfig, TrainConfig
-from .trajectories import conditioned, gaussian
+from .midpoint_start import MidpointStart
+from .multistep_start import MultistepStart
+from .parameters import MidpointParameters, MultistepParameters
+from .per_interval import PerInterval
+from .protocol import Fit, FitConfig, TrainConfig
+from .runs import Runs
+from .scales import SeveralScales
+from .trajectories import Metered, conditioned, gaussian
+from .workers import ALONE, Workers
 
-MULTISTEP_FIT = FitConfig(trajectories=64, held_out=32, teacher_calls=24, iterations=6, budget=16_000)
-
-
-def multistep_fit(calls: int) -> FitConfig:
-    """How to fit a multistep table for so many model calls: few calls leave budget for more trajectories."""
-    return replace(MULTISTEP_FIT, trajectories=96) if calls <= 3 else MULTISTEP_FIT
-
-
-PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"
+Settings = TrainConfig | FitConfig
 
 
-def students() -> list[str]:
-    """The learned methods: every sampler type as it measures best, as a table, and as published."""
-    suffixes = ("", TABLE_SUFFIX, PUBLISHED_SUFFIX)
-    return [MULTISTEP_STUDENT, *(name + suffix for suffix in suffixes for name in DEFAULT)]
+def usual_settings(config: PredictorConfig, trajectories: int = 0, *, differentiable: bool = False) -> Settings:
+    """How to fit a predictor of these settings; `trajectories` are those of the fit, 0 for as many as usual."""
+    if config.kind == "network":
+        count = trajectories or TrainConfig.trajectories
+        # A short fit still takes about 60 optimiser steps per interval.
+        batch = min(max(4, min(32, count // 60)), count)
+        gradient: Gradient = "reverse" if differentiable else "finite difference"
+        return TrainConfig(trajectories=count, batch_size=batch, gradient=gradient)
+    if config.kind == "table":
+        count = trajectories or 32
+        return FitConfig(trajectories=count, held_out=count, iterations=9, budget=0)
+    few = config.calls <= 3  # few calls leave budget for more trajectories
+    return FitConfig(trajectories=trajectories or (96 if few else FitConfig.trajectories))
 
 
-def student_config(name: str, calls: int, denoiser: Model, **overrides: Any) -> PredictorConfig:
-    """The settings of a learned method at a number of calls."""
-    low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
-    if name == MULTISTEP_STUDENT:
-        overrides.setdefault("guided", shows_guidance(denoiser))
-        return multistep_student(calls, low, high, flow=getattr(denoiser, "flow", False), **overrides)
-    published = name.endswith(PUBLISHED_SUFFIX)
-    overrides.setdefault("features", "bottleneck" if shows_features(denoiser) else "latent")
-    overrides.setdefault("table", getattr(denoiser, "sigmas", None))
-    if name.endswith(TABLE_SUFFIX):
-        return table_config(predictor_config(name.removesuffix(TABLE_SUFFIX), calls, low, high, **overrides))
-    return predictor_config(name.removesuffix(PUBLISHED_SUFFIX), calls, low, high, published=published, **overrides)
+def make_fit(
+    config: PredictorConfig,
+    settings: Settings,
+    sources: Source | Sequence[Source],
+    *,
+    model_sigmas: Tensor | None = None,
+    seed: int = 0,
+    look: Look | None = None,
+    workers: Workers = ALONE,
+    device: torch.device | str = "cpu",
+) -> Fit:
+    """The fit of a predictor of these settings, not begun.
+
+    `sources` are one per guidance scale of the config. `model_sigmas` are a discrete model's levels, `seed` that of a
+    network's weights. Raises ValueError for settings of another kind of fit.
+    """
+    listed = (sources,) if callable(sources) else tuple(sources)
+    if len(listed) != max(len(config.guidances), 1):
+        raise ValueError(f"There are {len(listed)} sources for guidance scales {list(config.guidances)}.")
+    if config.kind == "network":
+        if not isinstance(settings, TrainConfig):
+            raise ValueError("A network is fitted per interval: give a TrainConfig.")
+        predictor = AMEDPredictor(config, torch.Generator().manual_seed(seed)).to(device)
+        return PerInterval(predictor, listed[0], settings, look, workers)
+    if not isinstance(settings, FitConfig):
+        raise ValueError("A table is fitted to the end of the trajectory: give a FitConfig.")
+
+    def single(number: int, on: PredictorConfig | None) -> EndToEnd:
+        scale = config.guidances[number] if config.guidances else config.guidance
+        own = replace(config, guidance=scale, guidances=())
+        runs = Runs.of(own, settings, Metered(listed[number]), workers)
+        initial = build(own).to(device if own.kind == "table" else "cpu")
+        if own.kind == "table":
+            return EndToEnd(initial, MidpointParameters, MidpointStart(runs, initial), runs)
+        levels = (own.calls, own.sigma_min, own.sigmas[0])
+        listing = partial(baselines, flow=own.flow, model_sigmas=model_sigmas, switch_sigma=own.switch_sigma)
+        return EndToEnd(initial, MultistepParameters, MultistepStart(runs, listing(*levels), on), runs)
+
+    return SeveralScales(config.guidances, single) if config.guidances else single(0, None)
 
 
-@torch.no_grad()
-def shows_features(model: Model) -> bool:
-    """Whether the model gives bottleneck features, found out by one call."""
-    return in_full(_asked_once(model))[1] is not None
+def fit_predictor(
+    model: Model,
+    name: str = MULTISTEP_STUDENT,
+    calls: int = 5,
+    *,
+    trajectories: int = 0,
+    seed: int = 0,
+    guidance: float = 1.0,
+    progress: Callable[[Fit], object] = lambda fit: None,
+) -> Fit:
+    """Fit a predictor of sampler type `name` to a model at so many model calls, and return the finished fit.
+
+    `trajectories` are those of the fit, 0 for as many as usual. `seed` is that of noise and weights. `guidance` is
+    noted in the predictor; the model itself answers at its own scale. `progress` hears of every step. Raises ValueError
+    for a name or a number of calls that cannot be.
+    """
+    config = student_config(name, calls, facts_of(model), guidance=guidance)
+    settings = usual_settings(config, trajectories, differentiable=differentiable(model))
+    device = getattr(model, "device", "cpu")
+    source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)
+    fit = make_fit(config, settings, source, model_sigmas=getattr(model, "sigmas", None), seed=seed, device=device)
+    for _ in fit.events():
+        progress(fit)
+    return fit
 
 
-@torch.no_grad()
-def shows_guidance(model: Model) -> bool:
-    """Whether the model is guided and gives its two answers, found out by one call."""
-    return in_full(_asked_once(model))[2] is not None
-
-
-def _asked_once(model: Model) -> Answer:
-    return conditioned(model, range(1))(torch.zeros(1, *model.shape), torch.tensor(float(model.sigma_max)))
-
-
-def differentiable(model: Model) -> bool:
-    """Whether autograd runs through the model, found out by one call."""
-    x = torch.zeros(1, *model.shape, requires_grad=True)
-    with torch.enable_grad():
-        answer = conditioned(model, range(1))(x, torch.tensor(float(model.sigma_max)))
-    denoised: Tensor = answer[0] if isinstance(answer, tuple) else answer
-    return denoised.requires_grad
-
-
-def fit_settings(trajectories: int, model: Model, seed: int) -> TrainConfig:
-    """A batch of 32, or smaller so that a short fit still takes about 60 optimiser steps per interval."""
-    batch = max(4, min(32, trajectories // 60))
-    return TrainConfig(
-        trajectories=trajectories,
-        batch_size=min(batch, trajectories),
-        seed=seed,
-        gradient="reverse" if differentiable(model) else "finite difference",
+def facts_of(model: Model) -> ModelFacts:
+    """What recipes must know of a model, found out by one call of it."""
+    _, features, guidance = in_full(_asked_once(model))
+    return ModelFacts(
+        float(model.sigma_min),
+        float(model.sigma_max),
+        getattr(model, "sigmas", None),
+        getattr(model, "flow", False),
+        bottleneck=features is not None,
+        guided=guidance is not None,
+        fingerprint=getattr(model, "fingerprint", {}),
     )
 
 
-Fit = Trainer | EndToEnd | MultistepFit
+def differentiable(model: Model) -> bool:
+    """Whether autograd runs through the model, found out by one call of it."""
+    with torch.enable_grad():
+        return in_full(_asked_once(model, requires_grad=True))[0].requires_grad
 
 
-def fit(
-    model: Model,
-    config: PredictorConfig,
-    training: TrainConfig,
-    progress: Callable[[str], None] = lambda text: None,
-) -> Fit:
-    """Train a network with `training`, or fit a table with its seed and usual settings; `progress` hears how far."""
-    source = gaussian(model, tuple(model.shape), config.sigmas[0], training.seed)
-    if config.kind != "network":
-        fitting: EndToEnd | MultistepFit
-        if config.kind == "multistep":
-            usual = replace(multistep_fit(config.calls), seed=training.seed)
-            fitting = MultistepFit(MultistepTable(config), source, usual, starts_for(model, config))
-        else:
-            fitting = EndToEnd(TablePredictor(config), source, FitConfig(seed=training.seed))
-        for iteration in fitting.events():
-            progress(f"iteration {iteration.iteration}")
-        return fitting
-    trainer = Trainer(AMEDPredictor(config, torch.Generator().manual_seed(training.seed)), source, training)
-    for event in trainer.events():
-        progress(f"{event.trajectory}/{training.trajectories}")
-    return trainer
-
-
-def starts_for(model: Model, config: PredictorConfig) -> list[Start]:
-    """What a multistep fit of this model begins with."""
-    table = getattr(model, "sigmas", None)
-    return starts(config.calls, config.sigma_min, config.sigmas[0], flow=config.flow, table=table)
+def _asked_once(model: Model, requires_grad: bool = False) -> Answer:
+    x = torch.zeros(1, *model.shape, requires_grad=requires_grad)
+    sigma = torch.tensor(float(model.sigma_max))
+    with torch.set_grad_enabled(requires_grad):
+        return conditioned(model, range(1))(x.to(getattr(model, "device", "cpu")), sigma)

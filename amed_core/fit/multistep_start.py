@@ -1,209 +1,227 @@
-"""Where a multistep fit begins: the best unlearned solver, and then weights in closed form on several grids."""
+"""The table a multistep fit begins with: the best baseline, and then weights in closed form on several grids."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..multistep import MultistepTable, multistep_config, together
+from ..config import PredictorConfig
+from ..multistep import MultistepTable, multistep_config
 from ..solvers import Ipndm
 from ..spectrum import BANDS, gains, moments, shows_frequencies
-from ..types import Step
-from .baselines import Start, solvers, start
-from .closed_form import least_squares
-from .grid_search import ONE_CALL, Rule, first_levels, searched
+from .baselines import Baseline, baseline, solvers
+from .closed_form import Walk, least_squares
+from .end_to_end import Found
+from .grid_search import RULES, Rule, first_levels, searched
 from .huber import compared
-from .runs import TableRuns
-from .targets import Goal
-from .teacher import ORDER, Gram, Path, below, gram, levels, path, sum_of
+from .runs import Runs
+from .targets import Target
+from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
 
-TRIED = 2  # trajectories that all starts are tried on,
-RUNNERS, FINALISTS = 8, 2  # and how many of them are tried on the first batch, and on all
+SCREENING_TRAJECTORIES = 2  # every baseline is run on these
+FINALISTS = 2  # of the baselines, run on all trajectories
 FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
-SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
-QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
+SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for
+QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
+SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
 
 Part = Literal["first step", "bands"]
 
 
-@dataclass(frozen=True)
-class Found:
-    """A table, how far the fitted samples end from their goals with it (groups, rows), and the runs that showed it."""
+class MultistepStart:
+    """Chooses among baselines, the same solvers on searched grids, and weights in closed form.
 
-    name: str  # of the start
-    table: MultistepTable
-    distances: Tensor
-    runs: dict[int, list[Step]]
-
-
-class Beginning:
-    """What a fit may begin with: `starts`, these solvers on searched grids, and weights in closed form.
-
-    `without` leaves parts of the method out, to measure what they are good for.
+    `on` is a grid that must be taken, that of another guidance scale's table. `without` leaves parts of the method
+    out, to measure what they are good for.
     """
 
-    def __init__(self, on: TableRuns, starts: Sequence[Start], without: Collection[Part] = ()) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        baselines: Sequence[Baseline],
+        on: PredictorConfig | None = None,
+        without: Collection[Part] = (),
+    ) -> None:
+        self.runs = runs
+        self.baselines = tuple(baselines)
         self.on = on
-        self.starts = tuple(starts)
-        shape = on.metered[0](range(1))[0].shape[1:]
-        self.bands = shows_frequencies(shape) and "bands" not in without
+        shape = runs.source(range(1))[0].shape[1:]
+        self.spectral = shows_frequencies(shape) and "bands" not in without
         # The second of two models must not be the first one that is asked.
-        without_call = shows_frequencies(shape) and "first step" not in without and not on.settings.switch_sigma
+        without_call = shows_frequencies(shape) and "first step" not in without and not runs.config.switch_sigma
         self.channels = shape[0] if without_call else 0
-        self.tried: list[Start] = []  # all unlearned ones, once they were
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
+        self.solved_grids = 1 if on is not None else 1 + len(SOLVED_FOR) + len(FIRST_RATIOS) * bool(self.channels)
 
     @property
-    def most_grids(self) -> int:
-        """How many grids there may be at most that weights are solved for."""
-        return 1 + len(SOLVED_FOR) + len(FIRST_RATIOS) * bool(self.channels)
+    def names(self) -> list[str]:
+        return [one.name for one in self.baselines]
 
-    def calls(self, grids: int) -> int:
-        """The fewest model calls, of all workers, that it takes to choose one if `grids` are solved for.
+    @property
+    def model_calls(self) -> int:
+        settings, calls = self.runs.settings, self.runs.config.calls
+        fitted, held_out = settings.trajectories, settings.held_out
+        first = min(settings.batch_size, fitted)
+        tried = len(self.baselines) + len(RULES) * len(solvers(self.runs.config.flow))
+        unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALISTS * fitted
+        few = sum(targets.beginning(QUICK_TRAJECTORIES) for targets in (self.runs.fitted, self.runs.judged))
+        closed = SOLVED_GRIDS * (fitted + held_out) if self.on is None else fitted
+        quick = self.solved_grids * few if self.on is None else 0
+        judged = 2 * held_out + fitted  # the baseline, and the table that was chosen
+        return (
+            self.runs.fitted.model_calls + self.runs.judged.model_calls + calls * (unlearned + quick + closed + judged)
+        )
 
-        The teacher, for what is held out too; the unlearned starts; grids on few trajectories and on all.
+    def found(self) -> Iterator[Found]:
+        """The best baseline, and then the table with weights in closed form, if it is better.
+
+        Raises FloatingPointError if the teacher's samples are not finite.
         """
-        config, calls, groups = self.on.config, self.on.settings.calls, len(self.on.metered)
-        count, held_out = groups * config.trajectories, groups * config.held_out
-        first = min(config.batch_size, config.trajectories)
-        tried = len(self.starts) + len(ONE_CALL) * len(solvers(self.on.settings.flow))
-        teacher = self.on.fitted.teacher.calls(config.teacher_calls) * (count + held_out)
-        unlearned = tried * min(TRIED, first) + RUNNERS * first + FINALISTS * count
-        few = groups * sum(goals.beginning(QUICK) for goals in (self.on.fitted, self.on.judged))
-        return teacher + calls * (unlearned + grids * few + SOLVED * (count + held_out))
+        paths = self._paths()
+        total = self._products(paths)
+        best = self._best_baseline(total)
+        yield best
+        grids = self._worth_solving(best, total, paths)
+        self.solved_grids = len(grids)
+        yield self._closed_form(best, grids, paths)
 
-    def paths(self) -> dict[int, Path]:
-        """The teacher's paths toward the goals, as many as memory allows; the goals keep their ends."""
-        low, high, calls = self.on.settings.sigma_min, self.on.settings.sigmas[0], self.on.config.teacher_calls
-        passed: dict[int, Path] = {}
+    def _paths(self) -> dict[int, TeacherPath]:
+        """The teacher's paths toward the targets, as many as memory allows; the targets keep their ends."""
+        config, fitted, calls = self.runs.config, self.runs.fitted, self.runs.settings.teacher_calls
+        grid = levels(config.sigma_min, config.sigmas[0], calls, config.flow)
+        passed: dict[int, TeacherPath] = {}
         kept = 0
-        for number, (group, rows) in enumerate(self.on.fitted.batches()):
-            x, denoiser = self.on.metered[group](rows)
-            kept += 2 * (calls + 1) * x.numel() * x.element_size()
-            if kept > self.on.config.keep_bytes and any(self.on.fitted.batches()[n][0] == group for n in passed):
-                continue
-            grid = levels(low, high, calls, self.on.settings.flow)
-            passed[number] = path(denoiser, x, grid, self.on.settings.switch_sigma)
-            self.on.fitted.targets[str(number)] = passed[number].end
+        for number, rows in enumerate(fitted.batches()):
+            x, denoiser = self.runs.source(rows)
+            kept += 2 * len(grid) * x.numel() * x.element_size()
+            if kept > self.runs.settings.keep_bytes and passed:
+                break
+            passed[number] = path(denoiser, x, grid, config.switch_sigma)
+            fitted.ends[str(number)] = passed[number].end
         return passed
 
-    def unlearned(self, paths: Mapping[int, Path]) -> tuple[Found, list[Start]]:
-        """The start that does best, first on a few trajectories, then, of the best, on more and on all.
-
-        Also the grids whose weights are worth solving for, with iPNDM's: the best start's, and those that are searched,
-        from the first level on and from where a first step without a call may lead.
-        """
-        total, flow, calls = self._products(paths), self.on.settings.flow, self.on.settings.calls
-        switch = {"switch_sigma": self.on.settings.switch_sigma}
-        grids = {rule: searched(total, calls, rule, flow=flow) for rule in ONE_CALL}
-        starts = list(self.starts)
-        for rule, grid in grids.items():
-            starts += [start(f"{name} searched for {rule}", s, grid, **switch) for name, s in solvers(flow).items()]
-        self.tried = starts
-        quick = self._first_distances(starts, TRIED).log().mean(1)
-        runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
-        nearer = self._first_distances(runners, self.on.config.batch_size)
-        ranked = torch.tensor([compared(each[None], nearer[:1]) for each in nearer]).argsort(stable=True)
-        finalists = [self._found(runners[n].name, self.written(runners[n])) for n in ranked[:FINALISTS].tolist()]
-        best = finalists[0]
-        for other in finalists[1:]:
-            best = other if compared(other.distances, best.distances) < 1 else best
-        worth = [best.table.config.sigmas, *(grids[rule] for rule in SOLVED_FOR)]
-        listed = [start("", Ipndm(ORDER), grid, **switch) for grid in worth]
-        for level in self._first_levels(total):
-            self.gains[level] = self._first_gains(paths, level)
-            grid = searched(below(total, level), calls, "weights", flow=flow)
-            listed.append(start("", Ipndm(ORDER), (total.levels[0], *grid[1:]), level))
-        known = {(one.first_sigma, one.levels): one for one in listed}
-        return best, list(known.values())
-
-    def solved(self, best: Found, listed: Sequence[Start], paths: Mapping[int, Path]) -> Found:
-        """The weights that lead nearest to the teacher at every level, on the grid where they do best, or `best`."""
-        goals = [goal for goal in self.on.fitted if goal.number in paths]
-        batches = self.on.fitted.batches()
-        few = [goal for goal in goals if batches[goal.number][1].start < QUICK]
-        solved = [self._solved(one, few, paths)[0] for one in listed]
-        quick = torch.stack([self.on.judged.distances(self.on.ends_of(table), QUICK) for table in solved])
-        ranked = quick.log().mean((1, 2)).argsort(stable=True)  # of few, one odd sample would decide otherwise
-        table, least = best.table, torch.empty(0)
-        for number in ranked[:SOLVED].tolist():
-            trial, distances = self._solved(listed[number], goals, paths)
-            distances = torch.cat([distances, self.on.judged.distances(self.on.ends_of(trial))], 1)
-            if not least.numel() or compared(distances, least) < 1:
-                table, least = trial, distances
-        closed = self._found(best.name, table)
-        return closed if compared(closed.distances, best.distances) < 1 else best
-
-    def _found(self, name: str, table: MultistepTable) -> Found:
-        runs: dict[int, list[Step]] = {}
-        return Found(name, table, self.on.distances(table, runs), runs)
-
-    def written(self, start: Start, *, spectral: bool = False) -> MultistepTable:
-        """A start as a table, the same at every guidance scale."""
-        level, channels = start.first_sigma, self.channels if start.first_sigma else 0
-        config = multistep_config(
-            self.on.settings, start.levels, first_sigma=level, channels=channels, spectral=spectral
-        )
-        table = MultistepTable(config)
-        table.weights.copy_(torch.tensor(start.weights, dtype=torch.float64).expand_as(table.weights))
-        if start.first_sigma:
-            table.gains.copy_(self.gains[start.first_sigma])
-        return table
-
-    def _products(self, paths: Mapping[int, Path]) -> Gram:
+    def _products(self, paths: Mapping[int, TeacherPath]) -> PathProducts:
         """What grids are searched on: all that the teacher's paths passed."""
-        total = sum_of([gram(passed) for passed in paths.values()])
+        total = sum_of([products_of(passed) for passed in paths.values()])
         if not bool(total.products.isfinite().all()):
             raise FloatingPointError(
                 "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
                 "weight dtype) and its LoRAs."
             )
-        elements = int(self.on.workers.sum(torch.tensor(total.elements)))
-        return replace(total, products=self.on.workers.sum(total.products), elements=elements)
+        elements = int(self.runs.workers.sum(torch.tensor(total.elements)))
+        return replace(total, products=self.runs.workers.sum(total.products), elements=elements)
 
-    def _first_gains(self, paths: Mapping[int, Path], level: float) -> Tensor:
-        """The gains ([guidances,] channels, BANDS) of a first step without a call that leads to a level."""
-        batches, made = self.on.fitted.batches(), []
-        for group in range(len(self.on.metered)):
-            total = torch.zeros(2, self.channels, BANDS, dtype=torch.float64)
-            for number, passed in paths.items():
-                if batches[number][0] == group:
-                    total += moments(passed.x[0], passed.at(level)[0])
-            made.append(gains(self.on.workers.sum(total), level, self.on.settings.sigmas[0]))
-        return torch.stack(made) if self.on.settings.guidances else made[0]
+    def _best_baseline(self, total: PathProducts) -> Found:
+        """The baseline that does best, first on a few trajectories, then, of the best, on all."""
+        flow, switch = self.runs.config.flow, self.runs.config.switch_sigma
+        listed = list(self.baselines)
+        for rule in RULES:
+            grid = searched(total, self.runs.config.calls, rule, flow=flow)
+            for name, solver in solvers(flow).items():
+                listed.append(baseline(f"{name} searched for {rule}", solver, grid, switch_sigma=switch))
+        screened = self._screened(listed).log().mean(1)
+        finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALISTS].tolist()]
+        return best_of([self._measured(one.name, self.written(one)) for one in finalists])
 
-    def _first_levels(self, total: Gram) -> list[float]:
-        """Where a first step without a call may lead, if samples show the frequencies that it looks at."""
-        found = first_levels(total, FIRST_RATIOS, flow=self.on.settings.flow) if self.channels else []
-        return [level for level in found if len(below(total, level).levels) > self.on.settings.calls]
+    def _worth_solving(self, best: Found, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:
+        """Grids whose weights are worth solving for, with iPNDM's: the best baseline's, and those that are searched,
+        from the first level on and from where a first step without a call may lead.
+        """
+        config, flow = self.runs.config, self.runs.config.flow
+        if self.on is not None:
+            if self.on.first_sigma:
+                self.gains[self.on.first_sigma] = self._gains(paths, self.on.first_sigma)
+            return [self._ipndm(self.on.sigmas, self.on.first_sigma)]
+        listed = [self._ipndm(best.method.sigmas)]
+        listed += [self._ipndm(searched(total, config.calls, rule, flow=flow)) for rule in SOLVED_FOR]
+        for level in first_levels(total, FIRST_RATIOS, flow=flow) if self.channels else []:
+            if len(below(total, level).levels) > config.calls:
+                self.gains[level] = self._gains(paths, level)
+                grid = searched(below(total, level), config.calls, "weights", flow=flow)
+                listed.append(self._ipndm((total.levels[0], *grid[1:]), level))
+        return list({(one.first_sigma, one.levels): one for one in listed}.values())
 
-    def _solved(self, begin: Start, goals: Sequence[Goal], paths: Mapping[int, Path]) -> tuple[MultistepTable, Tensor]:
-        """The weights of a grid in closed form, and the distances (groups, rows) of these goals that they end with."""
-        table, solved = self.written(begin, spectral=self.bands), []
-        batches = self.on.fitted.batches()
-        squares = torch.zeros(len(self.on.metered), self.on.config.trajectories, dtype=torch.float64)
-        for group, alone in enumerate(table.alone()):
-            own = [(goal, paths[goal.number]) for goal in goals if goal.group == group]
-            made, finished = least_squares(alone, own, self.on.workers)
-            solved.append(made)
-            for (goal, _), end in zip(own, finished, strict=True):
-                rows = batches[goal.number][1]
-                apart = (end - goal.target).cpu().double().square().flatten(1).mean(1)
-                squares[group, rows.start : rows.stop] = apart.nan_to_num(torch.inf)
-        squares = self.on.workers.sum(squares)
-        return together(table.config, solved), squares[:, (squares > 0).any(0)].sqrt()
+    def _ipndm(self, grid: Sequence[float], first_sigma: float = 0.0) -> Baseline:
+        return baseline("", Ipndm(ORDER), grid, first_sigma, self.runs.config.switch_sigma)
 
-    def _first_distances(self, starts: Sequence[Start], count: int) -> Tensor:
-        """The distances (starts, rows) of the very first trajectories, of all workers."""
-        first = range(min(count, self.on.config.batch_size, self.on.config.trajectories))
-        squares = torch.zeros(len(starts), len(first), dtype=torch.float64)
-        goal, (group, rows) = next(iter(self.on.fitted)), self.on.fitted.batches()[0]
-        rows = range(rows.start, min(rows.stop, first.stop))
-        if group == 0 and rows:
-            few = self.on.few(goal, rows)
-            for n, start in enumerate(starts):
-                end = self.on.run(few, self.written(start))[-1].x
-                squares[n, rows.start : rows.stop] = (end - few.target).cpu().double().square().flatten(1).mean(1)
-        return self.on.workers.sum(squares.nan_to_num(torch.inf)).sqrt()
+    def _closed_form(self, best: Found, grids: Sequence[Baseline], paths: Mapping[int, TeacherPath]) -> Found:
+        """The weights that lead nearest to the teacher at every level, on the grid where they do best, or `best`."""
+        batches, table = self.runs.fitted.batches(), None
+        few = [number for number in paths if batches[number].start < QUICK_TRAJECTORIES]
+        if self.on is not None:
+            return self._measured(best.name, self._solved(grids[0], list(paths), paths)[0])
+        quick = [self._solved(one, few, paths)[0] for one in grids]
+        distances = torch.stack([self.runs.judged_distances(t.method(), QUICK_TRAJECTORIES) for t in quick])
+        ranked = distances.log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
+        least = torch.empty(0)
+        for number in ranked[:SOLVED_GRIDS].tolist():
+            trial, ends = self._solved(grids[number], list(paths), paths)
+            both = torch.cat([ends, self.runs.judged_distances(trial.method())])
+            if table is None or compared(both, least) < 1:
+                table, least = trial, both
+        assert table is not None
+        return best_of([best, self._measured(best.name, table)])
+
+    def _solved(
+        self, begin: Baseline, numbers: Sequence[int], paths: Mapping[int, TeacherPath]
+    ) -> tuple[MultistepTable, Tensor]:
+        """The weights of a grid in closed form from these batches, and how far their samples then end (rows,)."""
+        batches, walks = self.runs.fitted.batches(), []
+        for number in numbers:
+            x, denoiser = self.runs.source(batches[number])
+            walks.append(Walk(denoiser, x, paths[number]))
+        table = least_squares(self.written(begin, spectral=self.spectral), walks, self.runs.workers)
+        squares = torch.zeros(self.runs.settings.trajectories, dtype=torch.float64)
+        for number, walk in zip(numbers, walks, strict=True):
+            apart = walk.x - paths[number].end.to(walk.x)
+            each = apart.cpu().double().square().flatten(1).mean(1).nan_to_num(torch.inf)
+            squares[batches[number].start : batches[number].stop] = each
+        squares = self.runs.workers.sum(squares)
+        return table, squares[squares > 0].sqrt()
+
+    def _measured(self, name: str, table: MultistepTable) -> Found:
+        method = table.method()
+        return Found(name, method, *self.runs.fitted_distances(method), table)
+
+    def written(self, one: Baseline, *, spectral: bool = False) -> MultistepTable:
+        """A baseline as a table."""
+        channels = self.channels if one.first_sigma else 0
+        config = multistep_config(
+            self.runs.config, one.levels, first_sigma=one.first_sigma, channels=channels, spectral=spectral
+        )
+        table = MultistepTable(config)
+        table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
+        if one.first_sigma:
+            table.gains.copy_(self.gains[one.first_sigma])
+        return table
+
+    def _gains(self, paths: Mapping[int, TeacherPath], level: float) -> Tensor:
+        """The gains (channels, BANDS) of a first step without a call that leads to a level."""
+        total = torch.zeros(2, self.channels, BANDS, dtype=torch.float64)
+        for passed in paths.values():
+            total += moments(passed.x[0], passed.at(level)[0])
+        return gains(self.runs.workers.sum(total), level, self.runs.config.sigmas[0])
+
+    def _screened(self, listed: Sequence[Baseline]) -> Tensor:
+        """The distances (baselines, rows) of the very first trajectories, of all workers."""
+        settings, targets = self.runs.settings, self.runs.fitted
+        count = min(SCREENING_TRAJECTORIES, settings.batch_size, settings.trajectories)
+        squares = torch.zeros(len(listed), count, dtype=torch.float64)
+        first: Target = next(iter(targets))
+        rows = range(first.rows.start, min(first.rows.stop, count))
+        if rows:
+            few = first.few(self.runs.source, len(rows))
+            for n, one in enumerate(listed):
+                end = self.runs.run(few, self.written(one).method())[-1].x
+                squares[n, rows.start : rows.stop] = (end - few.end).cpu().double().square().flatten(1).mean(1)
+        return self.runs.workers.sum(squares.nan_to_num(torch.inf)).sqrt()
+
+
+def best_of(found: Sequence[Found]) -> Found:
+    """The one whose fitted samples end nearest to their targets; the first of equals."""
+    best = found[0]
+    for other in found[1:]:
+        best = other if compared(other.distances, best.distances) < 1 else best
+    return best

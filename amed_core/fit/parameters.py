@@ -1,71 +1,171 @@
-"""The numbers of a multistep table that are moved end to end, as one vector for each guidance scale."""
+"""What Levenberg-Marquardt moves in a table, as one vector of numbers."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ..config import PredictorConfig
+from ..midpoints import COLUMNS, MidpointTable
 from ..multistep import MultistepTable, known_to
+from ..predictor import Predictor
 
-Kind = Literal["weight", "guided", "first", "scale_time"]
-NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved end to end; in the last interval all, at no call
+# From which point of its interval a number acts on: the level told at the start, the midpoint, or the last update.
+Acts = Literal["start", "mid", "update"]
+WEIGHT_DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for derivatives
+MIDPOINT_DIFFERENCE = 2e-2  # of r and of the scales
+NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved; in the last interval, at no call, all
+
+
+class Parameters(Protocol):
+    """The numbers (count,) of the tables of some settings, at one guidance scale, in float64."""
+
+    @property
+    def low(self) -> Tensor:
+        """(count,), -inf where there is no bound."""
+        ...
+
+    @property
+    def high(self) -> Tensor:
+        """(count,), inf where there is no bound."""
+        ...
+
+    def of(self, table: Predictor) -> Tensor:
+        """A table's numbers."""
+        ...
+
+    def table(self, like: Predictor, numbers: Tensor) -> Predictor:
+        """A copy of a table with these numbers; what no number stands for stays."""
+        ...
+
+    def differences(self, numbers: Tensor) -> Tensor:
+        """By how much to change each for its derivative, with the sign that stays inside its bounds."""
+        ...
+
+    def acts(self) -> list[tuple[int, Acts]]:
+        """Of every number the interval, and where in it it acts."""
+        ...
+
+    def calls_after(self) -> list[int]:
+        """Of every number how many model calls depend on it."""
+        ...
+
+
+@dataclass(frozen=True)
+class MidpointParameters:
+    """r, scale_dir and scale_time of every planned interval, where they have a range."""
+
+    config: PredictorConfig
+
+    @property
+    def free(self) -> list[int]:
+        """Columns that have a range; the others keep their values."""
+        return [n for n, (low, high) in enumerate(self.config.bounds) if low < high]
+
+    @property
+    def low(self) -> Tensor:
+        return self._each([self.config.bounds[n][0] for n in self.free])
+
+    @property
+    def high(self) -> Tensor:
+        return self._each([self.config.bounds[n][1] for n in self.free])
+
+    def _each(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64).repeat(self.config.planned)
+
+    def of(self, table: Predictor) -> Tensor:
+        numbers: Tensor = dict(table.named_parameters())["plans"][:, self.free].flatten().cpu().double()
+        return numbers
+
+    def table(self, like: Predictor, numbers: Tensor) -> Predictor:
+        made = MidpointTable(self.config).to(next(like.parameters()))
+        made.load_state_dict(like.state_dict())
+        made.plans[:, self.free] = numbers.reshape(self.config.planned, -1).to(made.plans)
+        return made
+
+    def differences(self, numbers: Tensor) -> Tensor:
+        inside = numbers + MIDPOINT_DIFFERENCE <= self.high
+        return torch.where(inside, MIDPOINT_DIFFERENCE, -MIDPOINT_DIFFERENCE).double()
+
+    def acts(self) -> list[tuple[int, Acts]]:
+        where: dict[str, Acts] = {"r": "mid", "scale_dir": "update", "scale_time": "mid"}
+        return [(k, where[COLUMNS[n]]) for k in range(self.config.planned) for n in self.free]
+
+    def calls_after(self) -> list[int]:
+        begins = [2 * k - self.config.analytic_first_step for k in range(self.config.planned)]  # an interval's calls
+        return [self.config.calls - begins[k] - 1 - (where == "update") for k, where in self.acts()]
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a table: what it is, and which interval it acts in."""
+    """One number of a multistep table: what it is, and which interval it acts in."""
 
-    kind: Kind
+    kind: Literal["weight", "guided", "first", "scale_time"]
     interval: int
     slope: int = 0  # of a weight, also of one of guidance
 
 
-def layout(intervals: int, *, guided: bool, switch: int = 0) -> list[Number]:
-    """The numbers of a table at one guidance scale, but for its first step's gains, which stay as they are."""
-    triangles: tuple[Kind, ...] = ("weight", "guided") if guided else ("weight",)
-    vectors: tuple[Kind, ...] = ("first", "scale_time")
-    weights = [
-        Number(kind, k, slope)
-        for kind in triangles
-        for k in range(intervals)
-        for slope in known_to(k, switch)[0 if k == intervals - 1 else -NEWEST[kind] :]
-    ]
-    return weights + [Number(kind, k) for kind in vectors for k in range(intervals)]
+@dataclass(frozen=True)
+class MultistepParameters:
+    """The newest slopes' weights and those of the first denoised sample; of the told levels' scales the logarithms.
+
+    A first step's gains, and what bands differ by, stay as they are.
+    """
+
+    config: PredictorConfig
+
+    @property
+    def layout(self) -> list[Number]:
+        """What the numbers are, in their order."""
+        n, config = self.config.intervals, self.config
+        weights = [
+            Number(kind, k, slope)
+            for kind in (("weight", "guided") if config.guided else ("weight",))
+            for k in range(n)
+            for slope in known_to(k, config.switch)[0 if k == n - 1 else -NEWEST[kind] :]
+        ]
+        return weights + [Number(kind, k) for kind in ("first", "scale_time") for k in range(n)]
+
+    @property
+    def low(self) -> Tensor:
+        return torch.full((len(self.layout),), -math.inf, dtype=torch.float64)
+
+    @property
+    def high(self) -> Tensor:
+        return -self.low
+
+    def of(self, table: Predictor) -> Tensor:
+        parts = {name: values.detach().cpu() for name, values in table.named_parameters()}
+        parts["scale_time"] = parts["scale_time"].log()
+        return torch.stack([_place(parts, number) for number in self.layout]).double()
+
+    def table(self, like: Predictor, numbers: Tensor) -> Predictor:
+        made = MultistepTable(self.config)
+        made.load_state_dict(like.state_dict())
+        made.scale_time.log_()
+        parts = dict(made.named_parameters())
+        for number, value in zip(self.layout, numbers, strict=True):
+            _place(parts, number).copy_(value)
+        made.scale_time.exp_()
+        return made
+
+    def differences(self, numbers: Tensor) -> Tensor:
+        steps = torch.full_like(numbers, WEIGHT_DIFFERENCE)
+        steps[self.layout.index(Number("scale_time", 0))] *= -1  # the model may know no level above
+        return steps
+
+    def acts(self) -> list[tuple[int, Acts]]:
+        return [(number.interval, "start" if number.kind == "scale_time" else "update") for number in self.layout]
+
+    def calls_after(self) -> list[int]:
+        return [self.config.calls - k - (where != "start") for k, where in self.acts()]
 
 
-def numbers_of(table: MultistepTable) -> Tensor:
-    """The numbers (guidances, count) in the layout's order, of scale_time the logarithm, in float64."""
-    places = _places(table)
-    return torch.cat([values.cpu().double()[:, where] for values, where in zip(_values(table), places, strict=True)], 1)
-
-
-def table_of(like: MultistepTable, numbers: Tensor) -> MultistepTable:
-    """The inverse: a table of the same settings and first step, with these numbers."""
-    table = MultistepTable(like.config)
-    table.load_state_dict(like.state_dict())
-    begin = 0
-    for values, where in zip(_values(table), _places(table), strict=True):
-        values[:, where] = numbers[:, begin : begin + len(where)].to(values)
-        begin += len(where)
-    table.scale_time.copy_(values.exp().reshape(table.scale_time.shape))
-    return table
-
-
-def _values(table: MultistepTable) -> list[Tensor]:
-    """What its numbers are kept in, a row for each guidance scale; the last is a copy, the logarithm of scale_time."""
-    n = table.config.intervals
-    kept = [table.weights, *([table.guided] if table.config.guided else [])]
-    rows = [values.view(-1, n * n) for values in kept]
-    return [*rows, table.first.view(-1, n), table.scale_time.log().reshape(-1, n)]
-
-
-def _places(table: MultistepTable) -> list[list[int]]:
-    """Where in those rows the layout's numbers are."""
-    config, n = table.config, table.config.intervals
-    numbers = layout(n, guided=config.guided, switch=config.switch)
-    kinds = dict.fromkeys(number.kind for number in numbers)
-    return [
-        [number.interval * (n if kind in NEWEST else 1) + number.slope for number in numbers if number.kind == kind]
-        for kind in kinds
-    ]
+def _place(parts: Mapping[str, Tensor], number: Number) -> Tensor:
+    """Where a table keeps a number: a view."""
+    if number.kind in ("weight", "guided"):
+        return parts["weights" if number.kind == "weight" else "guided"][number.interval, number.slope]
+    return parts[number.kind][number.interval]

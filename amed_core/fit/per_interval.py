@@ -6,24 +6,25 @@ nothing and stops when its caller stops iterating.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..driver import Decided, advance, evaluate, midpoint, stages, trajectory
+from ..call_list import call_sigmas
+from ..driver import Decided, advance, evaluate, midpoint, trajectory
 from ..features import Look
 from ..network import AMEDPredictor
-from ..samplers import RECIPES
-from ..types import Denoiser, Evaluation, History, Sample, Sigma, Source, Stage, StepPlan
-from .call_derivative import AGREES, STEPS, central, directional, disagreement, tangents
-from .protocol import TrainConfig, TrainEvent, refuse_other_settings
-from .targets import Goals, ends
-from .teacher import TEACHERS, refine
+from ..samplers import TYPES, sampler_name
+from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Source, StepPlan
+from .call_derivative import AGREES, STEPS, central, disagreement, reverse_disagreement
+from .protocol import FitEvent, FitSummary, TrainConfig, refuse_other_settings
+from .targets import Target, Targets, rmse
+from .teacher import HEUN, papers_teacher
 from .trajectories import HELD_OUT, Metered, out_of_memory
 from .workers import ALONE, Workers
 
@@ -56,7 +57,7 @@ class Batch:
     interval: int = 0
 
 
-class Trainer:
+class PerInterval:
     """Owns the predictor, its optimiser and its teacher's samples; nothing else is mutable.
 
     `source` draws starting points. The predictor's device and dtype are the caller's choice. `look` finds
@@ -73,7 +74,6 @@ class Trainer:
     ) -> None:
         self.predictor = predictor.requires_grad_(True)
         self.metered = Metered(source)
-        self.look = look
         self.config = config
         self.workers = workers
         if config.trajectories % workers.count or config.batch_size % workers.count:
@@ -81,28 +81,30 @@ class Trainer:
                 f"{workers.count} processes need batches and trajectories that they can share evenly, but found "
                 f"batch_size {config.batch_size} and {config.trajectories} trajectories."
             )
-        recipe, points = RECIPES[predictor.config.solver]
-        self.teacher = config.teacher or recipe
-        self.teacher_points = config.teacher_points or points
-        self.solver = predictor.config.build_solver()
-        self.sigmas = torch.tensor(predictor.config.sigmas, dtype=torch.float64)
-        self.teacher_sigmas = refine(predictor.config, self.teacher_points)
+        settings = predictor.config
+        self.student = predictor.method(look=look)
+        self.planner = predictor.planner(look=look)
+        self.sigmas = torch.tensor(settings.sigmas, dtype=torch.float64)
+        self.teacher, self.teacher_points = papers_teacher(settings, config.teacher, config.teacher_points)
         self.optimizer = torch.optim.Adam(predictor.parameters(), lr=config.learning_rate)
-        self.gradient = config.gradient  # forward mode gives way to finite differences if it fails its check
+        self.gradient = config.gradient  # reverse mode gives way to finite differences if it fails its check
         self.trajectory = 0
-        self.losses: list[list[float]] = [[] for _ in range(predictor.config.planned)]
+        self.interval_losses: list[list[float]] = [[] for _ in range(settings.planned)]
         held_out = range(HELD_OUT, HELD_OUT + config.held_out)
-        self.judged = Goals(
-            [self.metered], held_out, config.batch_size, predictor.config, config.teacher_calls, workers
-        )
+        self.judged = Targets(self.metered, held_out, config.batch_size, settings, HEUN, config.teacher_calls, workers)
         self.errors: list[float] = []  # held out, at every validation
         self.base: float | None = None
         self._best: dict[str, Tensor] | None = None
         self._batch: Batch | None = None
         self._kept: dict[int, TeacherRun] = {}
         self.step = config.step
-        self._checked = config.gradient == "reverse" or (config.gradient != "forward" and config.step > 0)
+        self._checked = config.gradient == "finite difference" and config.step > 0
         self._earlier_calls = 0
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every batch, summed over its intervals."""
+        return [sum(batch) for batch in zip_longest(*self.interval_losses, fillvalue=0.0)]
 
     @property
     def model_calls(self) -> int:
@@ -115,26 +117,23 @@ class Trainer:
         return self.config.trajectories * self.config.epochs
 
     @property
-    def floor(self) -> int:
+    def expected_calls(self) -> int:
         """The fewest model calls that this training takes on paper, for this worker's trajectories.
 
         The teacher crosses every trajectory once. Where it has not asked the student's first call of an interval, the
-        student does, and its midpoint is one call, or one and two per unknown with finite differences, or one
-        per unknown in forward mode. Every validation is one run; the base solver's are two.
+        student does. The midpoint is one call, or one and two per unknown with finite differences. Every
+        validation is one run; the base solver's are two.
         """
         config, settings = self.predictor.config, self.config
-        _, planner = TEACHERS[self.teacher](config)
-        teacher = sum(planner.updates(k) for k in range(len(self.teacher_sigmas) - 1))
-        starts = config.planned - 1 if self.solver.multistep else 0
-        count = 1 + (config.scale_time > 0)
-        mids = {"reverse": 1, "finite difference": 1 + 2 * count, "forward": count}[self.gradient]
-        calls = settings.trajectories * (teacher + settings.epochs * (starts + config.planned * mids))
+        starts = config.planned - 1 if self.student.solver.multistep else 0
+        mids = 1 if self.gradient == "reverse" else 1 + 2 * (1 + (config.scale_time > 0))
+        calls = settings.trajectories * (self.teacher.calls + settings.epochs * (starts + config.planned * mids))
         if settings.held_out:
             calls += settings.held_out * config.calls * (settings.validations + 2)
-        return calls // self.workers.count + self.judged.floor
+        return (calls + self.judged.model_calls) // self.workers.count
 
-    def events(self) -> Iterator[TrainEvent]:
-        """Train, one optimiser step per event. Leave the loop to cancel; call again to go on.
+    def events(self) -> Iterator[FitEvent]:
+        """Train, one optimiser step per event, and one event per validation. Leave the loop to cancel.
 
         With trajectories held out, the predictor has the weights that did best on them once all events are over.
         Raises FloatingPointError, naming the interval, if a loss is not finite; the predictor then
@@ -144,12 +143,23 @@ class Trainer:
             if self._batch is None:
                 self._batch = self.begin()
             batch = self._batch
-            event = self._fit(batch)
-            if batch.interval == self.predictor.config.planned:
-                self._batch = None
-                event = replace(event, held_out=self._validated(len(batch.rows)))
-            yield event
+            if batch.interval < self.predictor.config.planned:
+                yield self._fit(batch)
+                continue
+            error = self._validated(len(batch.rows))
+            self._batch = None
+            if error is not None:
+                yield self._event(batch, batch.interval - 1, self.losses[-1], (), error)
         self.keep_best()
+
+    def _event(
+        self, batch: Batch, interval: int, loss: float, plans: tuple[StepPlan, ...], held_out: float | None = None
+    ) -> FitEvent:
+        finished = interval == self.predictor.config.planned - 1
+        samples = (batch.x, batch.teacher.targets[interval])
+        return FitEvent(
+            self.trajectory, loss, held_out, plans, self.model_calls, *samples, None if finished else interval
+        )
 
     def keep_best(self) -> None:
         """Give the predictor the weights that did best on what is held out, if that was measured."""
@@ -164,15 +174,26 @@ class Trainer:
         every = self.total / self.config.validations
         if int(self.trajectory / every) == int((self.trajectory - count) / every):
             return None
+        config = self.predictor.config
         if self.base is None:
-            self.base = float(self.judged.base_errors())
-        config, planner = self.predictor.config, self.predictor.planner(look=self.look)
-        way = (self.sigmas, self.solver, planner, config.first)
-        error = float(self.judged.errors(lambda goal: ends(goal, *way)[-1].x))
+            plain = config.plain_method(call_sigmas(config, config.calls))
+            self.base = min(self._error(config.base_method()), self._error(plain))
+        error = self._error(self.student)
         if not self.errors or error < min(self.errors):
             self._best = {name: weight.detach().clone() for name, weight in self.predictor.state_dict().items()}
         self.errors.append(error)
         return error
+
+    def _error(self, method: Method) -> float:
+        """The RMSE of what a method makes of the held-out trajectories."""
+
+        def draw(target: Target) -> Sample:
+            x = target.x
+            for step in trajectory(target.denoiser, x, method):
+                x = step.x
+            return x
+
+        return rmse(self.judged.distances(draw))
 
     @torch.no_grad()
     def begin(self) -> Batch:
@@ -191,15 +212,15 @@ class Trainer:
 
     def _teach(self, x: Sample, denoiser: Denoiser) -> TeacherRun:
         targets, starts = [], []
-        for step in trajectory(denoiser, x, self.teacher_sigmas, *TEACHERS[self.teacher](self.predictor.config)):
+        for step in trajectory(denoiser, x, self.teacher):
             if step.index % (self.teacher_points + 1) == 0:
                 starts.append(step.start)
             if (step.index + 1) % (self.teacher_points + 1) == 0:
                 targets.append(step.x)
         # A multistep student follows its own path, which leaves the teacher's after the first call.
-        return TeacherRun(targets, starts[:1] if self.solver.multistep else starts)
+        return TeacherRun(targets, starts[:1] if self.student.solver.multistep else starts)
 
-    def _fit(self, batch: Batch) -> TrainEvent:
+    def _fit(self, batch: Batch) -> FitEvent:
         """One interval: loss, gradient, optimiser step. The student then goes on from where it arrived."""
         interval = batch.interval
         self.optimizer.zero_grad()
@@ -217,10 +238,9 @@ class Trainer:
             if weight.grad is not None:
                 self.workers.sum(weight.grad)
         self.optimizer.step()
-        target = batch.teacher.targets[interval]
         batch.x, batch.history, batch.interval = student, history, interval + 1
-        self.losses[interval].append(total)
-        return TrainEvent(self.trajectory, interval, total, plan.mean(), self.model_calls, student, target)
+        self.interval_losses[interval].append(total)
+        return self._event(batch, interval, total, (plan.mean(),))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sample, StepPlan, History]:
         """The loss of the batch's next interval with its graph, the student there, its plan and its history.
@@ -229,101 +249,42 @@ class Trainer:
         """
         interval = batch.interval
         sigmas = self.sigmas.to(batch.x)
-        stage = stages(self.sigmas, self.predictor.planner())[interval]
         with torch.no_grad():
             start = self._start(batch, sigmas[interval])
-        plan = self.predictor.planner(look=self.look).plan(start, interval)
-        denoiser = batch.denoiser
+        plan = self.planner.plan(start, interval)
+        settings = self.predictor.config
+        plans = (plan,) * settings.planned + (None,) * (settings.intervals - settings.planned)
+        decided = replace(self.student, planner=Decided(plans))
+        near = Neighbourhood(batch.denoiser, decided, interval, (*batch.history, start), sigmas[interval + 1], plan)
         if not self._checked:
-            self._check_derivatives(batch, start, sigmas[interval + 1], plan, stage)
-        if self.gradient != "reverse":
-            denoiser = self._linearised(batch, start, sigmas[interval + 1], plan, stage)
-        given = Decided((plan,) * (interval + 1))
-        step = advance(denoiser, start, batch.history, sigmas[interval + 1], self.solver, given, interval, stage)
+            self._check_derivatives(near)
+        denoiser = batch.denoiser if self.gradient == "reverse" else near.linearised(self.step)
+        step = advance(denoiser, decided, interval, start, batch.history, sigmas[interval + 1])
         loss = (step.x - batch.teacher.targets[interval]).square().sum() / len(batch.rows)
         return loss, step.x.detach(), plan, tuple(e.detach() for e in step.history)
 
     def _start(self, batch: Batch, sigma: Tensor) -> Evaluation:
-        if batch.interval == 0 and (first := self.predictor.config.first) is not None:
-            return first(batch.x, sigma)
+        if batch.interval == 0 and self.student.first is not None:
+            return self.student.first(batch.x, sigma)
         if batch.interval < len(batch.teacher.starts):  # the teacher has already asked the model here
             return batch.teacher.starts[batch.interval]
         return evaluate(batch.denoiser, batch.x, sigma)
 
     @torch.no_grad()
-    def _linearised(self, batch: Batch, start: Evaluation, sigma_next: Sigma, plan: StepPlan, stage: Stage) -> Denoiser:
-        """The model at the midpoint, to first order in r and scale_time.
+    def _check_derivatives(self, near: "Neighbourhood") -> None:
+        """Give reverse mode up where finite differences say otherwise, and find their step if none is set.
 
-        D + J_r (r - r0) + J_t (t - t0) has the value and the gradient of the model itself, and no
-        autograd runs through the model: memory is that of sampling.
-        """
-        ask, place, at = self._around(batch, start, sigma_next, plan, stage)
-        denoised = None
-        terms = []
-        for name, low, high in unknowns(plan):
-            value = getattr(at, name)
-            if self.gradient == "forward":
-                denoised, slope = directional(batch.denoiser, *tangents(partial(place, name), value))
-            else:
-                slope = central(partial(ask, name), value, low, high, self.step)
-            terms.append((slope, getattr(plan, name), value))
-        if denoised is None:
-            denoised = ask("r", at.r)
-        zeroth: Sample = denoised
-
-        def linearised(x: Sample, sigma: Sigma) -> Sample:
-            del x, sigma
-            return zeroth + sum((slope * (unknown - value) for slope, unknown, value in terms), torch.zeros(()))
-
-        return linearised
-
-    @torch.no_grad()
-    def _check_derivatives(
-        self, batch: Batch, start: Evaluation, sigma_next: Sigma, plan: StepPlan, stage: Stage
-    ) -> None:
-        """Give forward mode up where finite differences say otherwise, and find their step if none is set.
-
-        An operation without a forward derivative may answer a wrong one silently. A step is good if the next
+        An operation that was detached answers a wrong derivative silently. A step is good if the next
         smaller one says the same; if none does, as in half precision, the one that comes nearest is taken.
         """
-        ask, place, at = self._around(batch, start, sigma_next, plan, stage)
-        self._checked = True
-        differences = [
-            [central(partial(ask, name), getattr(at, name), low, high, step) for name, low, high in unknowns(plan)]
-            for step in STEPS
-        ]
+        differences = [near.differences(step) for step in STEPS]
         if self.config.step == 0:
             apart = [max(map(disagreement, *pair)) for pair in pairwise(differences)]
             good = [n for n, distance in enumerate(apart) if distance <= AGREES] or [apart.index(min(apart))]
             self.step = STEPS[good[0]]
-        if self.gradient == "forward":
-            try:
-                tangent = [partial(place, name) for name, _, _ in unknowns(plan)]
-                values = [getattr(at, name) for name, _, _ in unknowns(plan)]
-                found = [directional(batch.denoiser, *tangents(*pair))[1] for pair in zip(tangent, values, strict=True)]
-            except (RuntimeError, NotImplementedError) as error:
-                if isinstance(error, RuntimeError) and out_of_memory(error):
-                    raise
-                self.gradient = "finite difference"
-            else:
-                distances = [max(map(disagreement, found, others)) for others in differences]
-                if min(distances) > AGREES:
-                    self.gradient = "finite difference"
-
-    def _around(
-        self, batch: Batch, start: Evaluation, sigma_next: Sigma, plan: StepPlan, stage: Stage
-    ) -> tuple[Callable[[str, Any], Sample], Callable[[str, Tensor], tuple[Sample, Sigma]], StepPlan]:
-        """The model's answer, and what it is asked, as functions of one number of the plan; and the plan itself."""
-        history, at = (*batch.history, start), plan.detach()
-
-        def place(name: str, value: Tensor) -> tuple[Sample, Sigma]:
-            x, _, told = midpoint(history, sigma_next, self.solver, at.changed(name, value), stage)
-            return x, told
-
-        def ask(name: str, value: Any) -> Sample:
-            return evaluate(batch.denoiser, *place(name, value)).denoised
-
-        return ask, place, at
+        if self.gradient == "reverse" and not near.reverse_agrees(differences):
+            self.gradient = "finite difference"
+        self._checked = True
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this training exactly, between any two events; `files.save_state` writes it.
@@ -339,11 +300,11 @@ class Trainer:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "trajectory": self.trajectory,
             "model_calls": self.model_calls,
-            "losses": [list(losses) for losses in self.losses],
+            "losses": [list(losses) for losses in self.interval_losses],
             "errors": list(self.errors),
             "base": self.base,
             "checked": [self.gradient, self.step] if self._checked else None,
-            "goals": self.judged.state_dict(),
+            "targets": self.judged.state_dict(),
             "batch": None
             if batch is None
             else {
@@ -362,12 +323,12 @@ class Trainer:
         self.predictor.load_state_dict(state["predictor"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.trajectory, self._earlier_calls = state["trajectory"], state["model_calls"]
-        self.losses = [list(losses) for losses in state["losses"]]
+        self.interval_losses = [list(losses) for losses in state["losses"]]
         self.errors, self.base, self._best = list(state["errors"]), state["base"], state["best"]
         if state["checked"] is not None:
             self.gradient, self.step = state["checked"]
             self._checked = True
-        self.judged.load_state_dict(state["goals"])
+        self.judged.load_state_dict(state["targets"])
         self._batch = None
         if (saved := state["batch"]) is not None:
             rows = range(*saved["rows"])
@@ -383,30 +344,92 @@ class Trainer:
                 saved["interval"],
             )
 
-    def summary(self) -> dict[str, Any]:
-        """How this predictor came about, for the header of its file; errors are of what is held out."""
-        summary = {
-            **asdict(self.config),
-            "objective": "per interval",
+    def summary(self) -> FitSummary:
+        """What came of it; errors are RMSEs on what is held out, if anything is."""
+        recent = [losses[-20:] for losses in self.interval_losses]
+        details = {
             "gradient": self.gradient,
             "step": self.step,
-            "teacher": self.teacher,
             "teacher_points": self.teacher_points,
             "crossed": self.trajectory,
-            "model_calls": self.model_calls * self.workers.count,
-            "model_calls_on_paper": self.floor * self.workers.count,
-            "final_loss_per_interval": [sum(recent := v[-20:]) / max(len(recent), 1) for v in self.losses],
+            "final_loss_per_interval": [sum(some) / max(len(some), 1) for some in recent],
         }
-        if self.errors and self.base is not None:
-            best = min(self.errors)
-            summary |= {"error": best, "base_solver_error": self.base, "gain": 1 - best / self.base}
-        return summary
+        teacher = self.config.teacher or TYPES[sampler_name(self.predictor.config)].teacher
+        error = min(self.errors) if self.errors else None
+        calls = self.model_calls * self.workers.count
+        baseline = f"plain {self.predictor.config.solver}"
+        return FitSummary("per interval", teacher, baseline, calls, error, self.base, asdict(self.config), details)
 
 
-def unknowns(plan: StepPlan) -> list[tuple[str, float, float]]:
-    """The numbers of a plan that the model's answer depends on, with the ranges that make sense."""
-    ranges = (("r", 0.0, 1.0), ("scale_time", 0.0, math.inf))
-    return [one for one in ranges if isinstance(getattr(plan, one[0]), Tensor)]
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The model call at an interval's midpoint, as a function of the numbers of its plan."""
+
+    denoiser: Denoiser
+    method: Method
+    interval: int
+    history: History  # with the interval's start
+    sigma_next: Sigma
+    plan: StepPlan  # with its graph
+
+    @property
+    def unknowns(self) -> list[tuple[str, float, float]]:
+        """The numbers of the plan that the answer depends on, with the ranges that make sense."""
+        ranges = (("r", 0.0, 1.0), ("scale_time", 0.0, math.inf))
+        return [one for one in ranges if isinstance(getattr(self.plan, one[0]), Tensor)]
+
+    def ask(self, name: str, value: Any) -> Sample:
+        """The answer with another value of one number."""
+        plan = self.plan.detach().changed(name, value)
+        asked = midpoint(self.method, self.interval, self.history, self.sigma_next, plan)
+        return evaluate(self.denoiser, *asked).denoised
+
+    def value(self, name: str) -> Tensor:
+        """A number of the plan, without its graph."""
+        found: Tensor = getattr(self.plan.detach(), name)
+        return found
+
+    def differences(self, step: float) -> list[Sample]:
+        """The answer's derivatives by every unknown, by finite differences."""
+        return [
+            central(partial(self.ask, name), self.value(name), low, high, step) for name, low, high in self.unknowns
+        ]
+
+    def reverse_agrees(self, differences: Sequence[Sequence[Sample]]) -> bool:
+        """Whether autograd finds the derivatives that finite differences of some step find."""
+        names = [name for name, _, _ in self.unknowns]
+        try:
+            distances = [
+                max(
+                    reverse_disagreement(partial(self.ask, name), self.value(name), derivative)
+                    for name, derivative in zip(names, found, strict=True)
+                )
+                for found in differences
+            ]
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            return False
+        return min(distances) <= AGREES
+
+    @torch.no_grad()
+    def linearised(self, step: float) -> Denoiser:
+        """The model at the midpoint, to first order in r and scale_time.
+
+        D + J_r (r - r0) + J_t (t - t0) has the value and the gradient of the model itself, and no
+        autograd runs through the model: memory is that of sampling.
+        """
+        zeroth = self.ask("r", self.value("r"))
+        terms = [
+            (slope, getattr(self.plan, name), self.value(name))
+            for slope, (name, _, _) in zip(self.differences(step), self.unknowns, strict=True)
+        ]
+
+        def linearised(x: Sample, sigma: Sigma) -> Sample:
+            del x, sigma
+            return zeroth + sum((slope * (unknown - value) for slope, unknown, value in terms), torch.zeros(()))
+
+        return linearised
 
 
 def _fields(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,69 +1,33 @@
-"""What all fits have in common: their states, and how they are judged."""
+"""What every fit offers: its settings, what it tells while it runs, what came of it, and how it goes on."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
+from ..predictor import Predictor
 from ..types import Sample, StepPlan
 from .call_derivative import GRADIENTS, Gradient
 from .teacher import TEACHERS
 
 
-def refuse_other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if a state was made with other settings than these dataclasses."""
-
-    def plain(value: Any) -> Any:
-        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
-
-    for part, values in settings.items():
-        saved = state.get(part, {})
-        if differing := [k for k, v in asdict(values).items() if plain(saved.get(k)) != plain(v)]:
-            raise ValueError(f"This training state was made with other settings: {', '.join(differing)} differ.")
-
-
-def verdict(summary: Mapping[str, Any]) -> str:
-    """What a fit gained on noise that it never saw, in plain words; empty where that was not measured."""
-    if "error" not in summary:
-        return ""
-    error, base = summary["error"], summary["base_solver_error"]
-    if error >= base:
-        return (
-            f"It is NOT better than its base solver at equal model calls: error {error:.4g} against {base:.4g}. "
-            "Try another sampler, more trajectories or another number of calls."
-        )
-    return f"error {error:.4g}, {1 - error / base:.0%} less than its base solver's at equal model calls"
-
-
-def outcome(summary: Mapping[str, Any]) -> str:
-    """The same in a few words, for where there is little room."""
-    if "error" not in summary:
-        return ""
-    error, base = summary["error"], summary["base_solver_error"]
-    return (
-        "NOT better than its base solver"
-        if error >= base
-        else f"{1 - error / base:.0%} less error than its base solver"
-    )
-
-
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to fit. The defaults are the published settings, for one device."""
+    """How to fit a network interval by interval. The defaults are the published settings, for one device.
+
+    Raises ValueError for counts that no training could follow.
+    """
 
     trajectories: int = 10_000  # starting noises in all
     epochs: int = 1  # how often each crosses the whole grid; the teacher crosses it once
-    batch_size: int = 32
+    batch_size: int = 32  # trajectories per model call
     teacher: str = ""  # a name in TEACHERS; empty chooses the student's own family
     teacher_points: int = 0  # grid points the teacher adds inside each interval; 0 chooses the published number
-    learning_rate: float = 5e-3
-    seed: int = 0  # of a network's weights; the source has its own
+    learning_rate: float = 5e-3  # of Adam
     gradient: Gradient = "reverse"  # how the one model call is differentiated
-    step: float = (
-        1e-2  # of r and of scale_time, for finite differences; 0 finds one that the model is smooth enough for
-    )
+    step: float = 1e-2  # of r and of scale_time, for finite differences; 0 finds one that suits the model
     held_out: int = 0  # other trajectories, on whose final error the best weights are chosen; 0: the last are kept
     validations: int = 10  # how often that is measured
-    teacher_calls: int = 40  # of the converged teacher that it is measured against
+    teacher_calls: int = 40  # of the converged sampler that it is measured against
     keep_bytes: int = 2**32  # of the teacher's samples, on the CPU between epochs; what exceeds it is made again
 
     def __post_init__(self) -> None:
@@ -81,55 +45,135 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class TrainEvent:
-    """What one optimiser step has to report."""
-
-    trajectory: int  # trajectories begun so far
-    interval: int
-    loss: float  # squared distance to the teacher, summed over the sample, averaged over the batch
-    plan: StepPlan  # of floats, averaged over the batch
-    model_calls: int  # single-sample model calls so far
-    student: Sample  # where the interval ended, for a preview
-    teacher: Sample
-    held_out: float | None = None  # the final sample's error, where it was just measured
-
-
-@dataclass(frozen=True)
 class FitConfig:
-    """How to fit to the end of the trajectory."""
+    """How to fit a table to the end of the trajectory. Raises ValueError for counts that no fit could follow."""
 
-    trajectories: int = 32  # that it is fitted on, at every guidance scale
-    held_out: int = 32  # others, that choose the best of its iterations
+    trajectories: int = 64  # that it is fitted on
+    held_out: int = 32  # others, on which it must be better than its baseline
     batch_size: int = 16  # trajectories per model call
-    teacher_calls: int = 40
-    iterations: int = 8  # at most
+    teacher_calls: int = 24  # of the slow sampler whose samples are the targets
+    iterations: int = 6  # at most
     tolerance: float = 1e-3  # stop when an iteration gains less of the error than this part of it
-    network_steps: int = 100  # of Adam per iteration, on expanded errors
-    gradient: Literal["finite difference", "reverse"] = "finite difference"  # reverse: autograd, checkpointed per call
-    learning_rate: float = 5e-3  # of Adam, with reverse
-    budget: int = 0  # stop before an iteration that would exceed so many sample calls; 0: no limit
+    budget: int = 16_000  # stop before an iteration that would exceed so many sample calls; 0: no limit
     keep_bytes: int = 2**32  # of sampling runs, on the CPU; those that exceed it are run again for their derivatives
-    seed: int = 0  # of a network's weights; the source has its own
 
     def __post_init__(self) -> None:
-        if min(self.trajectories, self.held_out, self.batch_size, self.iterations) < 1 or self.teacher_calls < 2:
+        counts = (self.trajectories, self.held_out, self.batch_size, self.iterations)
+        if min(counts) < 1 or self.teacher_calls < 2:
             raise ValueError(
                 "Fitting to the end needs at least 1 trajectory, 1 held out, a batch of 1, 1 iteration and 2 teacher "
-                f"calls, but found {self.trajectories}, {self.held_out}, {self.batch_size}, {self.iterations} and "
-                f"{self.teacher_calls}."
+                f"calls, but found {', '.join(map(str, counts))} and {self.teacher_calls}."
             )
-        if self.gradient not in ("finite difference", "reverse"):
-            raise ValueError(f'gradient is "finite difference" or "reverse", but found {self.gradient!r}.')
 
 
 @dataclass(frozen=True)
 class FitEvent:
-    """What one iteration has to report. Errors are RMSE to the teacher, over all elements."""
+    """One step of a fit. Samples are those of one batch, for a preview."""
 
-    iteration: int  # 0 is the base solver, before any
-    error: float  # on the trajectories that are fitted
-    held_out: float  # on those that are not
-    plans: tuple[StepPlan, ...]  # of the last batch that was held out: floats, averaged over it
-    model_calls: int  # single-sample model calls so far
-    student: Sample  # that batch, for a preview
+    iteration: int  # of a fit to the end, 0 being its baseline; of one per interval, the trajectories begun
+    loss: float  # RMSE on the fitted trajectories; per interval, squared distance to the teacher, summed over a sample
+    held_out: float | None  # RMSE of finished held-out samples, where it was just measured
+    plans: tuple[StepPlan, ...]  # of floats, averaged over the batch
+    model_calls: int  # single-sample model calls of this process so far
+    student: Sample
     teacher: Sample
+    interval: int | None = None  # where the samples are not finished ones
+
+    def __str__(self) -> str:
+        held_out = "" if self.held_out is None else f", held out {self.held_out:.4g}"
+        return f"loss {self.loss:.4g}{held_out}" if self.interval is not None else f"error {self.loss:.4g}{held_out}"
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What came of a fit. Errors are of held-out trajectories; None where they were not measured."""
+
+    objective: str
+    teacher: str
+    baseline: str  # the unlearned method at equal model calls that it is compared with
+    model_calls: int  # single-sample model calls, of all workers
+    error: float | None
+    baseline_error: float | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> float | None:
+        """The part of the baseline's error that is gone."""
+        if self.error is None or not self.baseline_error:
+            return None
+        return 1 - self.error / self.baseline_error
+
+    def sentence(self) -> str:
+        """What was gained on noise that the fit never saw, in plain words; empty where that was not measured."""
+        if self.error is None or self.gain is None:
+            return ""
+        if self.gain <= 0:
+            return (
+                f"It is NOT better than {self.baseline} at equal model calls: error {self.error:.4g} against "
+                f"{self.baseline_error:.4g}. Try another sampler, more trajectories or another number of calls."
+            )
+        return f"error {self.error:.4g}, {self.gain:.0%} less than that of {self.baseline} at equal model calls"
+
+    def headline(self) -> str:
+        """The same in a few words, for where there is little room."""
+        if self.gain is None:
+            return ""
+        return "NOT better than its base solver" if self.gain <= 0 else f"{self.gain:.0%} less error than unlearned"
+
+    def header(self) -> dict[str, Any]:
+        """The same as JSON values, for the header of a predictor file."""
+        found = asdict(self)
+        return {**found.pop("settings"), **found.pop("details"), **found, "gain": self.gain}
+
+
+class Fit(Protocol):
+    """A fit under way: iterate `events` to go on, leave the loop to stop, at any moment."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """The best so far, always usable."""
+        ...
+
+    @property
+    def losses(self) -> list[float]:
+        """One loss per batch, summed over its intervals, or one error per iteration."""
+        ...
+
+    @property
+    def model_calls(self) -> int:
+        """Single-sample model calls so far, of this process."""
+        ...
+
+    @property
+    def expected_calls(self) -> int:
+        """The fewest there will be at the end, as far as that is known now: for progress bars."""
+        ...
+
+    def events(self) -> Iterator[FitEvent]:
+        """Fit, one step per event; call again to go on. Raises FloatingPointError for samples that are not finite."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues this fit exactly; `files.save_state` writes it. A step begun is begun again."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
+        ...
+
+    def summary(self) -> FitSummary:
+        """What came of it so far."""
+        ...
+
+
+def refuse_other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a state was made with other settings than these dataclasses."""
+
+    def plain(value: Any) -> Any:
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    for part, values in settings.items():
+        saved = state.get(part, {})
+        if differing := [k for k, v in asdict(values).items() if plain(saved.get(k)) != plain(v)]:
+            raise ValueError(f"This training state was made with other settings: {', '.join(differing)} differ.")

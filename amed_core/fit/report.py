@@ -7,13 +7,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..driver import FixedMidpoint, NoMidpoint, trajectory
+from ..driver import trajectory
 from ..features import Look
 from ..midpoints import COLUMNS
-from ..multistep import MultistepTable, Told
-from ..predictor import AnyPredictor
-from ..solvers import Multistep, restarted
-from ..types import Denoiser, Planner, Sample
+from ..multistep import ToldLevels
+from ..predictor import Predictor
+from ..solvers import Multistep
+from ..types import Denoiser, Sample
 from .teacher import levels, passed_at
 
 
@@ -66,7 +66,7 @@ class Learned:
 def learned(
     name: str,
     base_name: str,
-    predictor: AnyPredictor,
+    predictor: Predictor,
     denoiser: Denoiser,
     x: Sample,
     look: Look | None = None,
@@ -81,19 +81,14 @@ def learned(
     config = predictor.config
     fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)
     truth = passed_at(denoiser, x, fine, config.sigmas[1:], config.switch_sigma)
-    plain = frozenset(range(config.planned, config.intervals))
-    halves: Planner = FixedMidpoint(0.5, config.sigma_min, plain)
-    multistep = isinstance(predictor, MultistepTable)
-    base = (restarted(config.build_solver(), config.switch), NoMidpoint() if multistep else halves)
-    fitted = (predictor.solver(guidance=guidance), predictor.planner(look=look, guidance=guidance))
+    fitted = predictor.method(look=look, guidance=guidance)
     errors: list[list[float]] = []
     apart: list[dict[str, float]] = []
     ends = parts(truth[-1])
     plans: list[dict[str, Tensor]] = []
-    for solver, planner in (base, fitted):
-        grid = torch.tensor(config.sigmas, dtype=torch.float64)
+    for method in (config.base_method(), fitted):
         plans, distances = [], []
-        for step in trajectory(denoiser, x, grid, solver, planner, first=config.first):
+        for step in trajectory(denoiser, x, method):
             distances.append(float((step.x - truth[step.index]).square().mean().sqrt()))
             if step.plan is not None:
                 values = {column: torch.as_tensor(getattr(step.plan, column)).flatten() for column in COLUMNS}
@@ -103,7 +98,9 @@ def learned(
         apart.append({name: float((found[name] - end).square().mean().sqrt()) for name, end in ends.items()})
     both = {part: (apart[1][part], apart[0][part]) for part in ends}
     made = Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, parts=both)
-    if isinstance(fitted[0], Multistep):
-        rows, data, guided = fitted[0].weights, fitted[0].first, fitted[0].guided
-        made = replace(made, weights=rows, first=data, guided=guided, first_sigma=config.first_sigma)
-    return replace(made, told=fitted[1].scales) if isinstance(fitted[1], Told) else made
+    if isinstance(fitted.solver, Multistep):
+        solver = fitted.solver
+        made = replace(made, weights=solver.weights, first=solver.first, guided=solver.guided)
+    if isinstance(fitted.planner, ToldLevels):
+        made = replace(made, told=fitted.planner.scales, first_sigma=config.first_sigma)
+    return made

@@ -1,67 +1,80 @@
-"""Sampling runs of multistep tables toward the goals of a fit."""
+"""Sampling runs toward the targets of a fit, kept and resumed."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..driver import Resume
-from ..multistep import MultistepTable
-from ..types import Evaluation, Sample, Step
+from ..driver import Resume, trajectory
+from ..types import Evaluation, Method, Step
 from .protocol import FitConfig
-from .targets import Goal, Goals, ends
-from .trajectories import Metered
+from .targets import Target, Targets
+from .teacher import IPNDM
+from .trajectories import HELD_OUT, Metered
 from .workers import Workers
 
 
+@dataclass
+class RunCache:
+    """Runs kept on the CPU for their derivatives, up to `keep_bytes`; the others are run again."""
+
+    keep_bytes: int
+    steps: dict[int, list[Step]] = field(default_factory=dict)  # by the batch's number
+    bytes: int = 0
+
+    def put(self, number: int, steps: Sequence[Step]) -> None:
+        """Keep a run, if there is room."""
+        size = bytes_of(steps)
+        if self.bytes + size <= self.keep_bytes:
+            self.bytes += size
+            self.steps[number] = moved_to(steps, "cpu")
+
+    def get(self, number: int, device: torch.device) -> list[Step]:
+        """A run that was kept; empty if it was not."""
+        return moved_to(self.steps.get(number, []), device)
+
+
 @dataclass(frozen=True)
-class TableRuns:
-    """The trajectories of a fit, those it is fitted on and those held out, and how tables run on them.
+class Runs:
+    """The trajectories of a fit, those it is fitted on and those held out, and how methods run on them."""
 
-    There is a group of goals for every guidance scale of `settings`.
-    """
-
-    settings: PredictorConfig
-    config: FitConfig
-    metered: list[Metered]  # the sources of every group
-    fitted: Goals
-    judged: Goals
+    config: PredictorConfig
+    settings: FitConfig
+    source: Metered
+    fitted: Targets
+    judged: Targets
     workers: Workers
 
-    def guidance(self, goal: Goal) -> float | None:
-        """The guidance scale of a goal, if a table has several."""
-        return self.settings.guidances[goal.group] if self.settings.guidances else None
+    @classmethod
+    def of(cls, config: PredictorConfig, settings: FitConfig, source: Metered, workers: Workers) -> "Runs":
+        """Those of a source, with the slow sampler's samples as targets."""
 
-    def run(self, goal: Goal, table: MultistepTable, resume: Resume | None = None) -> list[Step]:
-        """All steps of a table toward a goal, or those from where it resumes."""
-        grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
-        guidance = self.guidance(goal)
-        return ends(goal, grid, table.solver(guidance=guidance), table.planner(guidance=guidance), None, resume)
+        def targets(rows: range) -> Targets:
+            return Targets(source, rows, settings.batch_size, config, IPNDM, settings.teacher_calls, workers)
 
-    def ends_of(self, table: MultistepTable) -> Callable[[Goal], Sample]:
-        """Where a table ends, for the distances of goals."""
-        return lambda goal: self.run(goal, table)[-1].x
+        held_out = range(HELD_OUT, HELD_OUT + settings.held_out)
+        return cls(config, settings, source, targets(range(settings.trajectories)), targets(held_out), workers)
 
-    def distances(self, table: MultistepTable, runs: dict[int, list[Step]]) -> Tensor:
-        """How far every sample ends from its goal; `runs` keeps the runs that showed it, as many as memory allows."""
-        kept = 0
+    def run(self, target: Target, method: Method, resume: Resume | None = None) -> list[Step]:
+        """All steps of a method toward a target, or those from where it resumes."""
+        return list(trajectory(target.denoiser, target.x, method, resume=resume))
 
-        def draw(goal: Goal) -> Sample:
-            nonlocal kept
-            steps = self.run(goal, table)
-            kept += 2 * len(steps) * goal.x.numel() * goal.x.element_size()
-            if kept <= self.config.keep_bytes:
-                runs[goal.number] = moved_to(steps, "cpu")
+    def fitted_distances(self, method: Method) -> tuple[Tensor, RunCache]:
+        """How far every fitted sample ends from its target (rows,), and the runs that showed it."""
+        cache = RunCache(self.settings.keep_bytes)
+
+        def draw(target: Target) -> Tensor:
+            steps = self.run(target, method)
+            cache.put(target.number, steps)
             return steps[-1].x
 
-        return self.fitted.distances(draw)
+        return self.fitted.distances(draw), cache
 
-    def few(self, goal: Goal, rows: range) -> Goal:
-        """The first trajectories of a batch."""
-        x, denoiser = self.metered[goal.group](rows)
-        return replace(goal, x=x, denoiser=denoiser, target=goal.target[: len(rows)])
+    def judged_distances(self, method: Method, count: int | None = None) -> Tensor:
+        """How far every held-out sample ends from its target (rows,)."""
+        return self.judged.distances(lambda target: self.run(target, method)[-1].x, count)
 
 
 def moved_to(steps: Sequence[Step], device: torch.device | str) -> list[Step]:
@@ -83,3 +96,11 @@ def moved_to(steps: Sequence[Step], device: torch.device | str) -> list[Step]:
         )
         for step in steps
     ]
+
+
+def bytes_of(steps: Sequence[Step]) -> int:
+    """The memory that a run takes."""
+    evaluations = [e for step in steps for e in (step.start, step.mid) if e is not None]
+    held = [t for e in evaluations for t in (e.x, e.denoised, e.features, e.guidance) if t is not None]
+    tensors = {id(t): t for t in [*held, *(step.x for step in steps)]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

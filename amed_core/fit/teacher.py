@@ -1,33 +1,35 @@
 """The teacher's way, level by level: what grids are searched on, and what closed-form weights are fitted to."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..config import PredictorConfig, switch_of
 from ..driver import FixedMidpoint, NoMidpoint, sample, trajectory
+from ..samplers import TYPES, sampler_name
 from ..schedules import fine, schedule
 from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
-from ..types import Denoiser, Planner, Sample, Solver, Step
+from ..types import Denoiser, Method, Planner, Sample, Solver, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
 
 
 @dataclass(frozen=True)
-class Path:
+class TeacherPath:
     """Where a batch was at every level (levels, batch, ...), and its slopes there; the last level, 0, has none."""
 
     levels: tuple[float, ...]
     x: Tensor
     slopes: Tensor
 
-    def to(self, device: torch.device | str) -> "Path":
+    def to(self, device: torch.device | str) -> "TeacherPath":
         """The same path on another device."""
-        return Path(self.levels, self.x.to(device), self.slopes.to(device))
+        return TeacherPath(self.levels, self.x.to(device), self.slopes.to(device))
 
     @property
     def end(self) -> Sample:
@@ -59,24 +61,23 @@ def levels(sigma_min: float, sigma_max: float, calls: int, flow: bool) -> tuple[
     return (*fine(calls, sigma_min, sigma_max, flow).tolist(), 0.0)
 
 
-def teacher(grid: Sequence[float], switch_sigma: float = 0.0) -> Solver:
+def teacher(grid: Sequence[float], switch_sigma: float = 0.0) -> Method:
     """The teacher on a grid; below `switch_sigma` a second model answers, and there it begins anew."""
-    return restarted(Ipndm(ORDER), switch_of(grid, switch_sigma))
+    return Method(tuple(grid), restarted(Ipndm(ORDER), switch_of(grid, switch_sigma)), NoMidpoint())
 
 
 @torch.no_grad()
-def path(denoiser: Denoiser, x: Sample, grid: Sequence[float], switch_sigma: float = 0.0) -> Path:
+def path(denoiser: Denoiser, x: Sample, grid: Sequence[float], switch_sigma: float = 0.0) -> TeacherPath:
     """Run the teacher on a grid from the noisy sample `x` at its first level, and keep all that it passes, on the CPU.
 
     The device holds no more than it does in sampling.
     """
     samples, slopes = [x.cpu()], []
-    solver = teacher(grid, switch_sigma)
-    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), solver, NoMidpoint()):
+    for step in trajectory(denoiser, x, teacher(grid, switch_sigma)):
         samples.append(step.x.cpu())
         slopes.append(step.start.slope.cpu())
         del step
-    return Path(tuple(grid), torch.stack(samples), torch.stack(slopes))
+    return TeacherPath(tuple(grid), torch.stack(samples), torch.stack(slopes))
 
 
 @torch.no_grad()
@@ -92,8 +93,7 @@ def ipndm_samples(
 ) -> Sample:
     """The teacher's samples alone, with the memory of sampling."""
     grid = levels(sigma_min, sigma_max, calls, flow)
-    solver = teacher(grid, switch_sigma)
-    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), solver, NoMidpoint()):
+    for step in trajectory(denoiser, x, teacher(grid, switch_sigma)):
         x = step.x
     return x
 
@@ -108,8 +108,7 @@ def passed_at(
     """
     found: list[Sample] = []
     before: Step | None = None
-    solver = teacher(grid, switch_sigma)
-    for step in trajectory(denoiser, x, torch.tensor(grid, dtype=torch.float64), solver, NoMidpoint()):
+    for step in trajectory(denoiser, x, teacher(grid, switch_sigma)):
         while (
             before is not None and len(found) < len(wanted) and wanted[len(found)] >= (1 - ROUNDING) * grid[step.index]
         ):
@@ -122,7 +121,7 @@ def passed_at(
 
 
 @dataclass(frozen=True)
-class Gram:
+class PathProducts:
     """All inner products of what paths pass, summed over them: what any linear rule errs by follows from these.
 
     `products` (2 n, 2 n) are those of n samples and n slopes in this order, in float64.
@@ -133,20 +132,20 @@ class Gram:
     elements: int  # of all samples that were summed
 
 
-def below(gram: Gram, level: float) -> Gram:
-    """The part of a gram from one of its levels on."""
-    n, begin = len(gram.levels), gram.levels.index(level)
-    kept = [*range(begin, n), *range(n + begin, len(gram.products))]
-    return Gram(gram.levels[begin:], gram.products[kept][:, kept], gram.elements)
+def below(products: PathProducts, level: float) -> PathProducts:
+    """The part from one of its levels on."""
+    n, begin = len(products.levels), products.levels.index(level)
+    kept = [*range(begin, n), *range(n + begin, 2 * n)]
+    return PathProducts(products.levels[begin:], products.products[kept][:, kept], products.elements)
 
 
-def sum_of(grams: Sequence[Gram]) -> Gram:
+def sum_of(several: Sequence[PathProducts]) -> PathProducts:
     """Of paths along the same levels."""
-    products = torch.stack([g.products for g in grams]).sum(0)
-    return Gram(grams[0].levels, products, sum(g.elements for g in grams))
+    products = torch.stack([one.products for one in several]).sum(0)
+    return PathProducts(several[0].levels, products, sum(one.elements for one in several))
 
 
-def gram(passed: Path, finer: int = 2) -> Gram:
+def products_of(passed: TeacherPath, finer: int = 2) -> PathProducts:
     """The inner products of a path, at `finer` times as many levels."""
     wanted: list[float] = []
     for high, low in zip(passed.levels[:-2], passed.levels[1:-1], strict=True):
@@ -154,14 +153,15 @@ def gram(passed: Path, finer: int = 2) -> Gram:
     wanted += passed.levels[-2:]
     points = [passed.at(sigma) for sigma in wanted]
     vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).cpu().double()
-    return Gram(tuple(wanted), vectors @ vectors.T, passed.end.numel())
+    return PathProducts(tuple(wanted), vectors @ vectors.T, passed.end.numel())
 
 
 def heun_calls(calls: int) -> int:
-    """The true number of model calls of a teacher that `converged` is asked for with `calls`."""
+    """The true number of model calls of `heun_samples` with `calls`."""
     return 2 * max(calls // 2, 1) + 1
 
 
+@torch.no_grad()
 def heun_samples(
     denoiser: Denoiser,
     x: Sample,
@@ -172,28 +172,49 @@ def heun_samples(
     flow: bool = False,
     switch_sigma: float = 0.0,
 ) -> Sample:
-    """The teacher that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
+    """The samples that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
 
     `x` is the noisy sample at sigma_max; the grid is `schedules.fine`. No step remembers the one before, so that it
     does not matter where a second model takes over (`switch_sigma`).
     """
     del switch_sigma
     intervals = max(calls // 2, 1)
-    sigmas = torch.cat([fine(intervals + 1, sigma_min, sigma_max, flow), torch.zeros(1, dtype=torch.float64)])
-    return sample(denoiser, x, sigmas, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals})))
+    grid = (*fine(intervals + 1, sigma_min, sigma_max, flow).tolist(), 0.0)
+    return sample(denoiser, x, Method(grid, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals}))))
 
 
-Teacher = tuple[Solver, Planner]
+class Converged(Protocol):
+    """A slow sampler from x at sigma_max to 0."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Sample,
+        sigma_min: float,
+        sigma_max: float,
+        calls: int,
+        *,
+        flow: bool = False,
+        switch_sigma: float = 0.0,
+    ) -> Sample: ...
 
 
-def _two_calls(r: float) -> Callable[[PredictorConfig], Teacher]:
-    return lambda student: (Dpm2(), FixedMidpoint(r, sigma_floor=student.sigma_min))
+@dataclass(frozen=True)
+class SlowSampler:
+    """Where targets come from, and how many model calls that really takes."""
+
+    samples: Converged
+    model_calls: Callable[[int], int]
 
 
-# A teacher takes the order and the prediction type of its student.
-TEACHERS: dict[str, Callable[[PredictorConfig], Teacher]] = {
-    "heun": _two_calls(1.0),
-    "dpm_2": _two_calls(0.5),
+HEUN = SlowSampler(heun_samples, heun_calls)
+IPNDM = SlowSampler(ipndm_samples, lambda calls: calls)
+
+# The paper's teachers, which cross the student's intervals in smaller steps. Multistep ones are the student's own
+# solver, with its order and its prediction type.
+TEACHERS: Mapping[str, Callable[[PredictorConfig], tuple[Solver, Planner]]] = {
+    "heun": lambda student: (Dpm2(), FixedMidpoint(1.0, sigma_floor=student.sigma_min)),
+    "dpm_2": lambda student: (Dpm2(), FixedMidpoint(0.5, sigma_floor=student.sigma_min)),
     "ipndm": lambda student: (Ipndm(student.max_order), NoMidpoint()),
     "dpmpp": lambda student: (
         DpmSolverPP(student.max_order, student.prediction, student.lower_order_final, student.thresholding),
@@ -201,6 +222,17 @@ TEACHERS: dict[str, Callable[[PredictorConfig], Teacher]] = {
     ),
     "euler": lambda student: (Ipndm(1), NoMidpoint()),
 }
+
+
+def papers_teacher(config: PredictorConfig, name: str = "", points: int = 0) -> tuple[Method, int]:
+    """A teacher of the student `config`, and how many points it adds inside every interval.
+
+    Those that the student's sampler type has, unless they are given.
+    """
+    kind = TYPES[sampler_name(config)]
+    points = points or kind.teacher_points
+    solver, planner = TEACHERS[name or kind.teacher](config)
+    return Method(tuple(refine(config, points).tolist()), solver, planner), points
 
 
 def refine(config: PredictorConfig, points: int) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..driver import in_full
 from ..types import Answer, Denoiser, Sample, Sigma, Source
-from .call_derivative import directional
 
 HELD_OUT = 2**40  # trajectories from this number on are never fitted
 
@@ -74,17 +73,6 @@ class MeteredDenoiser:
         denoised, features, guidance = self._in_pieces(ask, len(x))
         assert denoised is not None
         return denoised, features, guidance
-
-    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
-        """The denoised sample and its derivative along (dx, dsigma), by forward mode."""
-
-        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor | None, ...]:
-            return directional(denoiser, x[part], _rows(sigma, part), dx[part], _rows(dsigma, part))
-
-        denoised, derivative = self._in_pieces(ask, len(x))
-        assert denoised is not None
-        assert derivative is not None
-        return denoised, derivative
 
     def _in_pieces(
         self, ask: Callable[[Denoiser, slice], tuple[Tensor | None, ...]], count: int

@@ -4,22 +4,26 @@ import fnmatch
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..driver import Method
-from ..fit.baselines import baselines
-from ..fit.make import Fit, fit, fit_settings, student_config, students
+from ..config import PredictorConfig
+from ..driver import sample
+from ..fit.baselines import bench_methods
+from ..fit.make import differentiable, facts_of, make_fit, usual_settings
+from ..fit.protocol import Fit
 from ..fit.teacher import heun_calls, heun_samples
-from ..fit.trajectories import chunks, conditioned
-from ..predictor import AnyPredictor
-from ..types import Denoiser, Model, Sample
+from ..fit.trajectories import chunks, conditioned, gaussian
+from ..predictor import Predictor
+from ..samplers import MULTISTEP_STUDENT, TYPES, Kind, student_config
+from ..types import Denoiser, Method, Model, Sample
 from . import measures
 
 TEACHER = "teacher"
+PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"
 EVALUATION_SEED = 0x5EED_0000_0000  # fits draw from seeds below it
 
 
@@ -111,7 +115,7 @@ class Bench:
         """Sample with a method and measure."""
         begin = time.perf_counter()
         try:
-            drawn = self.draw(method.name, method.run, calls)
+            drawn = self.draw(method.name, lambda denoiser, x: sample(denoiser, x, method), calls)
         except FloatingPointError:  # a solver may blow up where it is not meant to be used; its row says so
             drawn = torch.full_like(self.teacher, math.nan)
         return self._row(method.name, calls, drawn, time.perf_counter() - begin, fit_calls, fit_seconds)
@@ -164,7 +168,7 @@ def bench(
     """
     plans = []
     for calls in settings.calls:
-        methods = {method.name: method for method in baselines(model, calls)}
+        methods = {method.name: method for method in bench_methods(model, calls)}
         names = chosen([*methods, *students()], settings.methods)
         plans.append((calls, methods, names))
     if not any(names for _, _, names in plans):
@@ -177,17 +181,38 @@ def bench(
             if name in methods:
                 yield run.row(methods[name], calls)
                 continue
-            config = student_config(name, calls, model)
-            training = fit_settings(settings.fit_trajectories, model, settings.seed)
+            config = config_of(name, calls, model)
             begin = time.perf_counter()
-            trainer = fit(model, config, training, _fit_progress(progress, name))
+            fit = fitted(model, config, settings, lambda fit, name=name: progress(f"fit {name}", 0))  # type: ignore[misc]
             seconds = time.perf_counter() - begin
-            keep(name, trainer)
-            yield run.row(method_of(trainer.predictor, name), calls, trainer.model_calls, seconds)
+            keep(name, fit)
+            yield run.row(method_of(fit.predictor, name), calls, fit.model_calls, seconds)
 
 
-def _fit_progress(progress: Progress, name: str) -> Callable[[str], None]:
-    return lambda text: progress(f"fit {name} {text}", 0)
+def students() -> list[str]:
+    """The learned methods: every sampler type as it measures best, as a table, and as published."""
+    return [MULTISTEP_STUDENT, *(name + suffix for suffix in ("", TABLE_SUFFIX, PUBLISHED_SUFFIX) for name in TYPES)]
+
+
+def config_of(name: str, calls: int, model: Model, **overrides: Any) -> PredictorConfig:
+    """The settings of a learned method at a number of calls, by its name in the table."""
+    published, table = name.endswith(PUBLISHED_SUFFIX), name.endswith(TABLE_SUFFIX)
+    plain = name.removesuffix(PUBLISHED_SUFFIX).removesuffix(TABLE_SUFFIX)
+    kind: Kind = "table" if table else "network"
+    return student_config(plain, calls, facts_of(model), published=published, kind=kind, **overrides)
+
+
+def fitted(
+    model: Model, config: PredictorConfig, settings: Settings, progress: Callable[[Fit], object] = lambda fit: None
+) -> Fit:
+    """The finished fit of a learned method, with the seed and, of a network, the trajectories of the settings."""
+    trajectories = settings.fit_trajectories if config.kind == "network" else 0
+    training = usual_settings(config, trajectories, differentiable=differentiable(model))
+    source = gaussian(model, tuple(model.shape), config.sigmas[0], settings.seed)
+    fit = make_fit(config, training, source, model_sigmas=getattr(model, "sigmas", None), seed=settings.seed)
+    for _ in fit.events():
+        progress(fit)
+    return fit
 
 
 def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:
@@ -201,17 +226,15 @@ def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, t
         return list(bench(model, settings, progress, keep))
 
 
-def method_of(predictor: AnyPredictor, name: str, guidance: float | None = None) -> Method:
+def method_of(predictor: Predictor, name: str, guidance: float | None = None) -> Method:
     """A predictor as a method, at a guidance scale if it knows several."""
-    config = predictor.config
-    solver, planner = predictor.solver(guidance=guidance), predictor.planner(guidance=guidance)
-    return Method(name, config.sigmas, solver, planner, config.first)
+    return replace(predictor.method(guidance=guidance), name=name)
 
 
 def total_calls(model: Model, settings: Settings) -> int:
     """Sample calls of the evaluation (not of the fits), for a progress bar."""
     counted = [
-        len(chosen([*(m.name for m in baselines(model, calls)), *students()], settings.methods)) * calls
+        len(chosen([*(m.name for m in bench_methods(model, calls)), *students()], settings.methods)) * calls
         for calls in settings.calls
     ]
     return settings.samples * (sum(counted) + settings.teacher_calls)

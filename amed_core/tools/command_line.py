@@ -9,44 +9,28 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..config import PredictorConfig
 from ..digits import DigitsDenoiser
-from ..features import MAPS, POOLED
+from ..driver import sample
 from ..files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from ..fit.call_derivative import GRADIENTS
-from ..fit.end_to_end import EndToEnd
 from ..fit.grid_search import TRAJECTORIES, search
-from ..fit.make import (
-    PUBLISHED_SUFFIX,
-    TABLE_SUFFIX,
-    Fit,
-    fit_settings,
-    multistep_fit,
-    shows_guidance,
-    starts_for,
-    student_config,
-    students,
-)
-from ..fit.multistep_fit import MultistepFit
-from ..fit.per_interval import Trainer
-from ..fit.protocol import FitConfig, TrainConfig, TrainEvent, verdict
+from ..fit.make import differentiable, facts_of, make_fit, usual_settings
+from ..fit.protocol import FitConfig, TrainConfig
 from ..fit.teacher import TEACHERS
 from ..fit.trajectories import chunks, conditioned, gaussian
 from ..fit.workers import Workers, torchrun
-from ..midpoints import TablePredictor
-from ..multistep import MultistepTable
-from ..network import AMEDPredictor
 from ..pictures import PicturesDenoiser
-from ..predictor import AnyPredictor, build
-from ..samplers import MULTISTEP_STUDENT
+from ..predictor import Predictor
+from ..samplers import MULTISTEP_STUDENT, NAMES, Kind, student_config
 from ..schedules import SCHEDULES, SEARCHED
-from ..types import Model, Source
+from ..types import Model
 from .bench import Settings, as_json, bench_with_bar, best_of_each, method_of, table
 
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
@@ -110,7 +94,7 @@ def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
     }
 
 
-def refuse_other_model(predictor: AnyPredictor, place: str, model: Model) -> None:
+def refuse_other_model(predictor: Predictor, place: str, model: Model) -> None:
     """Raise ValueError if the predictor was made for another model."""
     made_for, found = predictor.config.model, fingerprint(place, model)
     differing = [key for key in found if key in made_for and made_for[key] != found[key]]
@@ -142,33 +126,24 @@ def _train(
     arguments: argparse.Namespace, scales: Sequence[float | None], models: Sequence[Model], workers: Workers
 ) -> None:
     """Fit what the arguments ask for, on this worker's part of the trajectories; the first worker saves and speaks."""
-    model = models[0]
-    several = [scale for scale in scales if scale is not None] if len(models) > 1 else []
-    config = _config(arguments, model, scales[0])
-    if several and config.kind == "network":
-        raise ValueError(
-            "The paper's network knows one guidance scale: add --table, fit amed_multistep, or leave one --cfg."
-        )
-    if several:
-        config = replace(config, guidances=tuple(several))
-    if config.kind == "multistep":
-        config = replace(config, guided=all(shows_guidance(m) for m in models))
-    device = getattr(model, "device", "cpu")
+    model, device = models[0], getattr(models[0], "device", "cpu")
+    config = _config(arguments, models, scales)
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
     if arguments.schedule == SEARCHED:
         x, denoiser = sources[0](range(TRAJECTORIES))
         config = search(denoiser, x, config)
-    fit = _fit(arguments, config, model, sources, workers)
-    total = fit.total if isinstance(fit, Trainer) else fit.config.iterations + 1
-    unit = "trajectory" if isinstance(fit, Trainer) else "iteration"
+    settings = _settings(arguments, config, model)
+    about: dict[str, Any] = {"model_sigmas": getattr(model, "sigmas", None), "seed": arguments.seed}
+    fit = make_fit(config, settings, sources, workers=workers, device=device, **about)
     if arguments.resume:
         fit.load_state_dict(load_state(arguments.resume))
     try:
-        with tqdm(total=total, initial=_progress(fit), unit=unit, disable=workers.rank > 0) as bar:
+        with tqdm(total=fit.expected_calls, initial=fit.model_calls, unit="call", disable=workers.rank > 0) as bar:
             for event in fit.events():
-                text = f"loss {event.loss:.4g}" if isinstance(event, TrainEvent) else f"error {event.held_out:.4g}"
-                bar.set_postfix_str(text, refresh=False)
-                bar.update(_progress(fit) - bar.n)
+                bar.set_postfix_str(str(event), refresh=False)
+                bar.total = max(fit.expected_calls, fit.model_calls)
+                bar.update(fit.model_calls - bar.n)
+            bar.total = bar.n
     except KeyboardInterrupt:
         if not arguments.state:
             raise
@@ -179,66 +154,60 @@ def _train(
         save_state(arguments.state, fit.state_dict())
     if workers.rank == 0:
         summary = fit.summary()
-        save_predictor(fit.predictor, arguments.output, provenance(summary))
-        print(f"{arguments.output}: {config.calls} model calls, {summary['model_calls']:,} sample calls of training")
-        print(f"on paper at least {summary['model_calls_on_paper']:,}")
-        if "error" in summary:
-            print(verdict(summary))
+        save_predictor(fit.predictor, arguments.output, provenance({**summary.header(), "seed": arguments.seed}))
+        print(f"{arguments.output}: {config.calls} model calls, {summary.model_calls:,} sample calls of training")
+        if summary.sentence():
+            print(summary.sentence())
 
 
-def _config(arguments: argparse.Namespace, model: Model, scale: float | None) -> PredictorConfig:
+def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
     """The settings of what the arguments ask to fit."""
     chosen = {name: getattr(arguments, name) for name in SHAPING if getattr(arguments, name) is not None}
-    told = {"guidance": 1.0 if scale is None else scale, "model": fingerprint(arguments.denoiser, model)}
+    several = tuple(scale for scale in scales if scale is not None) if len(models) > 1 else ()
+    facts = [facts_of(model) for model in models]
+    about = replace(
+        facts[0],
+        guided=all(one.guided for one in facts),
+        fingerprint=fingerprint(arguments.denoiser, models[0]),
+    )
+    told: dict[str, Any] = {"guidance": 1.0 if scales[0] is None else scales[0], "guidances": several}
     switches = ("table", "published", "thresholding", "no_lower_order_final")
     if arguments.solver == MULTISTEP_STUDENT:
         if given := [*chosen, *(name for name in switches if getattr(arguments, name))]:
             options = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ValueError(f"{MULTISTEP_STUDENT} finds its own grid and weights: leave out {options}.")
-        return student_config(MULTISTEP_STUDENT, arguments.calls, model, **told)
+        return student_config(MULTISTEP_STUDENT, arguments.calls, about, **told)
     if arguments.table and arguments.published:
         raise ValueError("A table is not the paper's: leave out --table or --published.")
-    name = arguments.solver + PUBLISHED_SUFFIX * arguments.published + TABLE_SUFFIX * arguments.table
+    if several and not arguments.table:
+        raise ValueError(
+            "The paper's network knows one guidance scale: add --table, fit amed_multistep, or leave one --cfg."
+        )
     if chosen.get("schedule") == SEARCHED:  # which takes a model: later
         chosen.pop("schedule")
     chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
-    return student_config(name, arguments.calls, model, **told, **chosen)
+    kind: Kind = "table" if arguments.table else "network"
+    return student_config(
+        arguments.solver, arguments.calls, about, published=arguments.published, kind=kind, **told, **chosen
+    )
 
 
-def _fit(
-    arguments: argparse.Namespace, config: PredictorConfig, model: Model, sources: Sequence[Source], workers: Workers
-) -> Fit:
-    """What trains a predictor of these settings."""
-    generator = torch.Generator().manual_seed(arguments.seed)
-    predictor = build(config, generator).to(getattr(model, "device", "cpu"))
-    if isinstance(predictor, AMEDPredictor):
-        usual = fit_settings(arguments.trajectories or TrainConfig.trajectories, model, arguments.seed)
-        training = TrainConfig(
-            trajectories=usual.trajectories,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size or usual.batch_size,
-            teacher=arguments.teacher or "",
-            teacher_points=arguments.teacher_points,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-            gradient=arguments.gradient or usual.gradient,
-            held_out=arguments.held_out,
-        )
-        return Trainer(predictor, sources[0], training, workers=workers)
-    multistep = isinstance(predictor, MultistepTable)
-    fitting = replace(multistep_fit(config.calls) if multistep else FitConfig(), seed=arguments.seed)
-    if arguments.trajectories:
-        held_out = fitting.held_out if multistep else arguments.trajectories
-        fitting = replace(fitting, trajectories=arguments.trajectories, held_out=held_out)
+def _settings(arguments: argparse.Namespace, config: PredictorConfig, model: Model) -> TrainConfig | FitConfig:
+    """How to fit it."""
+    usual = usual_settings(config, arguments.trajectories, differentiable=differentiable(model))
     if arguments.batch_size:
-        fitting = replace(fitting, batch_size=arguments.batch_size)
-    if isinstance(predictor, MultistepTable):
-        return MultistepFit(predictor, sources, fitting, starts_for(model, config), workers=workers)
-    return EndToEnd(predictor, sources, fitting, workers=workers)
-
-
-def _progress(fit: Fit) -> int:
-    return fit.trajectory if isinstance(fit, Trainer) else len(fit.history)
+        usual = replace(usual, batch_size=arguments.batch_size)
+    if not isinstance(usual, TrainConfig):
+        return usual
+    return replace(
+        usual,
+        epochs=arguments.epochs,
+        teacher=arguments.teacher or "",
+        teacher_points=arguments.teacher_points,
+        learning_rate=arguments.learning_rate,
+        held_out=arguments.held_out,
+        **({"gradient": arguments.gradient} if arguments.gradient else {}),
+    )
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
@@ -254,7 +223,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     x = method.sigmas[0] * torch.randn(arguments.samples, *model.shape, generator=generator)
     drawn = []
     for rows in tqdm(list(chunks(arguments.samples, arguments.batch)), unit="batch"):
-        drawn.append(method.run(conditioned(model, rows), x[rows.start : rows.stop]))
+        drawn.append(sample(conditioned(model, rows), x[rows.start : rows.stop], method))
     samples, decode = torch.cat(drawn), getattr(model, "images", None)
     if decode is not None and arguments.output.suffix == ".png":
         samples = torch.cat([decode(samples[n : n + 1]) for n in range(len(samples))])
@@ -286,41 +255,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     print(f"model calls: {config.calls} ({config.planned} planned intervals of {config.intervals})")
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
-    if isinstance(predictor, MultistepTable):
-        if config.first_sigma:
-            print(f"before its first model call a step without one leads from {config.sigmas[0]:.4g} on")
-        print("the noise level that the model is told, weights of all slopes so far, the oldest first, of the first")
-        print(
-            "denoised sample, and, if it is guided, of what guidance adds to the slopes; bands may differ from these:"
-        )
-        for table in predictor.alone():
-            print(f"  cfg {table.config.guidance:g}")
-            for k, (start, end) in enumerate(pairwise(config.sigmas)):
-                begin = config.first_sigma if config.first_sigma and k == 0 else start
-                slopes, first, guided = (
-                    " ".join(f"{weight:8.4f}" for weight in part.tolist())
-                    for part in table.row(k).tensor_split([k + 1, k + 2])
-                )
-                told = float(table.scale_time[k]) * begin
-                print(f"  {begin:.4g} to {end:.4g}: told {told:.4g}, weights {slopes}; {first}; {guided}".rstrip("; "))
-    else:
-        _print_plans(predictor)
+    print(predictor.text())
     print("notes:", json.dumps(read_notes(arguments.file), indent=1))
-
-
-def _print_plans(predictor: AMEDPredictor | TablePredictor) -> None:
-    config = predictor.config
-    print("plan of every planned interval, as it is without features:")
-    planner = predictor.planner()
-    blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
-    for interval, (start, end) in enumerate(list(pairwise(config.sigmas))[: config.planned]):
-        plan = planner.own(interval, blind)
-        r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
-        sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
-        print(
-            f"  {start:.4g} to {end:.4g}: r {r:.3f} (sigma {sigma:.4g}), "
-            f"scale_dir {scale_dir:.4f}, scale_time {scale_time:.4f}"
-        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -385,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--solver", default="amed", choices=[n for n in students() if " " not in n], help="what to fit")
+    train.add_argument("--solver", default="amed", choices=NAMES, help="what to fit")
     train.add_argument("--table", action="store_true", help="constants per interval in place of the paper's network")
     train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
     train.add_argument("--calls", type=int, default=5, help="model calls per sample")

@@ -2,22 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ..driver import Method
+from ..driver import sample
 from ..files import provenance, save_predictor, write_json
-from ..fit.baselines import baselines
-from ..fit.make import multistep_fit, starts_for, student_config
-from ..fit.multistep_fit import MultistepFit
-from ..fit.trajectories import gaussian
-from ..multistep import MultistepTable
-from ..pictures import FINGERPRINT, PicturesDenoiser, PicturesModel, load_pictures
+from ..fit.baselines import bench_methods
+from ..fit.make import fit_predictor
+from ..fit.protocol import FitConfig
+from ..pictures import PicturesDenoiser, PicturesModel, load_pictures
 from ..samplers import MULTISTEP_STUDENT
-from ..types import Answer, Sample, Sigma
+from ..types import Answer, Method, Sample, Sigma
 from .bench import Bench, Row, Settings, as_json, method_of, table
 from .measures import error
 from .plots import sheet
@@ -69,18 +66,14 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
         f"{MULTISTEP_STUDENT} is fitted to the bundled text-to-picture model at cfg {CFG:g} and compared with "
         f"{len(pairs)} pairs of an unlearned solver and grid, at {CALLS} model calls:"
     )
-    usual = multistep_fit(CALLS)
-    fitting = replace(usual, trajectories=trajectories or usual.trajectories)
     measuring = samples * (TEACHER_CALLS + CALLS * (KEPT + 1)) + SHOWN * CALLS * (len(pairs) + 2)
-    with tqdm(total=fitting.budget + measuring, unit="call", unit_scale=True) as bar:
+    with tqdm(total=FitConfig.budget + measuring, unit="call", unit_scale=True) as bar:
         counted, judged = Counted(pictures, bar.update), Judged(pictures, bar.update)
-        config = student_config(MULTISTEP_STUDENT, CALLS, counted, guidance=CFG, model=FINGERPRINT)
-        source = gaussian(counted, tuple(counted.shape), config.sigmas[0])
-        fit = MultistepFit(MultistepTable(config), source, fitting, starts_for(counted, config))
-        for event in fit.events():
-            bar.set_postfix_str(f"fit, iteration {event.iteration}")
+        bar.set_postfix_str("fit")
+        fit = fit_predictor(counted, MULTISTEP_STUDENT, CALLS, trajectories=trajectories, guidance=CFG)
         seconds = time.monotonic() - begin
-        save_predictor(fit.predictor, output / f"{MULTISTEP_STUDENT}.safetensors", provenance(fit.summary()))
+        notes = provenance(fit.summary().header())
+        save_predictor(fit.predictor, output / f"{MULTISTEP_STUDENT}.safetensors", notes)
 
         bar.set_postfix_str("comparison")
         settings = Settings((CALLS,), samples, teacher_calls=TEACHER_CALLS, batch=BATCH)
@@ -90,7 +83,7 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
         unlearned = sorted((bench.row(pair, CALLS) for pair in screened(pairs, judged, bench)), key=_error)
         winner = next(pair for pair in pairs if pair.name == unlearned[0].method)
         asked, x, teacher = judged.for_rows(range(SHOWN)), bench.x[:SHOWN], bench.teacher[:SHOWN]
-        latents = (teacher, winner.run(asked, x), ours.run(asked, x))
+        latents = (teacher, sample(asked, x, winner), sample(asked, x, ours))
         bar.total = bar.n
     print(table([learned, *unlearned]))
     print(conclusion(learned, unlearned[0], samples))
@@ -101,14 +94,14 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
 
 def stock_pairs(model: PicturesModel) -> list[Method]:
     """The unlearned solvers and grids that are like ComfyUI's own: they end at 0, and every step asks the model."""
-    every = baselines(Judged(model, lambda count: None), CALLS)
+    every = bench_methods(Judged(model, lambda count: None), CALLS)
     return [pair for pair in every if pair.name.endswith(" zero")]
 
 
 def screened(pairs: Sequence[Method], judged: Judged, bench: Bench) -> list[Method]:
     """The best pairs on the noises that are shown."""
     asked, x, teacher = judged.for_rows(range(SHOWN)), bench.x[:SHOWN], bench.teacher[:SHOWN]
-    return sorted(pairs, key=lambda pair: error(pair.run(asked, x), teacher).rmse)[:KEPT]
+    return sorted(pairs, key=lambda pair: error(sample(asked, x, pair), teacher).rmse)[:KEPT]
 
 
 def conclusion(learned: Row, unlearned: Row, samples: int) -> str:

@@ -1,0 +1,40 @@
+"""The table a fit of midpoints begins with: the base solver, its midpoints at r = 0.5."""
+
+from collections.abc import Iterator
+
+from ..call_list import call_sigmas
+from ..predictor import Predictor
+from ..types import Method
+from .end_to_end import Found
+from .huber import compared
+from .runs import Runs
+
+
+class MidpointStart:
+    """Begins with a table that was not trained; the baseline is that, or plain calls where they are better."""
+
+    def __init__(self, runs: Runs, initial: Predictor) -> None:
+        self.runs = runs
+        self.initial = initial
+
+    @property
+    def names(self) -> list[str]:
+        return ["midpoints", "plain calls"]
+
+    @property
+    def model_calls(self) -> int:
+        settings, calls = self.runs.settings, self.runs.config.calls
+        once = 2 * settings.trajectories + settings.held_out
+        return self.runs.fitted.model_calls + self.runs.judged.model_calls + calls * once
+
+    def found(self) -> Iterator[Found]:
+        """Plain calls at the levels a user would sample with, if they are the better baseline, and the table."""
+        config = self.runs.config
+        plain = self._found(f"plain {config.solver}", config.plain_method(call_sigmas(config, config.calls)))
+        table = self._found(f"{config.solver}, midpoints at r = 0.5", self.initial.method(), self.initial)
+        if compared(plain.distances, table.distances) < 1:
+            yield plain
+        yield table
+
+    def _found(self, name: str, method: Method, table: Predictor | None = None) -> Found:
+        return Found(name, method, *self.runs.fitted_distances(method), table)

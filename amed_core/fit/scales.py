@@ -1,0 +1,84 @@
+"""A fit at several guidance scales: one after the other, on the same grid, to one table."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..config import PredictorConfig
+from ..predictor import Predictor, stacked
+from .protocol import Fit, FitEvent, FitSummary
+
+# Makes the fit of a scale by its number, on the grid of the first one's table if there is one.
+MakeFit = Callable[[int, PredictorConfig | None], Fit]
+
+
+class SeveralScales:
+    """Fits a table at every guidance scale. The largest, which is the hardest, comes first and chooses the grid."""
+
+    def __init__(self, scales: Sequence[float], make: MakeFit) -> None:
+        self.scales = tuple(scales)
+        self.make = make
+        self.order = [len(scales) - 1, *range(len(scales) - 1)]
+        self.fits: dict[int, Fit] = {self.order[0]: make(self.order[0], None)}
+
+    @property
+    def _first(self) -> Fit:
+        return self.fits[self.order[0]]
+
+    @property
+    def predictor(self) -> Predictor:
+        """The best so far; a scale that was not begun has the table of the first."""
+        tables = [self.fits.get(n, self._first).predictor for n in range(len(self.scales))]
+        config = self._first.predictor.config
+        same = [table if table.config.sigmas == config.sigmas else self._first.predictor for table in tables]
+        return stacked(replace(config, guidance=self.scales[0], guidances=self.scales), same)
+
+    @property
+    def losses(self) -> list[float]:
+        """Those of all scales, one after the other."""
+        return [loss for n in self.order if n in self.fits for loss in self.fits[n].losses]
+
+    @property
+    def model_calls(self) -> int:
+        return sum(fit.model_calls for fit in self.fits.values())
+
+    @property
+    def expected_calls(self) -> int:
+        missing = len(self.scales) - len(self.fits)
+        return sum(fit.expected_calls for fit in self.fits.values()) + missing * self._first.expected_calls
+
+    def events(self) -> Iterator[FitEvent]:
+        """Fit one scale after the other."""
+        for n in self.order:
+            if n not in self.fits:
+                self.fits[n] = self.make(n, self._first.predictor.config)
+            before = sum(fit.model_calls for other, fit in self.fits.items() if other != n)
+            for event in self.fits[n].events():
+                yield replace(event, model_calls=before + event.model_calls)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fits": {str(n): fit.state_dict() for n, fit in self.fits.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
+        self._first.load_state_dict(state["fits"][str(self.order[0])])
+        for n in self.order[1:]:
+            if str(n) in state["fits"]:
+                self.fits[n] = self.make(n, self._first.predictor.config)
+                self.fits[n].load_state_dict(state["fits"][str(n)])
+
+    def summary(self) -> FitSummary:
+        """What came of it: root mean squares of the scales' errors."""
+        found = [self.fits[n].summary() for n in sorted(self.fits)]
+        errors = [(s.error, s.baseline_error) for s in found if s.error is not None and s.baseline_error is not None]
+        error, base = (sum(e**2 for e in column) ** 0.5 / len(errors) ** 0.5 for column in zip(*errors, strict=True))
+        calls = sum(summary.model_calls for summary in found)
+        details = {"scales": {str(self.scales[n]): one.error for n, one in zip(sorted(self.fits), found, strict=True)}}
+        return replace(
+            found[0],
+            baseline="the best baselines",
+            model_calls=calls,
+            error=error,
+            baseline_error=base,
+            details=details,
+        )
