@@ -60,7 +60,7 @@ class SamplerType:
 
 LOGSNR = Recipe("logsnr")  # of their table 5, the best schedule of DPM-Solver++
 TYPES: Mapping[str, SamplerType] = {
-    "amed": SamplerType("amed", Recipe("time_uniform"), "heun", 1, "weights"),
+    "amed": SamplerType("amed", Recipe("time_uniform"), "heun", 1, "ipndm"),
     "amed_euler": SamplerType("euler", Recipe("polynomial", 7.0), "euler", 2, "euler"),
     "amed_dpm_2": SamplerType("dpm_2", Recipe("polynomial", 7.0), "dpm_2", 1, "weights"),
     "amed_ipndm": SamplerType("ipndm", Recipe("polynomial", 7.0, scale_time=0.2), "ipndm", 2, "ipndm", max_order=4),
@@ -115,7 +115,7 @@ def student_config(
     sampler = TYPES[name]
     recipe = sampler.published if published else sampler.default
     # The other grids are for noise levels that reach far beyond 1; this one follows a flow model's shift.
-    usual = "discrete" if model.flow else recipe.schedule
+    usual = "discrete" if model.flow and model.sigmas is not None else recipe.schedule
     spacing = overrides.pop("schedule", usual)
     rho = overrides.pop("rho", recipe.rho if spacing == recipe.schedule else USUAL_RHO.get(spacing, 1.0))
     wide = {"scale_dir": TABLE_WIDTH, "scale_time": TABLE_WIDTH, "features": "none"} if kind == "table" else {}

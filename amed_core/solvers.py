@@ -108,6 +108,53 @@ class Ipndm:
 
 
 @dataclass(frozen=True)
+class CautiousIpndm:
+    """iPNDM whose order every sample chooses anew in every step, from the slopes at hand: for teachers.
+
+    The next order is taken only while it changes the increment by less, `trust` times, than the one before did. Where
+    guidance makes the ODE stiff, high orders overshoot, and their changes grow. An update that ends at sigma = 0 may
+    have any order.
+    """
+
+    max_order: int = 3
+    trust: float = 0.5
+    divides_by_r: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_order(self.max_order, len(ADAMS_BASHFORTH), "iPNDM")
+
+    @property
+    def memory(self) -> int:
+        return self.max_order - 1
+
+    @property
+    def multistep(self) -> bool:
+        return self.max_order > 1
+
+    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        return self.to_next(history, sigma, None, stage)
+
+    def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        del stage
+        newest_first = [e.slope for e in history[::-1][: self.max_order]]
+        start, taken = history[-1], newest_first[0]
+        before, trusted = _norms(taken), torch.ones_like(_norms(taken), dtype=torch.bool)
+        lower = taken
+        for weights in ADAMS_BASHFORTH[1 : len(newest_first)]:
+            higher = sum((w * slope for w, slope in zip(weights, newest_first, strict=False)), torch.zeros_like(taken))
+            change = _norms(higher - lower)
+            trusted = trusted & (change < self.trust * before)
+            taken, before, lower = torch.where(trusted, higher, taken), change, higher
+        return start.x + _scale_dir(plan) * (sigma - start.sigma) * taken
+
+
+def _norms(x: Sample) -> Tensor:
+    """Of every sample (batch, 1, ..., 1)."""
+    norms: Tensor = x.float().flatten(1).norm(dim=1)
+    return norms.reshape(-1, *[1] * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
 class DpmSolverPP:
     """Multistep DPM-Solver++ (Lu et al. 2022b) of order 1 to 3, predicting data or noise.
 

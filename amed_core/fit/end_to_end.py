@@ -177,6 +177,7 @@ class EndToEnd:
             events.append(event)
             at = replace(at, iteration=at.iteration + 1)
         at = replace(at, iteration=1, used=self.start.model_calls)
+        events[-1] = replace(events[-1], iteration=1)
         self._commit(at, cache)
         return events
 
