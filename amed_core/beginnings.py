@@ -25,7 +25,7 @@ FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise wh
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for,
 QUICK, SOLVED = 16, 2  # trajectories that they all are solved on, and judged by, and how many of them on all
 
-Part = Literal["first step", "bands"]
+Part = Literal["first step", "bands", "polish", "middle round"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Beginning:
 
     def __init__(self, on: TableRuns, starts: Sequence[Start], without: Collection[Part] = ()) -> None:
         self.on = on
+        self.without = frozenset(without)
         self.starts = tuple(starts)
         shape = on.metered[0](range(1))[0].shape[1:]
         self.bands = shows_frequencies(shape) and "bands" not in without
@@ -103,8 +104,10 @@ class Beginning:
             starts += [start(f"{name} searched for {rule}", s, grid, **switch) for name, s in solvers(flow).items()]
         self.tried = starts
         quick = self._first_distances(starts, TRIED).log().mean(1)
-        runners = [starts[n] for n in quick.argsort(stable=True)[:RUNNERS].tolist()]
-        nearer = self._first_distances(runners, self.on.config.batch_size)
+        screened = FINALISTS if "middle round" in self.without else RUNNERS
+        runners = [starts[n] for n in quick.argsort(stable=True)[:screened].tolist()]
+        again = TRIED if "middle round" in self.without else self.on.config.batch_size
+        nearer = self._first_distances(runners, again)
         ranked = torch.tensor([compared(each[None], nearer[:1]) for each in nearer]).argsort(stable=True)
         finalists = [self._found(runners[n].name, self.written(runners[n])) for n in ranked[:FINALISTS].tolist()]
         best = finalists[0]

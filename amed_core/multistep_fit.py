@@ -256,7 +256,7 @@ class MultistepFit:
             if (left := compared(distances, self.distances)) < 1:
                 self.current, self.distances, self._runs = trial, distances, runs
                 self.damping *= EASIER
-                if self.current.config.spectral:  # an unlearned start has no bands
+                if self.current.config.spectral and "polish" not in self.beginning.without:  # an unlearned start has no bands
                     self._polish()
                 return left < (1 - self.config.tolerance) ** 2
             self.damping *= HARDER
