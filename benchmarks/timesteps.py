@@ -96,7 +96,7 @@ def main() -> None:
     apart = float((teachers["rounded"] - teachers["interpolated"]).square().mean().sqrt())
     print(f"the two converged teachers are {apart:.4f} apart")
     for name, model in models.items():
-        print(f"derivative, {name}: {derivative_error(digits, model.for_rows(range(16)), noise[:16]):.3f}")
+        print(f"derivative, {name}: {derivative_error(digits, model.for_rows(rows[:16]), noise[:16]):.3f}")
     print(f"{'calls':>5}  {'student':12}{'training':18}" + "".join(f"{name:>14}" for name in models), flush=True)
     for calls in tqdm(arguments.calls):
         for student in ("amed", "amed_dpm_2", "amed_ipndm"):

@@ -53,6 +53,7 @@ UNTIL = (("until: iteration", 18), ("calls", 24), ("of it", 25), ("seconds", 20)
 class Point:
     """Where a fit stood."""
 
+    iteration: int  # end to end
     error: float
     calls: int  # single-sample model calls so far
     seconds: float
@@ -80,7 +81,7 @@ def recipe(model: Model, config: PredictorConfig, trajectories: int, seed: int, 
     begin = time.perf_counter()
     fit = fitted(model, config, TrainConfig(trajectories), seed)
     seconds = time.perf_counter() - begin
-    return Point(judged.error(fit.predictor), fit.model_calls, seconds)
+    return Point(0, judged.error(fit.predictor), fit.model_calls, seconds)
 
 
 def table(model: Model, config: PredictorConfig, seed: int, judged: Judge) -> Iterator[Point]:
@@ -91,7 +92,7 @@ def table(model: Model, config: PredictorConfig, seed: int, judged: Judge) -> It
     events, seconds = fit.events(), 0.0
     while (event := next(events, None)) is not None:
         seconds += time.perf_counter() - begin
-        yield Point(judged.error(fit.predictor), event.model_calls, seconds)
+        yield Point(max(event.iteration - 1, 0), judged.error(fit.predictor), event.model_calls, seconds)
         begin = time.perf_counter()
 
 
@@ -114,11 +115,10 @@ def until(runs: Sequence[Sequence[Point]], recipes: Sequence[Point]) -> list[str
     """When every run was first as good as the recipe with the same seed, and what it had cost then."""
     found = []
     for points, published in zip(runs, recipes, strict=True):
-        first = next((n for n, point in enumerate(points) if point.error <= published.error), None)
-        if first is not None:
-            point = points[first]
+        point = next((point for point in points if point.error <= published.error), None)
+        if point is not None:
             parts = (point.calls / published.calls, point.seconds / published.seconds)
-            found.append((first, point.calls, parts[0], point.seconds, parts[1]))
+            found.append((point.iteration, point.calls, parts[0], point.seconds, parts[1]))
     if not found:
         return ["never", "", "", "", ""]
     columns = zip(*found, strict=True)
