@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.config import PredictorConfig
 from amed_core.digits import DigitsDenoiser
+from amed_core.fit.make import Settings, make_fit
+from amed_core.fit.protocol import Fit
 from amed_core.fit.teacher import heun_samples
-from amed_core.fit.trajectories import chunks, conditioned
+from amed_core.fit.trajectories import chunks, conditioned, gaussian
 from amed_core.pictures import PicturesDenoiser
 from amed_core.types import Denoiser, Model, Sample
 from benchmarks.colours import ColoursDenoiser
@@ -54,3 +57,12 @@ def taught(model: Model, x: Sample, calls: int, batch: int = 250) -> Sample:
         asked = conditioned(judging(model), rows)
         ends.append(heun_samples(asked, x[rows.start : rows.stop], low, high, calls, flow=flow))
     return torch.cat(ends)
+
+
+def fitted(model: Model, config: PredictorConfig, settings: Settings, seed: int = 0) -> Fit:
+    """A finished fit of a predictor of these settings; the seed is that of noise and weights."""
+    source = gaussian(model, tuple(model.shape), config.sigmas[0], seed)
+    fit = make_fit(config, settings, source, model_sigmas=getattr(model, "sigmas", None), seed=seed)
+    for _ in fit.events():
+        pass
+    return fit

@@ -83,6 +83,7 @@ class ColoursDenoiser:
 
     shape = SHAPE
     sigma_min, sigma_max = SIGMA_MIN, SIGMA_MAX
+    sigmas = torch.arange(1, 1001) / 1000  # what ComfyUI counts its steps on
     flow = True
     fingerprint = {  # noqa: RUF012
         "family": "AMEDColours",

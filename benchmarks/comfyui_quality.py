@@ -167,7 +167,7 @@ def deterministic(setting: Setting) -> list[str]:
     sigmas = comfy.samplers.calculate_sigmas(setting.about.model.get_model_object("model_sampling"), "normal", 4)
     found = []
     for name in (*comfy.samplers.SAMPLER_NAMES, *ODES):
-        if name in PACK.nodes.values.SAMPLERS or name == "dpm_adaptive":  # which takes as many calls as it likes
+        if name in PACK.amed_core.samplers.NAMES or name == "dpm_adaptive":  # which takes as many calls as it likes
             continue
         sampler = sampler_of(name)
         try:
@@ -302,17 +302,19 @@ def fine_levels(setting: Setting) -> Tensor:
 
 
 def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
-    """A predictor from the training node, used as KSampler uses it."""
+    """A predictor from a training node, used as KSampler uses it: the paper's students have a node of their own."""
     asked: dict[str, Any] = {"seed": seed, "cfg": setting.cfg, "steps": calls, "model": setting.about.model}
     asked |= {"negative": setting.about.negative, "latent_image": {"samples": setting.about.latent}, **settings}
-    defaults = {i.id: i.default for i in PACK.nodes.AMEDTrainPredictor.GET_SCHEMA().inputs if hasattr(i, "default")}
+    papers = "sampler_name" in settings
+    node = PACK.nodes.AMEDTrainPaperPredictor if papers else PACK.nodes.AMEDTrainPredictor
+    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if hasattr(i, "default")}
     listed = {name: [value] for name, value in (defaults | asked).items() if value is not None}
     begin = time.perf_counter()
     with quiet(), torch.inference_mode():
-        made = PACK.nodes.AMEDTrainPredictor.execute(positive=setting.about.fitted, **listed).args[0]
+        made = node.execute(positive=setting.about.fitted, **listed).args[0]
     fit_seconds = time.perf_counter() - begin
     (model,) = PACK.nodes.AMEDApplyPredictor.execute(setting.about.model, made).args
-    name = PACK.nodes.values.sampler_name(made.network)
+    name = PACK.amed_core.samplers.sampler_name(made.config)
     ks = comfy.samplers.KSampler(model, calls, torch.device("cpu"), name, "amed", 1.0, model.model_options)
     counter = Counter()
     counted = model.clone()
@@ -328,7 +330,7 @@ def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
     label = f"{name}{' published' if settings.get('preset') == 'paper' else ''}"
     if settings.get("predictor_type") == "table":
         label += " table"
-    notes = {key: training.get(key) for key in ("start", "error", "base_solver_error")}
+    notes = {key: training.get(key) for key in ("baseline", "error", "baseline_error")}
     return setting.row(
         drawn, calls, label, "amed", seconds, seed=seed, fit_calls=training.get("model_calls"),
         fit_seconds=fit_seconds, notes=notes,
@@ -349,7 +351,7 @@ def rows_of(arguments: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterat
         for calls in set(wanted) & set(PUBLISHED_CALLS) if arguments.published else ():
             table = {"sampler_name": "amed_ipndm", "predictor_type": "table", "trajectories": 32}
             pieces.append(((name, cfg, "amed_ipndm table", calls), lambda s, c=calls, t=table: [trained(s, c, 0, **t)]))
-            paper = {"preset": "paper", "trajectories": arguments.published}
+            paper = {"sampler_name": "amed", "preset": "paper", "trajectories": arguments.published}
             pieces.append(((name, cfg, "published", calls), lambda s, c=calls, p=paper: [trained(s, c, 0, **p)]))
         pieces = [(key, work) for key, work in pieces if key not in done]
         if not pieces:

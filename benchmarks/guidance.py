@@ -16,15 +16,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
+from amed_core import Predictor, build, make_fit, sample, usual_settings
 from amed_core.config import PredictorConfig
-from amed_core.driver import Method
-from amed_core.fit.end_to_end import EndToEnd
-from amed_core.fit.make import student_config
-from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import gaussian, noise
-from amed_core.midpoints import TablePredictor
-from amed_core.samplers import DEFAULT
+from amed_core.samplers import TYPES
 from amed_core.tools import measures
+from amed_core.tools.bench import config_of
 from amed_core.types import Denoiser, Sample
 from benchmarks.beds import MODELS, asked_for, taught
 
@@ -42,11 +39,9 @@ class Judge:
     x: Sample
     teacher: Sample
 
-    def error(self, table: TablePredictor) -> float:
-        config = table.config
-        planner = table.planner(guidance=self.cfg)
-        method = Method("", config.sigmas, config.build_solver(), planner, config.first)
-        return measures.error(method.run(self.denoiser, self.x), self.teacher).rmse
+    def error(self, table: Predictor) -> float:
+        drawn = sample(self.denoiser, self.x, table.method(guidance=self.cfg))
+        return measures.error(drawn, self.teacher).rmse
 
 
 def judge(name: str, cfg: float, samples: int) -> Judge:
@@ -55,24 +50,25 @@ def judge(name: str, cfg: float, samples: int) -> Judge:
     return Judge(cfg, asked_for(model, samples), x, taught(model, x, 200))
 
 
-def fitted(name: str, config: PredictorConfig, scales: Sequence[float], seed: int) -> TablePredictor:
+def fitted(name: str, config: PredictorConfig, scales: Sequence[float], seed: int) -> Predictor:
     """One table, fitted at these scales."""
-    table = TablePredictor(replace(config, guidance=scales[0], guidances=tuple(scales) if len(scales) > 1 else ()))
+    config = replace(config, guidance=scales[0], guidances=tuple(scales) if len(scales) > 1 else ())
     models = [MODELS[name](cfg) for cfg in scales]
     sources = [gaussian(model, tuple(model.shape), config.sigmas[0], seed) for model in models]
-    for _ in EndToEnd(table, sources, FitConfig()).events():
+    fit = make_fit(config, usual_settings(config), sources, model_sigmas=getattr(models[0], "sigmas", None))
+    for _ in fit.events():
         pass
-    return table
+    return fit.predictor
 
 
-def printed(student: str, name: str, table: TablePredictor, judges: Sequence[Judge]) -> None:
+def printed(student: str, name: str, table: Predictor, judges: Sequence[Judge]) -> None:
     print(f"{student:14}{name:12}" + "".join(f"{judged.error(table):8.4f}" for judged in judges), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits", choices=MODELS)
-    parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm"], choices=DEFAULT)
+    parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm"], choices=TYPES)
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--samples", type=int, default=500, help="evaluation noises")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that is fitted")
@@ -81,8 +77,8 @@ def main() -> None:
     judges = [judge(name, cfg, arguments.samples) for cfg in tqdm(USED, desc="teacher")]
     print(f"{'student':14}{'fitted at':12}" + "".join(f"{cfg:8g}" for cfg in USED))
     for student in arguments.students:
-        config = student_config(f"{student} table", arguments.calls, MODELS[name](1.0))
-        printed(student, "none", TablePredictor(config), judges)
+        config = config_of(f"{student} table", arguments.calls, MODELS[name](1.0))
+        printed(student, "none", build(config), judges)
         for cfg in tqdm(FITTED, desc=student):
             printed(student, f"{cfg:g}", fitted(name, config, [cfg], arguments.seed), judges)
         printed(student, f"{FITTED[0]:g} to {FITTED[-1]:g}", fitted(name, config, FITTED, arguments.seed), judges)

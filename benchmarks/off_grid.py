@@ -19,32 +19,35 @@ import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, NoMidpoint, TrainConfig, Trainer, logsnr, polynomial, sample
+from amed_core import AMEDPredictor, Method, TrainConfig, logsnr, polynomial, sample
 from amed_core.call_list import call_sigmas, read
-from amed_core.fit.make import student_config
+from amed_core.features import LOOKS
 from amed_core.fit.teacher import heun_samples
-from amed_core.fit.trajectories import gaussian
 from amed_core.midpoints import PredictorPlanner
 from amed_core.network import embedding
-from benchmarks.beds import MODELS, asked_for, taught
+from amed_core.tools.bench import config_of
+from amed_core.types import Run
+from benchmarks.beds import MODELS, asked_for, fitted, taught
 
 
-def pairs(levels: tuple[float, ...]) -> tuple[tuple[float, ...], frozenset[int]]:
+def pairs(levels: tuple[float, ...]) -> Run:
     """Every pair planned, from the end and before a plain last call, as in the students' own lists."""
     last = len(levels) - 1
     points = sorted({0, last, *range(last - 1, -1, -2)})
     plain = frozenset(n for n, (a, b) in enumerate(pairwise(points)) if b - a == 1)
-    return tuple(levels[p] for p in points), plain
+    return Run(tuple(levels[p] for p in points), plain, analytic_first_step=False, own_grid=False)
 
 
-def by_network(network: AMEDPredictor, grid: tuple[float, ...], plain: frozenset[int]) -> PredictorPlanner:
+def by_network(network: AMEDPredictor, run: Run) -> Method:
     """The network asked for the run's own levels, without regard to what it knows."""
-    levels = [embedding(interval).float() for interval in pairwise(grid)]
-    return replace(
-        network.planner(grid, plain),
-        own=lambda interval, features: network(features, levels[interval]),
-        made_of=tuple(((1.0, interval),) for interval in range(len(grid) - 1)),
+    levels = [embedding(interval).float() for interval in pairwise(run.sigmas)]
+    planner = PredictorPlanner(
+        lambda interval, features: network(features, levels[interval]),
+        run.plain,
+        LOOKS[network.config.features],
+        tuple(((1.0, interval),) for interval in range(len(run.sigmas) - 1)),
     )
+    return replace(network.method(run), planner=planner)
 
 
 @torch.no_grad()
@@ -65,13 +68,11 @@ def main() -> None:
     data = model.data(arguments.samples) if hasattr(model, "data") else taught(model, high * other, 100)
     print(f"{'student':15}{'calls':>6}  {'levels':14}{'planned':>8}{'base':>9}{'rule':>9}{'all':>9}{'network':>9}")
     for name in tqdm(arguments.students):
-        config = student_config(name, 5, model)
-        network = AMEDPredictor(config)
+        config = config_of(name, 5, model)
         training = TrainConfig(arguments.trajectories, batch_size=16, gradient="finite difference")
         with torch.enable_grad():
-            for _ in Trainer(network, gaussian(model, shape, high), training).events():
-                pass
-        solver = config.build_solver()
+            network = fitted(model, config, training).predictor
+        assert isinstance(network, AMEDPredictor)
         lists = {"its own": call_sigmas(config, 5)}
         for calls in (5, 8):
             lists[f"Karras {calls}"] = (*polynomial(calls, low, high).tolist(), 0.0)
@@ -85,16 +86,9 @@ def main() -> None:
             teacher = heun_samples(asked, x, low, start, 200, flow=flow)
             run = read(levels, config)
             every = pairs(levels)
-            ways = [
-                (levels, NoMidpoint()),
-                (run.sigmas, network.planner(run.sigmas, run.plain)),
-                (every[0], network.planner(*every)),
-                (every[0], by_network(network, *every)),
-            ]
-            errors = []
-            for grid, planner in ways:
-                drawn = sample(asked, x, torch.tensor(grid, dtype=torch.float64), solver, planner)
-                errors.append(float((drawn - teacher).square().mean().sqrt()))
+            ways = (config.plain_method(levels), network.method(run), network.method(every), by_network(network, every))
+            drawn = [sample(asked, x, way) for way in ways]
+            errors = [float((one - teacher).square().mean().sqrt()) for one in drawn]
             columns = "".join(f"{e:9.4f}" for e in errors)
             print(f"{name:15}{len(levels) - 1:6}  {label:14}{run.planned:8}{columns}", flush=True)
 

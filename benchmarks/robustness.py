@@ -24,13 +24,18 @@ import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core.fit.make import multistep_fit, starts_for, student_config
-from amed_core.fit.multistep_fit import MultistepFit
+from amed_core import facts_of, sample, student_config, usual_settings
+from amed_core.config import PredictorConfig
+from amed_core.fit.baselines import Baseline, baseline, baselines, solvers
+from amed_core.fit.grid_search import RULES, searched
+from amed_core.fit.protocol import FitConfig
+from amed_core.fit.teacher import levels, path, products_of
 from amed_core.fit.trajectories import gaussian
-from amed_core.multistep import MultistepTable
-from amed_core.tools.bench import EVALUATION_SEED, method_of
-from amed_core.types import Model
-from benchmarks.beds import MODELS, asked_for, taught
+from amed_core.multistep import MultistepTable, multistep_config
+from amed_core.samplers import MULTISTEP_STUDENT
+from amed_core.tools.bench import EVALUATION_SEED
+from amed_core.types import Method, Model
+from benchmarks.beds import MODELS, asked_for, fitted, taught
 
 TRAJECTORIES, SCALES, CALLS = (4, 8, 16, 64), (1.0, 3.0, 5.0, 8.0), tuple(range(3, 11))
 USUAL = (64, 1.0, 5)
@@ -70,33 +75,57 @@ class Judge:
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         self.x = self.model.sigma_max * torch.randn(samples, *self.model.shape, generator=generator)
         self.teacher = taught(self.model, self.x, 100, samples)
-        self.known: dict[tuple[int, str], Tensor] = {}  # squared errors of starts on the usual grids
+        self.known: dict[int, dict[str, Tensor]] = {}  # squared errors on the usual grids, by the number of calls
 
-    def squares(self, table: MultistepTable) -> Tensor:
-        """The squared error (samples,) of every sample."""
-        apart = method_of(table, "").run(self.asked, self.x) - self.teacher
-        return apart.double().square().flatten(1).mean(1).nan_to_num(torch.inf)
+    def squares(self, method: Method) -> Tensor:
+        """The squared error (samples,) of every sample; infinite where it is not finite."""
+        try:
+            apart = sample(self.asked, self.x, method) - self.teacher
+        except FloatingPointError:  # a solver may blow up where it is not meant to be used
+            return torch.full((len(self.x),), torch.inf, dtype=torch.float64)
+        return apart.double().square().flatten(1).mean(1)
+
+    def usual(self, config: PredictorConfig) -> dict[str, Tensor]:
+        """Those of every unlearned solver on the usual grids."""
+        if config.calls not in self.known:
+            table = getattr(self.model, "sigmas", None)
+            listed = baselines(config.calls, config.sigma_min, config.sigmas[0], flow=config.flow, model_sigmas=table)
+            self.known[config.calls] = {one.name: self.squares(method_of(config, one)) for one in listed}
+        return self.known[config.calls]
+
+    def searched(self, config: PredictorConfig, settings: FitConfig) -> dict[str, Tensor]:
+        """And on the grids that the fit searches on its own trajectories."""
+        source = gaussian(self.model, tuple(self.model.shape), config.sigmas[0])
+        x, asked = source(range(settings.trajectories))
+        fine = levels(config.sigma_min, config.sigmas[0], settings.teacher_calls, config.flow)
+        passed, found = products_of(path(asked, x, fine)), {}
+        for rule in RULES:
+            grid = searched(passed, config.calls, rule, flow=config.flow)
+            for name, solver in solvers(config.flow).items():
+                one = baseline(f"{name} searched for {rule}", solver, grid)
+                found[one.name] = self.squares(method_of(config, one))
+        return found
 
     def cell(self, trajectories: int, calls: int) -> Cell:
-        config = student_config("amed_multistep", calls, self.model)
-        begin = starts_for(self.model, config)
-        few = replace(multistep_fit(calls), trajectories=trajectories, batch_size=min(16, trajectories))
-        source = gaussian(self.model, tuple(self.model.shape), self.model.sigma_max, 0)
-        fit = MultistepFit(MultistepTable(config), source, few, begin)
-        for _ in fit.events():
-            pass
-        usual = {start.name for start in begin}
-        unlearned: dict[str, Tensor] = {}
-        for start in fit.beginning.tried:
-            found = self.known.get((calls, start.name))
-            unlearned[start.name] = self.squares(fit.beginning.written(start)) if found is None else found
-        self.known |= {(calls, name): squares for name, squares in unlearned.items() if name in usual}
+        config = student_config(MULTISTEP_STUDENT, calls, facts_of(self.model))
+        settings = usual_settings(config, trajectories)
+        assert isinstance(settings, FitConfig)
+        few = replace(settings, batch_size=min(settings.batch_size, trajectories))
+        fit = fitted(self.model, config, few)
+        unlearned = self.usual(config) | self.searched(config, few)
         best = min(unlearned, key=lambda name: float(unlearned[name].mean()))
-        ours, theirs = self.squares(fit.predictor), unlearned[best]
+        ours, theirs = self.squares(fit.predictor.method()), unlearned[best]
         apart = ours - theirs
         z = float(apart.mean() / (apart.std() / len(apart) ** 0.5).clamp(min=1e-30))
         found_errors = (float(ours.mean().sqrt()), float(theirs.mean().sqrt()))
-        return Cell(self.name, trajectories, self.cfg, calls, *found_errors, best, fit.summary()["gain"] == 0, z)
+        return Cell(self.name, trajectories, self.cfg, calls, *found_errors, best, fit.summary().gain == 0, z)
+
+
+def method_of(config: PredictorConfig, one: Baseline) -> Method:
+    """An unlearned solver as the table that a fit begins with."""
+    table = MultistepTable(multistep_config(replace(config, guided=False), one.levels))
+    table.weights.copy_(torch.tensor(one.weights))
+    return table.method()
 
 
 def cells(asked: argparse.Namespace, done: list[Cell]) -> Iterator[Cell]:

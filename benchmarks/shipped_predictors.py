@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import load_predictor
-from amed_core.fit.baselines import baselines
+from amed_core.fit.baselines import bench_methods
 from amed_core.tools.bench import Bench, Row, Settings, method_of
 from benchmarks.beds import MODELS, judging
 
@@ -47,7 +47,7 @@ def main() -> None:
         measured = benches[key]
         printed(file.stem, measured.row(method_of(predictor, file.stem), config.calls))
         if key[0] == "pictures":
-            pairs = [pair for pair in baselines(measured.model, config.calls) if pair.name.endswith(" zero")]
+            pairs = [pair for pair in bench_methods(measured.model, config.calls) if pair.name.endswith(" zero")]
             best = min((measured.row(pair, config.calls) for pair in pairs), key=lambda row: row.error or float("inf"))
             printed(f"  best unlearned, {best.method}", best)
 

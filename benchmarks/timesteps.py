@@ -12,28 +12,27 @@ training takes, against the interpolated model's by five times smaller ones.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from amed_core.fit.teacher import heun_samples
-
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, FixedMidpoint, TrainConfig, Trainer, sample
+from amed_core import ModelFacts, TrainConfig, sample, student_config
 from amed_core.digits import SHAPE, DigitsDenoiser, precondition
-from amed_core.fit.trajectories import gaussian
-from amed_core.samplers import predictor_config
+from amed_core.fit.teacher import heun_samples
 from amed_core.schedules import stable_diffusion_sigmas
-from amed_core.types import Denoiser, Features, Sample, Sigma
+from amed_core.types import Denoiser, Features, Method, Sample, Sigma
+from benchmarks.beds import fitted
 
 STEP = TrainConfig.step  # of the differences that training takes
 
 
 class Rounded:
     """The digits model, told the nearest of Stable Diffusion's noise levels."""
+
+    shape, sigma_min, sigma_max = DigitsDenoiser.shape, DigitsDenoiser.sigma_min, DigitsDenoiser.sigma_max
 
     def __init__(self, model: DigitsDenoiser) -> None:
         self.model = model
@@ -53,9 +52,8 @@ class Rounded:
         return c_skip * x + c_out * answer, features
 
 
-def error(denoiser: Denoiser, x: Sample, grid: Tensor, run: object, teacher: Sample) -> float:
-    drawn = sample(denoiser, x, grid, *run)  # type: ignore[misc]
-    return float((drawn - teacher).square().mean().sqrt())
+def error(denoiser: Denoiser, x: Sample, method: Method, teacher: Sample) -> float:
+    return float((sample(denoiser, x, method) - teacher).square().mean().sqrt())
 
 
 def derivative_error(model: DigitsDenoiser, asked: Denoiser, x: Sample) -> float:
@@ -98,28 +96,23 @@ def main() -> None:
     apart = float((teachers["rounded"] - teachers["interpolated"]).square().mean().sqrt())
     print(f"the two converged teachers are {apart:.4f} apart")
     for name, model in models.items():
-        print(f"derivative, {name}: {derivative_error(digits, model.for_rows(range(16)), noise[:16]):.3f}")
+        print(f"derivative, {name}: {derivative_error(digits, model.for_rows(rows[:16]), noise[:16]):.3f}")
     print(f"{'calls':>5}  {'student':12}{'training':18}" + "".join(f"{name:>14}" for name in models), flush=True)
     for calls in tqdm(arguments.calls):
         for student in ("amed", "amed_dpm_2", "amed_ipndm"):
-            config = predictor_config(student, calls, low, high)
-            plain = frozenset(range(config.planned, config.intervals))
-            grid = torch.tensor(config.sigmas, dtype=torch.float64)
+            config = student_config(student, calls, ModelFacts(low, high, bottleneck=True))
             results: dict[str, list[float]] = {"none (r = 0.5)": [], "each on its own": [], "on rounded": []}
             fits = {}
             for name, model in models.items():
-                fixed = (config.build_solver(), FixedMidpoint(0.5, config.sigma_min, plain))
-                results["none (r = 0.5)"].append(error(model.for_rows(rows), noise * high, grid, fixed, teachers[name]))
-                network = AMEDPredictor(replace(config), torch.Generator().manual_seed(0))
+                unlearned = error(model.for_rows(rows), noise * high, config.base_method(), teachers[name])
+                results["none (r = 0.5)"].append(unlearned)
                 training = TrainConfig(arguments.trajectories, batch_size=16, gradient="finite difference")
                 with torch.enable_grad():
-                    for _ in Trainer(network, gaussian(model, SHAPE, high), training).events():
-                        pass
-                fits[name] = (config.build_solver(), network.planner())
+                    fits[name] = fitted(model, config, training).predictor.method()
             for name, model in models.items():
                 x = noise * high
-                results["each on its own"].append(error(model.for_rows(rows), x, grid, fits[name], teachers[name]))
-                results["on rounded"].append(error(model.for_rows(rows), x, grid, fits["rounded"], teachers[name]))
+                results["each on its own"].append(error(model.for_rows(rows), x, fits[name], teachers[name]))
+                results["on rounded"].append(error(model.for_rows(rows), x, fits["rounded"], teachers[name]))
             for training_name, errors in results.items():
                 print(f"{calls:5}  {student:12}{training_name:18}" + "".join(f"{e:14.4f}" for e in errors), flush=True)
 

@@ -30,24 +30,20 @@ import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import AMEDPredictor, TrainConfig, Trainer
+from amed_core import FitConfig, ModelFacts, Predictor, TrainConfig, build, make_fit, sample, student_config
 from amed_core.config import PredictorConfig
 from amed_core.digits import SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser, DigitsUNet
-from amed_core.fit.end_to_end import EndToEnd
-from amed_core.fit.make import PUBLISHED_SUFFIX, student_config
-from amed_core.fit.protocol import FitConfig
+from amed_core.fit.call_derivative import GRADIENTS
+from amed_core.fit.make import facts_of, usual_settings
+from amed_core.fit.per_interval import PerInterval
 from amed_core.fit.trajectories import gaussian, noise
-from amed_core.midpoints import TablePredictor, table_config
-from amed_core.predictor import AnyPredictor
-from amed_core.samplers import DEFAULT, predictor_config
+from amed_core.samplers import TYPES
 from amed_core.tools import measures
-from amed_core.tools.bench import method_of
 from amed_core.types import Denoiser, Model, Sample
-from benchmarks.beds import MODELS, asked_for, taught
+from benchmarks.beds import MODELS, asked_for, fitted, taught
 
 UNSEEN = 10**9  # the seed of the evaluation noise; fits count theirs from 0
 GPU = bool(os.environ.get("AMED_GPU")) and torch.cuda.is_available()
-GRADIENTS = ("finite difference", "forward", "reverse")
 WORKS = ("sampling", *(f"network, {gradient}" for gradient in GRADIENTS), "table")
 COLUMNS = (("student", 14), ("fit", 17), ("error", 26), ("calls", 27), ("seconds", 21))
 UNTIL = (("until: iteration", 18), ("calls", 24), ("of it", 25), ("seconds", 20), ("of it", 25))
@@ -57,6 +53,7 @@ UNTIL = (("until: iteration", 18), ("calls", 24), ("of it", 25), ("seconds", 20)
 class Point:
     """Where a fit stood."""
 
+    iteration: int  # end to end
     error: float
     calls: int  # single-sample model calls so far
     seconds: float
@@ -70,8 +67,8 @@ class Judge:
     x: Sample
     teacher: Sample
 
-    def error(self, predictor: AnyPredictor) -> float:
-        return measures.error(method_of(predictor, "").run(self.denoiser, self.x), self.teacher).rmse
+    def error(self, predictor: Predictor) -> float:
+        return measures.error(sample(self.denoiser, self.x, predictor.method()), self.teacher).rmse
 
 
 def judge(model: Model, samples: int) -> Judge:
@@ -82,25 +79,20 @@ def judge(model: Model, samples: int) -> Judge:
 def recipe(model: Model, config: PredictorConfig, trajectories: int, seed: int, judged: Judge) -> Point:
     """The published fit."""
     begin = time.perf_counter()
-    network = AMEDPredictor(config, torch.Generator().manual_seed(seed))
-    source = gaussian(model, tuple(model.shape), config.sigmas[0], seed)
-    trainer = Trainer(network, source, TrainConfig(trajectories, seed=seed))
-    for _ in trainer.events():
-        pass
+    fit = fitted(model, config, TrainConfig(trajectories), seed)
     seconds = time.perf_counter() - begin
-    return Point(judged.error(network), trainer.model_calls, seconds)
+    return Point(0, judged.error(fit.predictor), fit.model_calls, seconds)
 
 
 def table(model: Model, config: PredictorConfig, seed: int, judged: Judge) -> Iterator[Point]:
     """The table's fit, after the base solver and after every iteration; measuring it for this is not timed."""
     begin = time.perf_counter()
-    predictor = TablePredictor(table_config(config))
     source = gaussian(model, tuple(model.shape), config.sigmas[0], seed)
-    events = EndToEnd(predictor, source, FitConfig(seed=seed)).events()
-    seconds = 0.0
+    fit = make_fit(config, usual_settings(config), source)
+    events, seconds = fit.events(), 0.0
     while (event := next(events, None)) is not None:
         seconds += time.perf_counter() - begin
-        yield Point(judged.error(predictor), event.model_calls, seconds)
+        yield Point(max(event.iteration - 1, 0), judged.error(fit.predictor), event.model_calls, seconds)
         begin = time.perf_counter()
 
 
@@ -123,11 +115,10 @@ def until(runs: Sequence[Sequence[Point]], recipes: Sequence[Point]) -> list[str
     """When every run was first as good as the recipe with the same seed, and what it had cost then."""
     found = []
     for points, published in zip(runs, recipes, strict=True):
-        first = next((n for n, point in enumerate(points) if point.error <= published.error), None)
-        if first is not None:
-            point = points[first]
+        point = next((point for point in points if point.error <= published.error), None)
+        if point is not None:
             parts = (point.calls / published.calls, point.seconds / published.seconds)
-            found.append((first, point.calls, parts[0], point.seconds, parts[1]))
+            found.append((point.iteration, point.calls, parts[0], point.seconds, parts[1]))
     if not found:
         return ["never", "", "", "", ""]
     columns = zip(*found, strict=True)
@@ -142,12 +133,14 @@ def fits(model: Model, students: Sequence[str], calls: int, trajectories: int, s
     heads, widths = zip(*COLUMNS, *UNTIL, strict=True)
     printed(heads, widths)
     for student in students:
-        published = student_config(student + PUBLISHED_SUFFIX, calls, model)
-        recommended = student_config(student, calls, model)
+        facts = facts_of(model)
+        published = student_config(student, calls, facts, published=True)
+        on_its_grid = student_config(student, calls, facts, published=True, kind="table")
+        recommended = student_config(student, calls, facts, kind="table")
         recipes, same, own = [], [], []
         for seed in tqdm(range(seeds), desc=student):
             recipes.append(recipe(model, published, trajectories, seed, judged))
-            same.append(list(table(model, published, seed, judged)))
+            same.append(list(table(model, on_its_grid, seed, judged)))
             own.append(list(table(model, recommended, seed, judged)))
         printed([student, "recipe", *costs(recipes), *[""] * len(UNTIL)], widths)
         for name, runs in (("table", same), ("table, own grid", own)):
@@ -157,24 +150,23 @@ def fits(model: Model, students: Sequence[str], calls: int, trajectories: int, s
 def done(kind: str, student: str, calls: int, network: DigitsUNet, side: int, batch: int) -> str:
     """Sample, or fit to a few batches, on this network at this size; says with which gradient it was in the end."""
     device = "cuda" if GPU else "cpu"
-    config = predictor_config(student, calls, SIGMA_MIN, SIGMA_MAX)
+    facts = ModelFacts(SIGMA_MIN, SIGMA_MAX, bottleneck=True)
+    config = student_config(student, calls, facts, kind="table" if kind == "table" else "network")
     source = gaussian(DigitsDenoiser(network=network), (1, side, side), config.sigmas[0], device=device)
     if kind == "sampling":
         x, asked = source(range(batch))
-        method_of(AMEDPredictor(config).to(device), student).run(asked, x)
-    elif kind == "table":
-        predictor = TablePredictor(table_config(config)).to(device)
-        settings = FitConfig(2 * batch, held_out=batch, batch_size=batch, teacher_calls=4, iterations=1)
-        for _ in EndToEnd(predictor, source, settings).events():
-            pass
+        sample(asked, x, build(config).to(device).method())
+        return kind
+    settings: FitConfig | TrainConfig
+    if kind == "table":
+        settings = FitConfig(2 * batch, held_out=batch, batch_size=batch, teacher_calls=4, iterations=2)
     else:
         gradient = next(gradient for gradient in GRADIENTS if gradient in kind)
-        training = TrainConfig(trajectories=3 * batch, batch_size=batch, gradient=gradient)
-        trainer = Trainer(AMEDPredictor(config).to(device), source, training)
-        for _ in trainer.events():
-            pass
-        return f"network, {trainer.gradient}"
-    return kind
+        settings = TrainConfig(trajectories=3 * batch, batch_size=batch, gradient=gradient)
+    fit = make_fit(config, settings, source, device=device)
+    for _ in fit.events():
+        pass
+    return f"network, {fit.gradient}" if isinstance(fit, PerInterval) else kind
 
 
 def most() -> float:
@@ -223,7 +215,7 @@ def memory(students: Sequence[str], calls: int, channels: int, side: int, batch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm", "amed_dpmpp_2m"], choices=DEFAULT)
+    parser.add_argument("--students", nargs="+", default=["amed", "amed_ipndm", "amed_dpmpp_2m"], choices=TYPES)
     parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--calls", type=int, default=5)
