@@ -1,6 +1,6 @@
 """Where trajectories should end: a slow sampler's samples, made once and kept on the CPU."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..types import Denoiser, Sample
+from .protocol import of_shape
 from .teacher import SlowSampler
 from .trajectories import Metered
 from .workers import ALONE, Workers
@@ -95,9 +96,13 @@ class Targets:
         """The slow sampler's samples, which need not be made again."""
         return dict(self.ends)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the slow sampler's samples from a state."""
-        self.ends = dict(state)
+    def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Tensor]:
+        """The slow sampler's samples of a state, which `ends` may become; `shape` is that of one sample.
+
+        Raises TypeError or IndexError if they are not of these trajectories.
+        """
+        batches = self.batches()
+        return {number: of_shape(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
 
 
 def rmse(distances: Tensor) -> float:
