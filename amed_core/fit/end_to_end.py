@@ -23,7 +23,7 @@ from ..predictor import Predictor, build
 from ..types import Method, Sample, Step
 from .huber import compared, huber, linear_from
 from .parameters import Acts, Parameters
-from .protocol import FitEvent, FitSummary, of_kind, of_shape, reading_state, refuse_other_settings
+from .protocol import FitEvent, FitSummary, StateError, of_kind, of_shape, reading_state, refuse_other_settings
 from .runs import RunCache, Runs
 from .targets import Target, rmse
 
@@ -106,9 +106,10 @@ class Progress:
         """That of a state, whose tables go where the table `like` is."""
 
         def table(header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
-            config = PredictorConfig.from_header(header)
-            if (config.kind, config.calls) != (runs.config.kind, runs.config.calls):
-                raise ValueError("This training state holds a predictor of another kind.")
+            config, own = (PredictorConfig.from_header(one) for one in (header, asdict(runs.config)))
+            found: dict[str, Any] = {name: of_kind(getattr(config, name), kind) for name, kind in FOUND.items()}
+            if config != replace(own, **found) or config.calls != own.calls:
+                raise StateError("This training state holds a table of other settings.")
             made = build(config).to(next(like.parameters()))
             made.load_state_dict(learned)
             return made
@@ -138,6 +139,7 @@ PLAIN: Mapping[str, type] = {
     "used": int,
     "best_is_table": bool,
 }
+FOUND: Mapping[str, type] = {"sigmas": tuple, "first_sigma": float, "channels": int, "spectral": bool}  # by a start
 DISTANCES = ("fitted", "best_distances", "base_distances")
 
 
@@ -336,15 +338,16 @@ class EndToEnd:
 
     # Which trajectories are linearised in which iteration, and what that costs.
 
-    @property
-    def _derivative_calls(self) -> int:
-        """The model calls of one trajectory's derivatives; of a second model there are fewer."""
-        return sum(self.parameters(self.runs.config).calls_after())
+    def _derivative_calls(self, config: PredictorConfig) -> int:
+        """The model calls of one trajectory's derivatives; where a second model takes over decides on them, too."""
+        return sum(self.parameters(config).calls_after())
 
     @property
     def _rows_each(self) -> int:
         """How many of a batch's trajectories are linearised: with many calls, a part of it."""
-        return min(self.runs.settings.batch_size, max(1, CALLS_PER_ITERATION // self._derivative_calls))
+        return min(
+            self.runs.settings.batch_size, max(1, CALLS_PER_ITERATION // self._derivative_calls(self.runs.config))
+        )
 
     @property
     def _batch_count(self) -> int:
@@ -353,7 +356,7 @@ class EndToEnd:
 
     def _due(self, iteration: int) -> set[int]:
         """Which batches, of all workers', are linearised anew in an iteration: some, in turn."""
-        count = max(1, CALLS_PER_ITERATION // (self._derivative_calls * self._rows_each))
+        count = max(1, CALLS_PER_ITERATION // (self._derivative_calls(self.runs.config) * self._rows_each))
         begin = count * iteration if iteration > 1 else 0
         return {place % self._batch_count for place in range(begin, count * (iteration + 1))}
 
@@ -377,7 +380,8 @@ class EndToEnd:
         settings, calls = self.runs.settings, self.runs.config.calls
         rows = [min(self._rows_each, settings.trajectories - n * settings.batch_size) for n in self._due(iteration)]
         again = calls if self._rows_each < settings.batch_size else 0  # parts of batches are run once more
-        return sum(rows) * (self._derivative_calls + again) + calls * (settings.trajectories + settings.held_out)
+        derivatives = self._derivative_calls(self.at.current.config)
+        return sum(rows) * (derivatives + again) + calls * (settings.trajectories + settings.held_out)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly. An iteration begun is begun again."""
@@ -392,12 +396,12 @@ class EndToEnd:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError, and changes nothing, if it is damaged or of other settings."""
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         shape = self.runs.source(range(1))[0].shape[1:]
         with reading_state():
             refuse_other_settings(state, {"config": self.runs.settings, "predictor_config": self.runs.config})
             if state["starts"] != self.start.names:
-                raise ValueError("This training state was made with other starts.")
+                raise StateError("This training state was made with other starts.")
             at = Progress.of(state, self.runs, self.parameters, self.initial)
             calls = [of_kind(state[name], int) for name in ("model_calls", "all_calls")]
             both = (self.runs.fitted, self.runs.judged)

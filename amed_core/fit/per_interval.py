@@ -25,6 +25,7 @@ from .call_derivative import AGREES, GRADIENTS, STEPS, central, disagreement, re
 from .protocol import (
     FitEvent,
     FitSummary,
+    StateError,
     TrainConfig,
     of_kind,
     of_shape,
@@ -82,7 +83,7 @@ class Batch:
         """The batch of a state, with so many planned intervals and starts that the teacher has asked for."""
         interval = of_kind(saved["interval"], int)
         if (len(saved["targets"]), len(saved["starts"])) != (planned, starts) or interval not in range(planned + 1):
-            raise ValueError("This training state holds a batch of another grid.")
+            raise StateError("This training state holds a batch of another grid.")
         targets = [of_shape(target, like.shape).to(like) for target in saved["targets"]]
         run = TeacherRun(targets, [_evaluation(one, like) for one in saved["starts"]])
         history = tuple(_evaluation(one, like) for one in saved["history"])
@@ -341,7 +342,7 @@ class PerInterval:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError, and changes nothing, if it is damaged or of other settings."""
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         with reading_state():
             refuse_other_settings(state, {"config": self.config, "predictor_config": self.predictor.config})
             saved = state["batch"]
@@ -472,7 +473,7 @@ def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> di
     shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in predictor.parameters()]
     return {
         number: {name: of_shape(saved[number][name], shape).clone() for name, shape in names.items()}
-        for number, names in enumerate(shapes if saved else ())
+        for number, names in enumerate(shapes if of_kind(saved, dict) else ())
     }
 
 

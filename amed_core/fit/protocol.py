@@ -162,7 +162,7 @@ class Fit(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError, and changes nothing, if it is damaged or of other settings."""
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         ...
 
     def summary(self) -> FitSummary:
@@ -173,13 +173,19 @@ class Fit(Protocol):
 Value = TypeVar("Value")
 
 
+class StateError(ValueError):
+    """A training state is damaged, or of another fit. The message says which."""
+
+
 @contextmanager
 def reading_state() -> Iterator[None]:
-    """Turn whatever goes wrong where a state is read into a ValueError; change no fit before it is all read."""
+    """Turn whatever goes wrong where a state is read into a StateError; change no fit before it is all read."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"This training state cannot be used: {error!r}. Begin the training anew.") from error
+    except StateError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise StateError(f"This training state cannot be used ({error!r}): begin the training anew.") from error
 
 
 def of_kind(value: Any, kind: type[Value]) -> Value:
@@ -198,7 +204,7 @@ def of_shape(value: Any, shape: Sequence[int]) -> Tensor:
 
 
 def refuse_other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if a state was made with other settings than these dataclasses."""
+    """Raise StateError if a state was made with other settings than these dataclasses."""
 
     def plain(value: Any) -> Any:
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
@@ -206,4 +212,4 @@ def refuse_other_settings(state: Mapping[str, Any], settings: Mapping[str, Any])
     for part, values in settings.items():
         saved = state[part]
         if differing := [k for k, v in asdict(values).items() if plain(saved.get(k)) != plain(v)]:
-            raise ValueError(f"This training state was made with other settings: {', '.join(differing)} differ.")
+            raise StateError(f"This training state was made with other settings: {', '.join(differing)} differ.")

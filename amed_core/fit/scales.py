@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import PredictorConfig
 from ..predictor import Predictor, stacked
-from .protocol import Fit, FitEvent, FitSummary, reading_state
+from .protocol import Fit, FitEvent, FitSummary, StateError, reading_state
 
 # Makes the fit of a scale by its number, on the grid of the first one's table if there is one.
 MakeFit = Callable[[int, PredictorConfig | None], Fit]
@@ -20,6 +20,8 @@ class SeveralScales:
         self.make = make
         self.order = [len(scales) - 1, *range(len(scales) - 1)]
         self.fits: dict[int, Fit] = {self.order[0]: make(self.order[0], None)}
+        grid = self._first.predictor.config  # any will do: they do not search for one
+        self._least = {n: make(n, grid).expected_calls for n in self.order[1:]}
 
     @property
     def _first(self) -> Fit:
@@ -44,8 +46,7 @@ class SeveralScales:
 
     @property
     def expected_calls(self) -> int:
-        missing = len(self.scales) - len(self.fits)
-        return sum(fit.expected_calls for fit in self.fits.values()) + missing * self._first.expected_calls
+        return sum(self.fits[n].expected_calls if n in self.fits else self._least[n] for n in self.order)
 
     def events(self) -> Iterator[FitEvent]:
         """Fit one scale after the other."""
@@ -60,11 +61,11 @@ class SeveralScales:
         return {"fits": {str(n): fit.state_dict() for n, fit in self.fits.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError, and changes nothing, if it is damaged or of other settings."""
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         with reading_state():
             saved = {int(n): one for n, one in state["fits"].items()}
             if not {self.order[0]} <= set(saved) <= set(self.order):
-                raise ValueError("This training state was made with other guidance scales.")
+                raise StateError("This training state was made with other guidance scales.")
         fits: dict[int, Fit] = {}
         for n in self.order:
             if n in saved:

@@ -65,7 +65,7 @@ class Targets:
                 levels, switch = (self.config.sigma_min, self.config.sigmas[0]), self.config.switch_sigma
                 flow, calls = self.config.flow, self.teacher_calls
                 end = self.teacher.samples(denoiser, x, *levels, calls, flow=flow, switch_sigma=switch).cpu()
-                self.ends[str(number)] = end
+                self.ends[str(number)] = finite(end)
             yield Target(number, rows, x, denoiser, end.to(x))
 
     def beginning(self, count: int) -> int:
@@ -103,6 +103,16 @@ class Targets:
         """
         batches = self.batches()
         return {number: of_shape(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
+
+
+def finite(end: Sample) -> Sample:
+    """The slow sampler's samples, if they are finite. Raises FloatingPointError if they are not."""
+    if not bool(end.isfinite().all()):
+        raise FloatingPointError(
+            "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
+            "weight dtype) and its LoRAs."
+        )
+    return end
 
 
 def rmse(distances: Tensor) -> float:
