@@ -37,7 +37,7 @@ def test_a_file_rebuilds_its_own_sampler(tmp_path: Path, dtype: torch.dtype) -> 
     loaded = load_predictor(tmp_path / "p.safetensors")
     assert loaded.config == CONFIG
     x, grid = SIGMA_MAX * noise(2, 1, 4, 4), torch.tensor(CONFIG.sigmas, dtype=torch.float64)
-    ours, theirs = (sample(mixture, x, grid, p.config.build_solver(), p.planner()) for p in (predictor, loaded))
+    ours, theirs = (sample(mixture, x, on(grid, p.config.build_solver(), p.planner())) for p in (predictor, loaded))
     torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
     assert read_notes(tmp_path / "p.safetensors") == {"teacher": "dpmpp", "seed": 5}
 

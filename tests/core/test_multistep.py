@@ -44,7 +44,7 @@ CONFIG = multistep_student(5, SIGMA_MIN, SIGMA_MAX)
 
 def run(table: MultistepTable, denoiser: Any = mixture, x: Tensor = X, guidance: float | None = None) -> Tensor:
     grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
-    return sample(denoiser, x, grid, table.solver(guidance=guidance), table.planner(guidance=guidance))
+    return sample(denoiser, x, on(grid, table.solver(guidance=guidance), table.planner(guidance=guidance)))
 
 
 def table_on(grid: tuple[float, ...], **changes: Any) -> MultistepTable:
@@ -60,21 +60,21 @@ def table_on(grid: tuple[float, ...], **changes: Any) -> MultistepTable:
     ],
 )
 def test_a_solver_written_out_samples_as_itself(solver: Any, grid: Any, planner: Any) -> None:
-    own = sample(mixture, X, torch.tensor(grid, dtype=torch.float64), solver, planner)
+    own = sample(mixture, X, on(torch.tensor(grid, dtype=torch.float64), solver, planner))
     visited, weights = coefficients(solver, grid, planner)
     rows = tuple(tuple(row[: k + 1]) for k, row in enumerate(weights))
     assert all(not any(row[k + 1 :]) for k, row in enumerate(weights)), "no slope is used before it is known"
-    written = sample(mixture, X, torch.tensor(visited, dtype=torch.float64), Multistep(rows), NoMidpoint())
+    written = sample(mixture, X, on(torch.tensor(visited, dtype=torch.float64), Multistep(rows), NoMidpoint()))
     torch.testing.assert_close(written, own, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_so_does_a_flow_solver(order: int) -> None:
     solver, x = DpmSolverPP(order, flow=True), noise(6, 4)
-    own = sample(FlowGaussian(0.3, 0.5), x, torch.tensor(FLOW_GRID, dtype=torch.float64), solver, NoMidpoint())
+    own = sample(FlowGaussian(0.3, 0.5), x, on(torch.tensor(FLOW_GRID, dtype=torch.float64), solver, NoMidpoint()))
     rows = tuple(tuple(row[: k + 1]) for k, row in enumerate(coefficients(solver, FLOW_GRID)[1]))
     grid = torch.tensor(FLOW_GRID, dtype=torch.float64)
-    torch.testing.assert_close(sample(FlowGaussian(0.3, 0.5), x, grid, Multistep(rows), NoMidpoint()), own)
+    torch.testing.assert_close(sample(FlowGaussian(0.3, 0.5), x, on(grid, Multistep(rows), NoMidpoint())), own)
 
 
 def test_heuns_method_is_no_multistep_method() -> None:
@@ -95,7 +95,7 @@ def test_with_the_first_denoised_sample_it_is_any_combination_of_the_noise_and_t
     ours, of_noise, of_answer = 5.0, 0.3, 0.6
     weight = (of_noise - 1) * SIGMA_MAX / (ours - SIGMA_MAX)
     solver = Multistep(((weight,),), ((of_answer + of_noise - 1) / (ours - SIGMA_MAX),))
-    reached = sample(mixture, X, torch.tensor([SIGMA_MAX, ours], dtype=torch.float64), solver, NoMidpoint())
+    reached = sample(mixture, X, on(torch.tensor([SIGMA_MAX, ours], dtype=torch.float64), solver, NoMidpoint()))
     answer = mixture(X, torch.tensor(SIGMA_MAX, dtype=torch.float64))[0]
     torch.testing.assert_close(reached, of_noise * X + of_answer * answer)
 
@@ -104,8 +104,8 @@ def test_an_unfitted_table_is_ipndm_on_its_grid_and_on_every_other() -> None:
     table = table_on(GRID)
     for grid in (GRID, (80.0, 5.0, 0.5, 0.0)):
         levels_ = torch.tensor(grid, dtype=torch.float64)
-        plain = sample(mixture, X, levels_, Ipndm(3), NoMidpoint())
-        learned = sample(mixture, X, levels_, table.solver(grid), table.planner(grid))
+        plain = sample(mixture, X, on(levels_, Ipndm(3), NoMidpoint()))
+        learned = sample(mixture, X, on(levels_, table.solver(grid), table.planner(grid)))
         torch.testing.assert_close(learned, plain, rtol=1e-5, atol=1e-5)
     assert isinstance(table.solver(GRID[:3]), Multistep), "the beginning of its grid is its own"
     assert isinstance(table.solver(GRID[1:]), Ipndm), "its weights are of slopes from the very first"
@@ -326,7 +326,7 @@ def test_a_weight_of_guidance_changes_the_guidance_scale_of_its_step() -> None:
     table.guided.copy_(torch.eye(5))
     table.weights.copy_(torch.eye(5))
     grid = torch.tensor(GRID, dtype=torch.float64)
-    expected = sample(Guided(4.0), X, grid, Ipndm(1), NoMidpoint())
+    expected = sample(Guided(4.0), X, on(grid, Ipndm(1), NoMidpoint()))
     torch.testing.assert_close(run(table, Guided(3.0)), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -378,6 +378,6 @@ def test_weights_of_bands_are_least_squares_of_their_own() -> None:
     errors = {}
     for spectral in (False, True):
         made, _ = least_squares(table_on((80.0, 12.0, 0.0), spectral=spectral), [(Goal(0, 0, X, model, X), teacher)])
-        start = sample(model, X, torch.tensor([80.0, 12.0]), made.solver((80.0, 12.0)), made.planner((80.0, 12.0)))
+        start = sample(model, X, on(torch.tensor([80.0, 12.0]), made.solver((80.0, 12.0)), made.planner((80.0, 12.0))))
         errors[spectral] = float((start - there[1]).square().mean().sqrt())
     assert errors[True] < 0.1 * errors[False]

@@ -77,7 +77,7 @@ def test_a_predictor_of_latents_samples_whatever_the_denoiser_answers_beside_the
     grid = torch.tensor(GRID, dtype=torch.float64)
     x = SIGMA_MAX * noise(4, 1, 4, 4)
     both = [
-        sample(denoiser, x, grid, config.build_solver(), AMEDPredictor(config).planner())
+        sample(denoiser, x, on(grid, config.build_solver(), AMEDPredictor(config).planner()))
         for denoiser in (mixture, lambda x, sigma: mixture(x, sigma)[0])
     ]
     assert (both[0] == both[1]).all()
@@ -89,9 +89,9 @@ def test_a_samples_plan_does_not_depend_on_its_batch_mates(features: str) -> Non
     grid = torch.tensor(GRID, dtype=torch.float64)
     x = SIGMA_MAX * noise(4, 1, 4, 4)
     planner = AMEDPredictor(config).planner()
-    together = sample(mixture, x, grid, config.build_solver(), planner)
+    together = sample(mixture, x, on(grid, config.build_solver(), planner))
     for i in range(4):
-        alone = sample(mixture, x[i : i + 1], grid, config.build_solver(), planner)
+        alone = sample(mixture, x[i : i + 1], on(grid, config.build_solver(), planner))
         # The predictor itself is float32: its matrix product rounds differently at another batch size.
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
 
@@ -144,10 +144,10 @@ def test_a_model_without_a_bottleneck_needs_a_predictor_that_reads_none() -> Non
         return mixture(x, sigma)[0]
 
     with pytest.raises(ValueError, match='features set to "latent"'):
-        sample(bare, x, grid, CONFIG.build_solver(), AMEDPredictor(CONFIG).planner())
+        sample(bare, x, on(grid, CONFIG.build_solver(), AMEDPredictor(CONFIG).planner()))
     without = AMEDPredictor(replace(CONFIG, features="none"))
-    with_features = sample(mixture, x, grid, CONFIG.build_solver(), without.planner())
-    torch.testing.assert_close(with_features, sample(bare, x, grid, CONFIG.build_solver(), without.planner()))
+    with_features = sample(mixture, x, on(grid, CONFIG.build_solver(), without.planner()))
+    torch.testing.assert_close(with_features, sample(bare, x, on(grid, CONFIG.build_solver(), without.planner())))
 
 
 def test_plans_take_the_samples_rank_and_dtype() -> None:
