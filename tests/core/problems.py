@@ -8,11 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed_core import FitConfig, ModelFacts, Predictor, PredictorConfig, TrainConfig, make_fit, student_config
+from amed_core import (
+    Evaluation,
+    FitConfig,
+    ModelFacts,
+    Predictor,
+    PredictorConfig,
+    TrainConfig,
+    evaluate,
+    make_fit,
+    student_config,
+)
 from amed_core.fit.end_to_end import EndToEnd
 from amed_core.fit.per_interval import PerInterval
 from amed_core.fit.trajectories import gaussian
 from amed_core.fit.trajectories import noise as unit_noise
+from amed_core.multistep import MultistepTable
 from amed_core.network import AMEDPredictor
 from amed_core.samplers import MULTISTEP_STUDENT
 from amed_core.types import Denoiser, Method, Planner, Sample, Solver, Source
@@ -23,6 +34,7 @@ FACTS = ModelFacts(SIGMA_MIN, SIGMA_MAX, bottleneck=True)
 SMALL = FitConfig(trajectories=16, held_out=8, batch_size=4, teacher_calls=20, iterations=4)
 SHORT = TrainConfig(trajectories=24, batch_size=8)
 SCALES = (1.0, 2.0)  # of guidance
+GRID = (80.0, 12.0, 3.0, 0.7, 0.2, 0.0)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -32,6 +44,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def on(grid: Any, solver: Solver, planner: Planner, first: Any = None) -> Method:
     """A solver on a grid, be it a tensor or numbers."""
     return Method(tuple(torch.as_tensor(grid, dtype=torch.float64).tolist()), solver, planner, first)
+
+
+X = SIGMA_MAX * noise(6, *SHAPE)
+
+
+def evaluation() -> Evaluation:
+    """Of the mixture, at the first level."""
+    return evaluate(mixture, X, torch.tensor(SIGMA_MAX, dtype=torch.float64))
 
 
 @dataclass
@@ -168,6 +188,11 @@ def midpoint_config(name: str = "amed", calls: int = 5, **overrides: Any) -> Pre
 def multistep_config(calls: int = 4, **overrides: Any) -> PredictorConfig:
     """The settings of a table of multistep weights."""
     return replace(student_config(MULTISTEP_STUDENT, calls, FACTS), **overrides)
+
+
+def table_on(grid: tuple[float, ...] = GRID, **changes: Any) -> MultistepTable:
+    """A table of multistep weights that was not fitted."""
+    return MultistepTable(multistep_config(sigmas=grid, **changes))
 
 
 def learned(predictor: Predictor) -> Iterator[Tensor]:

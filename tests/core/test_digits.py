@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from problems import on
 from sklearn.svm import SVC
 
 from amed_core import Dpm2, FixedMidpoint, polynomial, sample

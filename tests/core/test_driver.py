@@ -1,8 +1,10 @@
 """The one loop."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, noise
+from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, midpoint_config, mixture, noise, on
 from torch import Tensor
 
 from amed_core import (
@@ -12,13 +14,17 @@ from amed_core import (
     FixedMidpoint,
     Ipndm,
     NoMidpoint,
+    advance,
     analytic_first,
     analytic_first_flow,
+    build,
     evaluate,
     polynomial,
     sample,
     trajectory,
 )
+from amed_core.driver import Resume
+from amed_core.samplers import TYPES
 from amed_core.types import Evaluation, StepPlan
 
 GRID = polynomial(5, SIGMA_MIN, SIGMA_MAX)
@@ -125,3 +131,41 @@ def test_a_bad_answer_names_the_interval_and_the_call() -> None:
 
     with pytest.raises(FloatingPointError, match="interval 3, model call 2"):  # sigma 2.5, then 0.22
         sample(broken, X, on(GRID, Dpm2(), FixedMidpoint(0.9)))
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("calls", [5, 6])
+def test_a_trajectory_goes_on_from_any_interval_as_if_it_had_not_stopped(name: str, calls: int) -> None:
+    method = build(midpoint_config(name, calls)).method()
+    steps = list(trajectory(mixture, X, method))
+    for k, step in enumerate(steps):
+        history = steps[k - 1].history if k else ()
+        for mid in (None, step.mid):
+            again = list(trajectory(mixture, X, method, resume=Resume(k, step.start, history, mid)))
+            assert (again[-1].x == steps[-1].x).all()
+            assert len(again) == len(steps) - k
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("calls", [5, 6])
+def test_one_interval_after_the_other_is_the_whole_trajectory(name: str, calls: int) -> None:
+    """Which is what training does."""
+    method = build(midpoint_config(name, calls)).method()
+    sigmas = torch.tensor(method.sigmas, dtype=torch.float64)
+    x, history = X, ()
+    for interval in range(len(sigmas) - 1):
+        first = method.first if interval == 0 else None
+        start = first(x, sigmas[0]) if first else evaluate(mixture, x, sigmas[interval])
+        step = advance(mixture, method, interval, start, history, sigmas[interval + 1])
+        x, history = step.x, step.history
+    assert (x == sample(mixture, X, method)).all()
+
+
+@pytest.mark.parametrize(("plain", "done"), [(frozenset(), (2, 4, 6)), (frozenset({0, 2}), (1, 3, 4))])
+def test_the_stages_of_a_method_count_its_updates(plain: frozenset[int], done: tuple[int, ...]) -> None:
+    method = on((80.0, 5.0, 1.0, 0.0), Dpm2(), FixedMidpoint(0.5, plain=plain))
+    assert [(s.interval, s.index, s.count, s.to_zero) for s in method.stages] == [
+        (k, index, done[-1], k == 2) for k, index in enumerate(done)
+    ]
+    assert method.calls == done[-1]
+    assert replace(method, first=analytic_first).calls == done[-1] - 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from amed_core.fit.multistep_fit import MultistepFit
 from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from amed_core.files import load_state, save_state
 from amed_core.fit import multistep_fit
 from amed_core.fit.baselines import starts
 from amed_core.fit.huber import compared, far
-from amed_core.fit.multistep_fit import MultistepFit
 from amed_core.fit.multistep_start import Beginning
 from amed_core.fit.protocol import FitConfig
 from amed_core.fit.trajectories import HELD_OUT, gaussian

@@ -10,13 +10,11 @@ import torch
 from problems import SIGMA_MAX, SIGMA_MIN, Gaussian, mixture
 from torch import Tensor
 
-from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, polynomial, sample
+from amed_core import AMEDPredictor, TrainConfig, Trainer
 from amed_core.files import load_state, save_state
 from amed_core.fit.call_derivative import STEPS
-from amed_core.fit.teacher import TEACHERS, refine
 from amed_core.fit.trajectories import noise
 from amed_core.samplers import DEFAULT, predictor_config
-from amed_core.schedules import SCHEDULES, schedule
 from amed_core.types import Denoiser
 
 SHAPE = (1, 4, 4)
@@ -158,64 +156,6 @@ def test_a_loss_that_is_not_finite_names_the_interval_and_keeps_the_weights() ->
     with pytest.raises(FloatingPointError, match="interval 2"):
         next(running)
     assert all((a == b).all() for a, b in zip(kept, fitted.predictor.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("points", [1, 2, 5])
-@pytest.mark.parametrize("end", ["sigma_min", "zero"])
-@pytest.mark.parametrize("name", [*SCHEDULES, "own"])
-def test_the_teachers_grid_contains_the_students(name: str, end: str, points: int) -> None:
-    low, high = (0.05, 10.0)
-    grid = torch.tensor([10.0, 3.0, 2.0, 0.05]).double() if name == "own" else schedule(name)(4, low, high, 3.0)
-    if end == "zero":
-        grid[-1] = 0.0
-    config = PredictorConfig(
-        "amed", tuple(grid.tolist()), low, high, schedule="polynomial" if name == "own" else name, rho=3.0
-    )
-    fine = refine(config, points)
-    assert len(fine) == 3 * (points + 1) + 1
-    torch.testing.assert_close(fine[:: points + 1], grid, rtol=0, atol=0)
-    assert (fine.diff() < 0).all()
-    if name in ("polynomial", "logsnr", "time_uniform") and end == "sigma_min":
-        torch.testing.assert_close(fine, schedule(name)(len(fine), low, high, 3.0), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("name", ["polynomial", "logsnr", "time_uniform"])
-def test_the_teachers_grid_follows_the_students_for_every_number_of_calls(name: str) -> None:
-    for calls in range(2, 11):
-        config = predictor_config("amed", calls, SIGMA_MIN, SIGMA_MAX, schedule=name)
-        fine = refine(config, 2)
-        assert len(fine) == 3 * config.planned + 1
-        assert fine[::3].tolist() == list(config.sigmas[: config.planned + 1])
-        assert (fine.diff() < 0).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"trajectories": 0}, "at least 1 trajectory"),
-        ({"batch_size": 0}, "batch of at least 1"),
-        ({"learning_rate": 0.0}, "positive learning rate"),
-        ({"teacher": "rk4"}, ", ".join(TEACHERS)),
-        ({"gradient": "guess"}, "finite difference"),
-    ],
-)
-def test_settings_that_cannot_be_trained_with_are_refused(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        TrainConfig(**settings)
-
-
-def test_a_teacher_with_more_points_is_nearer_to_the_truth() -> None:
-    errors = []
-    for points in (1, 4):
-        fitted = trainer("amed", 5, TrainConfig(trajectories=200, batch_size=200, teacher_points=points))
-        batch = fitted.begin()
-        x = SIGMA_MAX * noise(range(200), SHAPE, 0).double()  # the trainer's own draw
-        end = fitted.predictor.config.sigmas[2]
-        fine = polynomial(200, end, SIGMA_MAX)
-        solver, planner = TEACHERS["heun"](fitted.predictor.config)
-        truth = sample(mixture, x, fine, solver, planner)
-        errors.append(float((batch.teacher.targets[1] - truth).square().mean().sqrt()))
-    assert errors[1] < 0.5 * errors[0]
 
 
 @pytest.mark.parametrize("gradient", ["reverse", "finite difference", "forward"])

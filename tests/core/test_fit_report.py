@@ -12,7 +12,6 @@ from amed_core.files import load_predictor
 from amed_core.fit.make import MULTISTEP_FIT
 from amed_core.fit.protocol import outcome, verdict
 from amed_core.fit.report import learned
-from amed_core.fit.teacher import levels, passed_at
 from amed_core.midpoints import TablePredictor
 from amed_core.multistep import MultistepTable
 from amed_core.predictor import AnyPredictor
@@ -39,15 +38,6 @@ def test_errors_are_those_to_the_exact_solution(student: str) -> None:
     ]
     found = learned("", "", predictor, model, x, teacher_calls=60)
     assert list(found.errors) == pytest.approx(exact, rel=2e-2, abs=2e-3)
-
-
-@pytest.mark.parametrize("end", [0.03, float(torch.tensor(0.03)), 0.03 * (1 - 1e-7)])
-def test_the_teachers_way_is_known_at_every_level_down_to_the_lowest(end: float) -> None:
-    """The lowest one may have been rounded: it is not 0 yet, where the sample would be 0.02 away."""
-    model, x, wanted = Gaussian(std=0.05), SIGMA_MAX * noise(4, 1, 4, 4), (7.0, 0.5, end)
-    found = passed_at(model, x, levels(0.03, SIGMA_MAX, 100, flow=False), wanted)
-    for there, level in zip(found, wanted, strict=True):
-        assert float((there - model.exact(x, SIGMA_MAX, level)).abs().max()) < 5e-3
 
 
 def test_the_teacher_of_a_fit_is_near_enough_to_tell_a_good_predictor_from_a_bad_one() -> None:

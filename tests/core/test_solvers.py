@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, noise, slope_of
+from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, noise, on, slope_of
 from torch import Tensor
 
 from amed_core import Amed, Dpm2, DpmSolverPP, FixedMidpoint, Ipndm, NoMidpoint, logsnr, polynomial, sample, trajectory
@@ -138,7 +138,7 @@ def test_scale_dir_multiplies_the_update_and_not_the_carried_sample(rule: Solver
     carried = history[0].x if isinstance(rule, Amed | Dpm2) else history[1].x
 
     def update(scale_dir: float) -> Tensor:
-        return rule.to_next(history, end, StepPlan(0.4, scale_dir), Stage(2, 2)) - carried
+        return rule.to_next(history, end, StepPlan(0.4, scale_dir), Stage(0, 2, 2)) - carried
 
     torch.testing.assert_close(update(1.5), 1.5 * update(1.0))
 
@@ -148,7 +148,7 @@ def test_history_is_read_and_not_changed(rule: Solver) -> None:
     levels = torch.tensor([10.0, 5.0, 3.0, 2.0, 1.0])
     history = tuple(Evaluation(noise(2, 4, seed=i), s, noise(2, 4, seed=9 + i)) for i, s in enumerate(levels[:-1]))
     before = [e.x.clone() for e in history]
-    first, second = (rule.to_next(history, levels[-1], None, Stage(4, 9)) for _ in range(2))
+    first, second = (rule.to_next(history, levels[-1], None, Stage(3, 4, 9)) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert all((e.x == b).all() for e, b in zip(history, before, strict=True))
 
@@ -157,9 +157,9 @@ def test_the_final_order_drop_counts_updates() -> None:
     """The last of six updates (three planned intervals) is of order 1, so it sees one evaluation only."""
     levels = torch.tensor([10.0, 5.0, 3.0])
     history = tuple(Evaluation(noise(2, 4, seed=i), s, noise(2, 4, seed=9 + i)) for i, s in enumerate(levels))
-    dropped = DpmSolverPP(3).to_next(history, torch.tensor(1.0), None, Stage(6, 6))
-    torch.testing.assert_close(dropped, DpmSolverPP(1).to_next(history, torch.tensor(1.0), None, Stage(6, 6)))
-    kept = DpmSolverPP(3, lower_order_final=False).to_next(history, torch.tensor(1.0), None, Stage(6, 6))
+    dropped = DpmSolverPP(3).to_next(history, torch.tensor(1.0), None, Stage(2, 6, 6))
+    torch.testing.assert_close(dropped, DpmSolverPP(1).to_next(history, torch.tensor(1.0), None, Stage(2, 6, 6)))
+    kept = DpmSolverPP(3, lower_order_final=False).to_next(history, torch.tensor(1.0), None, Stage(2, 6, 6))
     assert not torch.allclose(kept, dropped)
 
 
