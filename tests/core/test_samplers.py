@@ -58,16 +58,25 @@ def test_for_a_flow_model_a_recipe_costs_its_calls_or_says_how_many_there_may_be
     name: str, how: dict[str, Any], calls: int
 ) -> None:
     published = bool(how.get("published"))
-    try:
-        config = student_config(name, calls, FLOW, **how)
-    except ValueError as error:
-        assert f"choose {calls + 1}" in str(error)
-        assert calls % 2 == 0 or published
-        assert student_config(name, calls + 1, FLOW, **how).calls == calls + 1
+    # Where every interval takes two calls, and where a plain last one takes one, not all numbers can be had.
+    possible = [n for n in (calls, calls + 1) if can_be(name, n, how)]
+    assert possible, "at least one of two neighbours can"
+    if calls not in possible:
+        with pytest.raises(ValueError, match=f"choose {calls + 1}"):
+            student_config(name, calls, FLOW, **how)
         return
+    config = student_config(name, calls, FLOW, **how)
     assert config.calls == calls
     assert config.flow
     assert not config.analytic_first_step or published
+
+
+def can_be(name: str, calls: int, how: dict[str, Any]) -> bool:
+    try:
+        student_config(name, calls, FLOW, **how)
+    except ValueError:
+        return False
+    return True
 
 
 def test_published_odd_numbers_take_the_analytic_first_step_and_even_ones_do_not() -> None:
