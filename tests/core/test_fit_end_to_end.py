@@ -49,7 +49,7 @@ def test_the_final_sample_comes_nearer_to_the_teacher_with_every_iteration(confi
 @pytest.mark.parametrize(("config", "below"), [(midpoint_config(), 0.01), (multistep_config(4), 1e-3)])
 def test_a_gaussians_trajectories_are_hit_exactly(config: PredictorConfig, below: float) -> None:
     """The exact solution is linear in x with one factor per interval, which r alone can give."""
-    iterations = 12 if config.kind == "table" else 4
+    iterations = 12 if config.kind == "table" else 3
     settings = replace(SMALL, teacher_calls=100, iterations=iterations, tolerance=0.0, budget=0)
     events = list(end_to_end_fit(config, settings, Gaussian()).events())
     assert events[-1].held_out is not None
@@ -80,7 +80,8 @@ def test_no_model_call_is_made_twice(config: PredictorConfig, denoiser: Any, der
     run, judged = config.calls * SMALL.trajectories, config.calls * SMALL.held_out
     if derivatives is None:
         derivatives = sum(fit.parameters(fit.predictor.config).calls_after())
-    for before, after in pairwise(counts[n] for n in range(1, 3)):
+    begun = max(number for number in counts if number <= 1)  # a start that is its own baseline has no number 1
+    for before, after in pairwise(count for number, count in counts.items() if number >= begun):
         attempts = (after - before - judged - derivatives * SMALL.trajectories) / run
         assert attempts in range(1, 6)
 

@@ -1,7 +1,7 @@
 """The fit for a config and a model, and the public way to make one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -56,7 +56,8 @@ def test_a_fitted_predictor_is_nearer_to_the_teacher_than_every_unlearned_method
     teacher = heun_samples(model, x, SIGMA_MIN, SIGMA_MAX, 200)
 
     def error(method: amed_core.Method) -> float:
-        return float((sample(model, x, method) - teacher).square().mean().sqrt())
+        """The median: a few samples near the fork of the ODE decide the mean, whatever the method."""
+        return float((sample(model, x, method) - teacher).square().flatten(1).mean(1).sqrt().median())
 
     unlearned = [
         on(
@@ -116,7 +117,7 @@ def test_usual_settings_fit_the_kind_and_take_the_trajectories_that_are_asked_fo
     }
     settings = usual_settings(config[name], trajectories)
     assert isinstance(settings, TrainConfig if name == "network" else FitConfig)
-    assert settings.trajectories == trajectories or trajectories == 0
+    assert trajectories in (settings.trajectories, 0)
     if isinstance(settings, TrainConfig):
         assert settings.batch_size <= settings.trajectories
         assert settings.gradient == "finite difference"
@@ -128,7 +129,7 @@ def test_usual_settings_fit_the_kind_and_take_the_trajectories_that_are_asked_fo
 class Bare(Mixture):
     """It shows neither bottleneck nor guidance."""
 
-    fingerprint = {"family": "mixture"}
+    fingerprint: ClassVar[dict[str, str]] = {"family": "mixture"}
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
         return super().__call__(x, sigma)[0]

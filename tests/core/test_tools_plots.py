@@ -33,7 +33,7 @@ def test_what_is_no_image_goes_to_a_tensor_file_alone(tmp_path: Path) -> None:
     assert not is_image(latents)
     save_samples(latents, tmp_path / "s.safetensors")
     assert (load_file(tmp_path / "s.safetensors")["samples"] == latents).all()
-    with pytest.raises(ValueError, match="go to a .safetensors file, but"):
+    with pytest.raises(ValueError, match=r"go to a \.safetensors file, but"):
         save_samples(latents, tmp_path / "s.png")
     with pytest.raises(ValueError, match=r"or a \.png"):
         save_samples(torch.zeros(1, 3, 8, 8), tmp_path / "s.gif")
