@@ -22,7 +22,7 @@ def plans_text(config: PredictorConfig, planner: "PredictorPlanner") -> str:
     lines = ["plan of every planned interval, as it is without features:"]
     blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
     for interval, (start, end) in enumerate(list(pairwise(config.sigmas))[: config.planned]):
-        plan = planner.own(interval, blind)
+        plan = planner.own(interval, blind).detach()
         r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
         sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
         lines.append(

@@ -17,7 +17,10 @@ torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The last lines of the run say how many node tests ran and where, or why they did not."""
     counts = [
-        sum("nodes/" in getattr(report, "nodeid", "") for report in terminalreporter.stats.get(outcome, []))
+        sum(
+            "nodes/" in getattr(report, "nodeid", "").partition("::")[0]
+            for report in terminalreporter.stats.get(outcome, [])
+        )
         for outcome in ("passed", "failed", "skipped", "error")
     ]
     if any(counts):

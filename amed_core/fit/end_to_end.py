@@ -23,7 +23,7 @@ from ..predictor import Predictor, build
 from ..types import Method, Sample, Step
 from .huber import compared, huber, linear_from
 from .parameters import Acts, Parameters
-from .protocol import FitEvent, FitSummary, refuse_other_settings
+from .protocol import FitEvent, FitSummary, StateError, of_kind, of_shape, reading_state, refuse_other_settings
 from .runs import RunCache, Runs
 from .targets import Target, rmse
 
@@ -90,19 +90,57 @@ class Progress:
     history: tuple[tuple[float, float], ...] = ()  # RMSE on fitted and on held-out trajectories, of every table
     linearised: Mapping[int, Linearised] = field(default_factory=dict)  # by the batch's number
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "tables": [[asdict(table.config), dict(table.state_dict())] for table in (self.best, self.current)],
+            "progress": {name: getattr(self, name) for name in (*PLAIN, *DISTANCES)},
+            "history": [list(errors) for errors in self.history],
+            "linearised": {str(n): [one.numbers, one.normal, one.gradient] for n, one in self.linearised.items()},
+        }
 
-# What of it a state holds as it is.
-PLAIN = (
-    "baseline",
-    "iteration",
-    "done",
-    "damping",
-    "used",
-    "fitted",
-    "best_distances",
-    "base_distances",
-    "best_is_table",
-)
+    @classmethod
+    def of(
+        cls, state: Mapping[str, Any], runs: Runs, parameters: Callable[[PredictorConfig], Parameters], like: Predictor
+    ) -> "Progress":
+        """That of a state, whose tables go where the table `like` is."""
+
+        def table(header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
+            config, own = (PredictorConfig.from_header(one) for one in (header, asdict(runs.config)))
+            found: dict[str, Any] = {name: of_kind(getattr(config, name), kind) for name, kind in FOUND.items()}
+            if config != replace(own, **found) or config.calls != own.calls:
+                raise StateError("This training state holds a table of other settings.")
+            made = build(config).to(next(like.parameters()))
+            made.load_state_dict(learned)
+            return made
+
+        saved, settings = state["progress"], runs.settings
+        history = tuple((of_kind(fitted, float), of_kind(held_out, float)) for fitted, held_out in state["history"])
+        fitted, both = (settings.trajectories, settings.trajectories + settings.held_out) if history else (0, 0)
+        best, current = (table(*one) for one in state["tables"])
+        count = len(parameters(current.config).of(current))
+        batches = range(len(runs.fitted.batches()))
+        linearised = {}
+        for number, (numbers, normal, gradient) in state["linearised"].items():
+            parts = of_shape(numbers, (count,)), of_shape(normal, (count, count)), of_shape(gradient, (count,))
+            linearised[batches[int(number)]] = Linearised(*parts)
+        sizes = dict(zip(DISTANCES, (fitted, both, both), strict=True))
+        values: dict[str, Any] = {name: of_kind(saved[name], kind) for name, kind in PLAIN.items()}
+        values |= {name: of_shape(saved[name], (size,)) for name, size in sizes.items()}
+        return cls(best, current, history=history, linearised=linearised, **values)
+
+
+# What of it a state holds as it is, and of which kind.
+PLAIN: Mapping[str, type] = {
+    "baseline": str,
+    "iteration": int,
+    "done": bool,
+    "damping": float,
+    "used": int,
+    "best_is_table": bool,
+}
+FOUND: Mapping[str, type] = {"sigmas": tuple, "first_sigma": float, "channels": int, "spectral": bool}  # by a start
+DISTANCES = ("fitted", "best_distances", "base_distances")
 
 
 class EndToEnd:
@@ -141,6 +179,8 @@ class EndToEnd:
     @property
     def expected_calls(self) -> int:
         """The fewest, of all workers, if no iteration fails at first."""
+        if self.at.done:
+            return self.at.used
         total = self.start.model_calls
         for iteration in range(1, self.runs.settings.iterations):
             following = self._iteration_calls(iteration)
@@ -299,15 +339,16 @@ class EndToEnd:
 
     # Which trajectories are linearised in which iteration, and what that costs.
 
-    @property
-    def _derivative_calls(self) -> int:
-        """The model calls of one trajectory's derivatives; of a second model there are fewer."""
-        return sum(self.parameters(self.runs.config).calls_after())
+    def _derivative_calls(self, config: PredictorConfig) -> int:
+        """The model calls of one trajectory's derivatives; where a second model takes over decides on them, too."""
+        return sum(self.parameters(config).calls_after())
 
     @property
     def _rows_each(self) -> int:
         """How many of a batch's trajectories are linearised: with many calls, a part of it."""
-        return min(self.runs.settings.batch_size, max(1, CALLS_PER_ITERATION // self._derivative_calls))
+        return min(
+            self.runs.settings.batch_size, max(1, CALLS_PER_ITERATION // self._derivative_calls(self.runs.config))
+        )
 
     @property
     def _batch_count(self) -> int:
@@ -316,7 +357,7 @@ class EndToEnd:
 
     def _due(self, iteration: int) -> set[int]:
         """Which batches, of all workers', are linearised anew in an iteration: some, in turn."""
-        count = max(1, CALLS_PER_ITERATION // (self._derivative_calls * self._rows_each))
+        count = max(1, CALLS_PER_ITERATION // (self._derivative_calls(self.runs.config) * self._rows_each))
         begin = count * iteration if iteration > 1 else 0
         return {place % self._batch_count for place in range(begin, count * (iteration + 1))}
 
@@ -340,53 +381,54 @@ class EndToEnd:
         settings, calls = self.runs.settings, self.runs.config.calls
         rows = [min(self._rows_each, settings.trajectories - n * settings.batch_size) for n in self._due(iteration)]
         again = calls if self._rows_each < settings.batch_size else 0  # parts of batches are run once more
-        return sum(rows) * (self._derivative_calls + again) + calls * (settings.trajectories + settings.held_out)
+        derivatives = self._derivative_calls(self.at.current.config)
+        return sum(rows) * (derivatives + again) + calls * (settings.trajectories + settings.held_out)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly. An iteration begun is begun again."""
-        at = self.at
         return {
             "config": asdict(self.runs.settings),
             "predictor_config": asdict(self.runs.config),
             "starts": self.start.names,
-            "tables": [[asdict(table.config), dict(table.state_dict())] for table in (at.best, at.current)],
-            "progress": {name: getattr(at, name) for name in PLAIN},
-            "history": [list(errors) for errors in at.history],
-            "linearised": {str(n): [one.numbers, one.normal, one.gradient] for n, one in at.linearised.items()},
+            **self.at.state_dict(),
             "model_calls": self.model_calls,
             "all_calls": self._all_calls,
             "targets": [self.runs.fitted.state_dict(), self.runs.judged.state_dict()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
-        refuse_other_settings(state, {"config": self.runs.settings, "predictor_config": self.runs.config})
-        if state["starts"] != self.start.names:
-            raise ValueError("This training state was made with other starts.")
-        best, current = (self._table(*saved) for saved in state["tables"])
-        history = tuple((fitted, held_out) for fitted, held_out in state["history"])
-        linearised = {int(n): Linearised(*parts) for n, parts in state["linearised"].items()}
-        self.at = Progress(best, current, history=history, linearised=linearised, **state["progress"])
-        self._cache = RunCache(0)
-        self._earlier_calls, self._all_calls = state["model_calls"], state["all_calls"]
-        for targets, saved in zip((self.runs.fitted, self.runs.judged), state["targets"], strict=True):
-            targets.load_state_dict(saved)
-
-    def _table(self, header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
-        table = build(PredictorConfig.from_header(header)).to(next(self.initial.parameters()))
-        table.load_state_dict(learned)
-        return table
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
+        shape = self.runs.source(range(1))[0].shape[1:]
+        with reading_state():
+            refuse_other_settings(state, {"config": self.runs.settings, "predictor_config": self.runs.config})
+            if state["starts"] != self.start.names:
+                raise StateError("This training state was made with other starts.")
+            at = Progress.of(state, self.runs, self.parameters, self.initial)
+            calls = [of_kind(state[name], int) for name in ("model_calls", "all_calls")]
+            both = (self.runs.fitted, self.runs.judged)
+            ends = [targets.read(saved, shape) for targets, saved in zip(both, state["targets"], strict=True)]
+        self.at, self._cache = at, RunCache(0)
+        self._earlier_calls, self._all_calls = calls
+        for targets, found in zip(both, ends, strict=True):
+            targets.ends = found
 
     def summary(self) -> FitSummary:
         """What came of it. Errors are RMSEs on what is held out, but that those far beyond the baseline's usual one
         count as in Huber's loss: a single odd sample of few says little.
         """
+        measured, settings = bool(self.at.history), self.runs.settings
         error, base = self._held_out_errors(self.at.best_distances, self.at.base_distances)
-        settings = self.runs.settings
         details = {"iterations": self.at.iteration}
         teacher = f"iPNDM, {settings.teacher_calls} calls"
         return FitSummary(
-            "end to end", teacher, self.at.baseline, self._all_calls, error, base, asdict(settings), details
+            "end to end",
+            teacher,
+            self.at.baseline,
+            self._all_calls,
+            error if measured else None,
+            base if measured else None,
+            asdict(settings),
+            details,
         )
 
 

@@ -17,7 +17,7 @@ from .end_to_end import Found
 from .grid_search import RULES, Rule, first_levels, searched
 from .huber import compared
 from .runs import Runs
-from .targets import Target
+from .targets import Target, finite
 from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
@@ -53,7 +53,7 @@ class MultistepStart:
         without_call = shows_frequencies(shape) and "first step" not in without and not runs.config.switch_sigma
         self.channels = shape[0] if without_call else 0
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
-        self.solved_grids = 1 if on is not None else 1 + len(SOLVED_FOR) + len(FIRST_RATIOS) * bool(self.channels)
+        self.solved_grids = 1  # at least; how many there are is known when they were searched
 
     @property
     def names(self) -> list[str]:
@@ -67,7 +67,7 @@ class MultistepStart:
         tried = len(self.baselines) + len(RULES) * len(solvers(self.runs.config.flow))
         unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALISTS * fitted
         few = sum(targets.beginning(QUICK_TRAJECTORIES) for targets in (self.runs.fitted, self.runs.judged))
-        closed = SOLVED_GRIDS * (fitted + held_out) if self.on is None else fitted
+        closed = min(SOLVED_GRIDS, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
         quick = self.solved_grids * few if self.on is None else 0
         judged = 2 * held_out + fitted  # the baseline, and the table that was chosen
         return (
@@ -99,17 +99,12 @@ class MultistepStart:
             if kept > self.runs.settings.keep_bytes and passed:
                 break
             passed[number] = path(denoiser, x, grid, config.switch_sigma)
-            fitted.ends[str(number)] = passed[number].end
+            fitted.ends[str(number)] = finite(passed[number].end)
         return passed
 
     def _products(self, paths: Mapping[int, TeacherPath]) -> PathProducts:
         """What grids are searched on: all that the teacher's paths passed."""
         total = sum_of([products_of(passed) for passed in paths.values()])
-        if not bool(total.products.isfinite().all()):
-            raise FloatingPointError(
-                "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
-                "weight dtype) and its LoRAs."
-            )
         elements = int(self.runs.workers.sum(torch.tensor(total.elements)))
         return replace(total, products=self.runs.workers.sum(total.products), elements=elements)
 

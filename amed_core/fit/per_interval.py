@@ -21,8 +21,17 @@ from ..features import Look
 from ..network import AMEDPredictor
 from ..samplers import TYPES, sampler_name
 from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Source, StepPlan
-from .call_derivative import AGREES, STEPS, central, disagreement, reverse_disagreement
-from .protocol import FitEvent, FitSummary, TrainConfig, refuse_other_settings
+from .call_derivative import AGREES, GRADIENTS, STEPS, central, disagreement, reverse_disagreement
+from .protocol import (
+    FitEvent,
+    FitSummary,
+    StateError,
+    TrainConfig,
+    of_kind,
+    of_shape,
+    reading_state,
+    refuse_other_settings,
+)
 from .targets import Target, Targets, rmse
 from .teacher import HEUN, papers_teacher
 from .trajectories import HELD_OUT, Metered, out_of_memory
@@ -55,6 +64,30 @@ class Batch:
     x: Sample  # the student's own sample
     history: History = ()
     interval: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the denoiser."""
+        return {
+            "rows": [self.rows.start, self.rows.stop],
+            "targets": self.teacher.targets,
+            "starts": [_fields(e) for e in self.teacher.starts],
+            "x": self.x,
+            "history": [_fields(e) for e in self.history],
+            "interval": self.interval,
+        }
+
+    @classmethod
+    def of(
+        cls, saved: Mapping[str, Any], rows: range, like: Sample, denoiser: Denoiser, planned: int, starts: int
+    ) -> "Batch":
+        """The batch of a state, with so many planned intervals and starts that the teacher has asked for."""
+        interval = of_kind(saved["interval"], int)
+        if (len(saved["targets"]), len(saved["starts"])) != (planned, starts) or interval not in range(planned + 1):
+            raise StateError("This training state holds a batch of another grid.")
+        targets = [of_shape(target, like.shape).to(like) for target in saved["targets"]]
+        run = TeacherRun(targets, [_evaluation(one, like) for one in saved["starts"]])
+        history = tuple(_evaluation(one, like) for one in saved["history"])
+        return cls(rows, denoiser, run, of_shape(saved["x"], like.shape).to(like), history, interval)
 
 
 class PerInterval:
@@ -297,7 +330,7 @@ class PerInterval:
             "predictor_config": asdict(self.predictor.config),
             "predictor": {name: weight.detach().clone() for name, weight in self.predictor.state_dict().items()},
             "best": self._best,
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()["state"]),
             "trajectory": self.trajectory,
             "model_calls": self.model_calls,
             "losses": [list(losses) for losses in self.interval_losses],
@@ -305,44 +338,38 @@ class PerInterval:
             "base": self.base,
             "checked": [self.gradient, self.step] if self._checked else None,
             "targets": self.judged.state_dict(),
-            "batch": None
-            if batch is None
-            else {
-                "rows": [batch.rows.start, batch.rows.stop],
-                "targets": batch.teacher.targets,
-                "starts": [_fields(e) for e in batch.teacher.starts],
-                "x": batch.x,
-                "history": [_fields(e) for e in batch.history],
-                "interval": batch.interval,
-            },
+            "batch": None if batch is None else batch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError if it belongs to a training with other settings."""
-        refuse_other_settings(state, {"config": self.config, "predictor_config": self.predictor.config})
-        self.predictor.load_state_dict(state["predictor"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.trajectory, self._earlier_calls = state["trajectory"], state["model_calls"]
-        self.interval_losses = [list(losses) for losses in state["losses"]]
-        self.errors, self.base, self._best = list(state["errors"]), state["base"], state["best"]
-        if state["checked"] is not None:
-            self.gradient, self.step = state["checked"]
-            self._checked = True
-        self.judged.load_state_dict(state["targets"])
-        self._batch = None
-        if (saved := state["batch"]) is not None:
-            rows = range(*saved["rows"])
-            # Only the denoiser is not in the state: the source gives it again.
-            x, denoiser = self.metered(self.workers.share(rows))
-            starts = [_evaluation(e, x) for e in saved["starts"]]
-            self._batch = Batch(
-                rows,
-                denoiser,
-                TeacherRun([target.to(x) for target in saved["targets"]], starts),
-                saved["x"].to(x),
-                tuple(_evaluation(e, x) for e in saved["history"]),
-                saved["interval"],
-            )
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
+        with reading_state():
+            refuse_other_settings(state, {"config": self.config, "predictor_config": self.predictor.config})
+            saved = state["batch"]
+            begin, end = (0, 1) if saved is None else (of_kind(row, int) for row in saved["rows"])
+            rows = range(self.config.trajectories)[begin:end]
+        x, denoiser = self.metered(self.workers.share(rows))  # a denoiser is in no state: the source gives it again
+        with reading_state():
+            weights = weights_of(state["predictor"], self.predictor)
+            best = None if state["best"] is None else weights_of(state["best"], self.predictor)
+            optimizer = optimizer_state_of(state["optimizer"], self.predictor)
+            trajectory, calls = (of_kind(state[name], int) for name in ("trajectory", "model_calls"))
+            planned = range(self.predictor.config.planned)
+            losses = [[of_kind(one, float) for one in state["losses"][interval]] for interval in planned]
+            errors = [of_kind(one, float) for one in state["errors"]]
+            base = None if state["base"] is None else of_kind(state["base"], float)
+            gradient, step = self.gradient, self.step
+            if checked := state["checked"]:
+                gradient, step = GRADIENTS[GRADIENTS.index(checked[0])], of_kind(checked[1], float)
+            targets = self.judged.read(state["targets"], x.shape[1:])
+            starts = 1 if self.student.solver.multistep else len(planned)
+            batch = None if saved is None else Batch.of(saved, rows, x, denoiser, len(planned), starts)
+        self.predictor.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
+        self.trajectory, self._earlier_calls = trajectory, calls
+        self.interval_losses, self.errors, self.base, self._best = losses, errors, base, best
+        self.gradient, self.step, self._checked = gradient, step, self._checked or bool(checked)
+        self.judged.ends, self._batch = targets, batch
 
     def summary(self) -> FitSummary:
         """What came of it; errors are RMSEs on what is held out, if anything is."""
@@ -436,6 +463,28 @@ def _fields(evaluation: Evaluation) -> dict[str, Any]:
     return {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
 
 
+def weights_of(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
+    """The weights of a predictor, from a state."""
+    return {name: of_shape(saved[name], own.shape) for name, own in predictor.state_dict().items()}
+
+
+def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> dict[int, dict[str, Tensor]]:
+    """What Adam knows of every weight, from a state; nothing before its first step."""
+    shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in predictor.parameters()]
+    return {
+        number: {name: of_shape(saved[number][name], shape).clone() for name, shape in names.items()}
+        for number, names in enumerate(shapes if of_kind(saved, dict) else ())
+    }
+
+
 def _evaluation(saved: Mapping[str, Any], like: Tensor) -> Evaluation:
-    values: dict[str, Any] = {k: v.to(like) if isinstance(v, Tensor) else v for k, v in saved.items()}
-    return Evaluation(**values)
+    """An evaluation of samples like these, from a state."""
+
+    def rows(name: str) -> Tensor | None:
+        value = saved[name]
+        return None if value is None else of_shape(value, (len(like), *value.shape[1:])).to(like)
+
+    x, denoised = (of_shape(saved[name], like.shape).to(like) for name in ("x", "denoised"))
+    of_each = saved["sigma"].ndim > 0
+    sigma = of_shape(saved["sigma"], (len(like), *[1] * (like.ndim - 1)) if of_each else ()).to(like)
+    return Evaluation(x, sigma, denoised, rows("features"), of_kind(saved["analytic"], bool), rows("guidance"))

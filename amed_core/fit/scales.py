@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import PredictorConfig
 from ..predictor import Predictor, stacked
-from .protocol import Fit, FitEvent, FitSummary
+from .protocol import Fit, FitEvent, FitSummary, StateError, reading_state
 
 # Makes the fit of a scale by its number, on the grid of the first one's table if there is one.
 MakeFit = Callable[[int, PredictorConfig | None], Fit]
@@ -20,6 +20,8 @@ class SeveralScales:
         self.make = make
         self.order = [len(scales) - 1, *range(len(scales) - 1)]
         self.fits: dict[int, Fit] = {self.order[0]: make(self.order[0], None)}
+        grid = self._first.predictor.config  # any will do: they do not search for one
+        self._least = {n: make(n, grid).expected_calls for n in self.order[1:]}
 
     @property
     def _first(self) -> Fit:
@@ -44,8 +46,7 @@ class SeveralScales:
 
     @property
     def expected_calls(self) -> int:
-        missing = len(self.scales) - len(self.fits)
-        return sum(fit.expected_calls for fit in self.fits.values()) + missing * self._first.expected_calls
+        return sum(self.fits[n].expected_calls if n in self.fits else self._least[n] for n in self.order)
 
     def events(self) -> Iterator[FitEvent]:
         """Fit one scale after the other."""
@@ -60,18 +61,26 @@ class SeveralScales:
         return {"fits": {str(n): fit.state_dict() for n, fit in self.fits.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError if it belongs to a fit with other settings."""
-        self._first.load_state_dict(state["fits"][str(self.order[0])])
-        for n in self.order[1:]:
-            if str(n) in state["fits"]:
-                self.fits[n] = self.make(n, self._first.predictor.config)
-                self.fits[n].load_state_dict(state["fits"][str(n)])
+        """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
+        with reading_state():
+            saved = {int(n): one for n, one in state["fits"].items()}
+            if not {self.order[0]} <= set(saved) <= set(self.order):
+                raise StateError("This training state was made with other guidance scales.")
+        fits: dict[int, Fit] = {}
+        for n in self.order:
+            if n in saved:
+                fits[n] = self.make(n, fits[self.order[0]].predictor.config if fits else None)
+                fits[n].load_state_dict(saved[n])
+        self.fits = fits
 
     def summary(self) -> FitSummary:
         """What came of it: root mean squares of the scales' errors."""
         found = [self.fits[n].summary() for n in sorted(self.fits)]
         errors = [(s.error, s.baseline_error) for s in found if s.error is not None and s.baseline_error is not None]
-        error, base = (sum(e**2 for e in column) ** 0.5 / len(errors) ** 0.5 for column in zip(*errors, strict=True))
+        error, base = (
+            (sum(e**2 for e in column) / len(errors)) ** 0.5 if errors else None
+            for column in ([one[place] for one in errors] for place in range(2))
+        )
         calls = sum(summary.model_calls for summary in found)
         details = {"scales": {str(self.scales[n]): one.error for n, one in zip(sorted(self.fits), found, strict=True)}}
         return replace(

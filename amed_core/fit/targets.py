@@ -1,6 +1,6 @@
 """Where trajectories should end: a slow sampler's samples, made once and kept on the CPU."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..types import Denoiser, Sample
+from .protocol import of_shape
 from .teacher import SlowSampler
 from .trajectories import Metered
 from .workers import ALONE, Workers
@@ -64,7 +65,7 @@ class Targets:
                 levels, switch = (self.config.sigma_min, self.config.sigmas[0]), self.config.switch_sigma
                 flow, calls = self.config.flow, self.teacher_calls
                 end = self.teacher.samples(denoiser, x, *levels, calls, flow=flow, switch_sigma=switch).cpu()
-                self.ends[str(number)] = end
+                self.ends[str(number)] = finite(end)
             yield Target(number, rows, x, denoiser, end.to(x))
 
     def beginning(self, count: int) -> int:
@@ -95,9 +96,23 @@ class Targets:
         """The slow sampler's samples, which need not be made again."""
         return dict(self.ends)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the slow sampler's samples from a state."""
-        self.ends = dict(state)
+    def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Tensor]:
+        """The slow sampler's samples of a state, which `ends` may become; `shape` is that of one sample.
+
+        Raises TypeError or IndexError if they are not of these trajectories.
+        """
+        batches = self.batches()
+        return {number: of_shape(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
+
+
+def finite(end: Sample) -> Sample:
+    """The slow sampler's samples, if they are finite. Raises FloatingPointError if they are not."""
+    if not bool(end.isfinite().all()):
+        raise FloatingPointError(
+            "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
+            "weight dtype) and its LoRAs."
+        )
+    return end
 
 
 def rmse(distances: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from problems import on
 from sklearn.svm import SVC
 
 from amed_core import Dpm2, FixedMidpoint, polynomial, sample
@@ -17,7 +18,7 @@ def test_a_classifier_of_real_digits_recognises_the_asked_class(cfg: float) -> N
     rows = range(CLASSES * PER_CLASS)
     x = SIGMA_MAX * torch.randn(len(rows), *SHAPE, generator=torch.Generator().manual_seed(0))
     grid = polynomial(25, SIGMA_MIN, SIGMA_MAX)  # Heun in 48 calls: within an RMSE of 0.006 of 200 calls
-    drawn = sample(DigitsDenoiser(cfg).for_rows(rows), x, grid, Dpm2(), FixedMidpoint(1.0))
+    drawn = sample(DigitsDenoiser(cfg).for_rows(rows), x, on(grid, Dpm2(), FixedMidpoint(1.0)))
     asked = torch.tensor(rows) % CLASSES
     recognised = torch.as_tensor(classifier.predict(drawn.flatten(1))) == asked
     assert recognised.double().mean() >= 0.95

@@ -36,8 +36,8 @@ def test_a_file_rebuilds_its_own_sampler(tmp_path: Path, dtype: torch.dtype) -> 
     save_predictor(predictor, tmp_path / "p.safetensors", {"teacher": "dpmpp", "seed": 5})
     loaded = load_predictor(tmp_path / "p.safetensors")
     assert loaded.config == CONFIG
-    x, grid = SIGMA_MAX * noise(2, 1, 4, 4), torch.tensor(CONFIG.sigmas, dtype=torch.float64)
-    ours, theirs = (sample(mixture, x, grid, p.config.build_solver(), p.planner()) for p in (predictor, loaded))
+    x = SIGMA_MAX * noise(2, 1, 4, 4)
+    ours, theirs = (sample(mixture, x, p.method()) for p in (predictor, loaded))
     torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
     assert read_notes(tmp_path / "p.safetensors") == {"teacher": "dpmpp", "seed": 5}
 
@@ -141,8 +141,9 @@ WRITER = """
 import sys
 from pathlib import Path
 from amed_core import AMEDPredictor, save_predictor
-from amed_core.samplers import predictor_config
-predictors = [AMEDPredictor(predictor_config("amed", 5, 0.002, 80.0, hidden=2000 + n)) for n in range(2)]
+from amed_core.samplers import ModelFacts, student_config
+facts = ModelFacts(0.002, 80.0)
+predictors = [AMEDPredictor(student_config("amed", 5, facts, hidden=2000 + n)) for n in range(2)]
 print("ready", flush=True)
 while True:
     for predictor in predictors:

@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from amed_core import AMEDPredictor, PredictorConfig, TrainConfig, Trainer, analytic_first, trajectory
+from amed_core import AMEDPredictor, Method, PredictorConfig, TrainConfig, analytic_first, trajectory
 from amed_core.features import POOLED
+from amed_core.fit.per_interval import PerInterval
 from amed_core.fit.teacher import TEACHERS
 from amed_core.schedules import schedule
 
@@ -94,7 +95,8 @@ def grid(case: dict[str, Any]) -> Tensor:
 
 def states(case: dict[str, Any], solver: Any, planner: Any) -> Tensor:
     x = FILE.get_tensor("z") * grid(case)[0]
-    steps = trajectory(mixture, x, grid(case), solver, planner, first=analytic_first if case["afs"] else None)
+    method = Method(tuple(grid(case).tolist()), solver, planner, analytic_first if case["afs"] else None)
+    steps = trajectory(mixture, x, method)
     with torch.no_grad():
         return torch.stack([x, *(step.x for step in steps)])
 
@@ -129,13 +131,13 @@ def test_training_losses_and_gradients(case: dict[str, Any]) -> None:
         teacher=NAMES.get(case["teacher"], case["teacher"]),
         teacher_points=case["M"],
     )
-    trainer = Trainer(made, lambda rows: (z * grid(case)[0], mixture), settings)
-    batch = trainer.begin()
+    fit = PerInterval(made, lambda rows: (z * grid(case)[0], mixture), settings)
+    batch = fit.begin()
     close(torch.stack(batch.teacher.targets), FILE.get_tensor(f"train.{case['id']}.teacher"))
     theirs = {ours: name for name, ours in WEIGHTS.items()}
     for interval, expected_loss in enumerate(FILE.get_tensor(f"train.{case['id']}.loss")):
         made.zero_grad()
-        loss, student, _, history = trainer.loss(batch)
+        loss, student, _, history = fit.loss(batch)
         loss.backward()
         named = sorted(((theirs[n.split(".")[0]] + n[n.index(".") :]), p) for n, p in made.named_parameters())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in named]

@@ -1,16 +1,12 @@
 """Bands of frequency: what a first step without a call does, and how the weights of a band differ."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, noise
+from problems import SIGMA_MAX, SIGMA_MIN, noise, table_on
 from torch import Tensor
 
 from amed_core import sample
-from amed_core.fit.teacher import Path, levels
-from amed_core.multistep import MultistepTable
-from amed_core.samplers import multistep_student
+from amed_core.fit.teacher import TeacherPath, levels
 from amed_core.spectrum import (
     BANDS,
     bands,
@@ -60,7 +56,7 @@ def test_a_band_means_the_same_frequencies_at_every_size() -> None:
     assert (large[::2, ::2] == small).all()
 
 
-def gaussian_path(variance: Tensor, x: Tensor, flow: bool) -> Path:
+def gaussian_path(variance: Tensor, x: Tensor, flow: bool) -> TeacherPath:
     """Where the ODE takes noise if the data is Gaussian with this variance (bands,) of its cosine coefficients."""
     high = 1.0 if flow else SIGMA_MAX
     grid = levels(SIGMA_MIN, high, 30, flow)
@@ -71,7 +67,7 @@ def gaussian_path(variance: Tensor, x: Tensor, flow: bool) -> Path:
         return (signal**2 * of_band + sigma**2).sqrt()
 
     there = torch.stack([from_spectrum(spectrum(x) * scaled(sigma) / scaled(high)) for sigma in grid])
-    return Path(grid, there, torch.zeros_like(there[:-1]))
+    return TeacherPath(grid, there, torch.zeros_like(there[:-1]))
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -119,25 +115,9 @@ def test_after_a_first_step_without_a_call_the_model_is_asked_where_it_led() -> 
         asked.append((float(sigma), x))
         return torch.zeros_like(x)
 
-    plain = MultistepTable(multistep_student(3, SIGMA_MIN, SIGMA_MAX))
-    table = MultistepTable(replace(plain.config, first_sigma=TO, channels=1, sigmas=(80.0, 2.0, 0.3, 0.0)))
+    table = table_on((80.0, 2.0, 0.3, 0.0), first_sigma=TO, channels=1)
     x = SIGMA_MAX * noise(2, 1, 8, 8)
-    grid = torch.tensor(table.config.sigmas, dtype=torch.float64)
-    end = sample(nothing, x, grid, table.solver(), table.planner())
+    end = sample(nothing, x, table.method())
     assert [sigma for sigma, _ in asked] == pytest.approx([TO, 2.0, 0.3])
     torch.testing.assert_close(asked[0][1], x * TO / SIGMA_MAX, rtol=1e-5, atol=1e-5)
     assert float(end.abs().max()) < 1e-4 * float(x.abs().max())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"first_sigma": TO},
-        {"first_sigma": TO, "channels": 3, "sigmas": (80.0, 9.0, 0.0)},
-        {"kind": "table", "guided": True},
-        {"kind": "table", "spectral": True},
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"first step|multistep"):
-        replace(multistep_student(3, SIGMA_MIN, SIGMA_MAX), **changes)  # type: ignore[arg-type]

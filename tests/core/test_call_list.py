@@ -1,46 +1,29 @@
 """Lists of noise levels, one per model call, read back as intervals."""
 
+import contextlib
 import itertools
+from itertools import pairwise
 
 import pytest
 import torch
+from problems import GRID, SIGMA_MIN, multistep_config
 
 from amed_core.call_list import call_sigmas, read
 from amed_core.config import PredictorConfig
-from amed_core.samplers import DEFAULT, predictor_config
-from amed_core.schedules import discrete
+from amed_core.samplers import TYPES, ModelFacts, student_config
 
 LOW, HIGH = 0.002, 80.0
+FACTS = ModelFacts(LOW, HIGH)
+FLOW = ModelFacts(0.001, 1.0, torch.arange(1, 1001) / 1000, flow=True)  # without shift
 
 
 def configs() -> list[PredictorConfig]:
     made = []
-    for name, calls, published, analytic in itertools.product(DEFAULT, range(2, 11), (False, True), (False, True)):
-        try:
-            made.append(predictor_config(name, calls, LOW, HIGH, published=published, analytic=analytic))
-        except ValueError:
-            assert published, "only the published grids may need the analytic first step"
-            assert not analytic
+    for name, calls, published, model in itertools.product(TYPES, range(2, 11), (False, True), (FACTS, FLOW)):
+        if not (published and model.flow):
+            with contextlib.suppress(ValueError):  # a flow model cannot take all odd numbers
+                made.append(student_config(name, calls, model, published=published))
     return made
-
-
-@pytest.mark.parametrize("name", DEFAULT)
-def test_a_recipe_costs_exactly_the_calls_it_is_asked_for(name: str) -> None:
-    for config, calls in ((predictor_config(name, calls, LOW, HIGH), calls) for calls in range(2, 11)):
-        assert config.calls == calls
-
-
-def test_published_odd_numbers_take_the_analytic_first_step_and_even_ones_do_not() -> None:
-    for calls in range(2, 11):
-        assert predictor_config("amed", calls, LOW, HIGH, published=True).analytic_first_step == (calls % 2 == 1)
-
-
-@pytest.mark.parametrize(("calls", "levels"), [(5, (0, 2, 4, 5)), (3, (0, 2, 3)), (7, (0, 2, 4, 6, 7))])
-def test_on_an_even_grid_every_call_spans_the_same_time(calls: int, levels: tuple[int, ...]) -> None:
-    table = torch.arange(1, 1001) / 1000  # a flow model without shift
-    config = predictor_config("amed", calls, 0.001, 1.0, schedule="discrete", analytic=False, table=table)
-    expected = [float(discrete(calls + 1, 0.001, 1.0, table=table)[i]) for i in levels[:-1]]
-    assert list(config.sigmas[:-1]) == pytest.approx(expected)
 
 
 def test_the_own_list_has_one_level_per_call_and_is_read_back_as_the_own_grid() -> None:
@@ -77,14 +60,14 @@ def test_a_cut_at_a_grid_point_keeps_the_intervals_of_the_whole() -> None:
 
 
 def test_another_number_of_calls_is_an_error_that_names_the_right_one() -> None:
-    config = predictor_config("amed", 5, LOW, HIGH)
+    config = student_config("amed", 5, FACTS)
     with pytest.raises(ValueError, match="Set steps to 5"):
         read(call_sigmas(config, 8), config)
 
 
 def test_the_tail_of_a_longer_list_is_planned() -> None:
     """What denoise below 1 asks for."""
-    config = predictor_config("amed", 5, LOW, HIGH)
+    config = student_config("amed", 5, FACTS)
     levels = call_sigmas(config, 12)[-6:]
     run = read(levels, config)
     assert run.sigmas == (levels[0], levels[2], levels[4], levels[5])
@@ -94,7 +77,7 @@ def test_the_tail_of_a_longer_list_is_planned() -> None:
 
 
 def test_an_interval_longer_than_the_predictors_own_is_crossed_by_plain_calls() -> None:
-    config = predictor_config("amed", 5, LOW, HIGH)
+    config = student_config("amed", 5, FACTS)
     levels = [HIGH, 60.0, 0.02, LOW, 0.0]
     run = read(levels, config)
     assert run.sigmas == tuple(levels)
@@ -103,16 +86,16 @@ def test_an_interval_longer_than_the_predictors_own_is_crossed_by_plain_calls() 
 
 
 def test_intervals_as_long_as_the_predictors_own_are_planned_wherever_they_lie() -> None:
-    config = predictor_config("amed_dpm_2", 6, LOW, HIGH, schedule="logsnr", end="sigma_min")
+    config = student_config("amed_dpm_2", 6, FACTS, schedule="logsnr", end="sigma_min")
     ratio = config.sigmas[0] / config.sigmas[1]
     for start in (HIGH, 17.0, 3.0):
         assert read([start, start / ratio**0.4, start / ratio], config).plain == frozenset()
         assert read([start, start / ratio**0.4, start / ratio**1.4], config).plain == {0, 1}
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in DEFAULT.items() if recipe.solver in ("ipndm", "dpmpp")])
+@pytest.mark.parametrize("name", [name for name, kind in TYPES.items() if kind.solver in ("ipndm", "dpmpp")])
 def test_off_its_grid_a_multistep_student_is_its_base_solver(name: str) -> None:
-    config = predictor_config(name, 5, LOW, HIGH)
+    config = student_config(name, 5, FACTS)
     levels = call_sigmas(config, 10)[-6:]
     run = read(levels, config)
     assert run.sigmas == levels
@@ -132,4 +115,28 @@ def test_off_its_grid_a_multistep_student_is_its_base_solver(name: str) -> None:
 )
 def test_lists_that_cannot_be_sampled_are_refused(sigmas: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read(sigmas, predictor_config("amed", 5, LOW, HIGH))
+        read(sigmas, student_config("amed", 5, FACTS))
+
+
+def test_a_list_of_levels_is_its_own_only_from_the_beginning() -> None:
+    config = multistep_config(5, sigmas=GRID)
+    assert config.calls == 5
+    assert call_sigmas(config, 5) == GRID
+    assert read(GRID, config).own_grid
+    assert read(GRID[:4], config).own_grid
+    for other in (GRID[2:], (80.0, 5.0, 0.5, 0.0)):
+        found = read(other, config)
+        assert not found.own_grid
+        assert found.calls == len(other) - 1
+    with pytest.raises(ValueError, match="Set steps to 5"):
+        read(call_sigmas(config, 8), config)
+
+
+@pytest.mark.parametrize("last", [0.5, SIGMA_MIN])
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 7, 10, 25])
+def test_any_number_of_calls_spans_its_grid(last: float, calls: int) -> None:
+    levels = call_sigmas(multistep_config(5, sigmas=(*GRID[:-2], last, 0.0)), calls)
+    assert len(levels) == calls + 1
+    assert all(a > b for a, b in pairwise(levels))
+    assert (levels[0], levels[-1]) == (GRID[0], 0.0)
+    assert min(levels[:-1]) >= SIGMA_MIN * (1 - 1e-9)

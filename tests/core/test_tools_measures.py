@@ -1,11 +1,8 @@
 """The distances the tables are made of."""
 
-import math
-
 import pytest
 import torch
 
-from amed_core.fit.teacher import heun_samples
 from amed_core.tools.measures import FRECHET_DIMENSIONS, error, frechet
 
 
@@ -40,16 +37,3 @@ def test_frechet_of_gaussians_is_the_closed_form() -> None:
 def test_frechet_of_large_samples_still_sees_a_shift() -> None:
     a = normal(600, 2 * FRECHET_DIMENSIONS)
     assert frechet(a, a + 1.0) > frechet(a, a) + 0.2 * FRECHET_DIMENSIONS
-
-
-def test_the_converged_teacher_reaches_the_exact_solution() -> None:
-    mean, std, high = 0.3, 0.5, 80.0
-
-    def gaussian(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
-
-    x = high * normal(20, 1, 4, 4)
-    exact = mean + std / math.sqrt(std**2 + high**2) * (x - mean)
-    errors = [float((heun_samples(gaussian, x, 0.002, high, calls) - exact).abs().max()) for calls in (50, 100, 200)]
-    assert errors[2] < 0.01 * std
-    assert errors[0] > 3 * errors[1] > 9 * errors[2], "it must converge with order 2"

@@ -8,29 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from problems import Mixture
 
-from amed_core import load_predictor
+from amed_core import load_predictor, sample
 from amed_core.files import read_notes
 from amed_core.fit.workers import Workers
-from amed_core.tools.bench import method_of
-from amed_core.tools.command_line import load_denoiser
 
 ROOT = Path(__file__).parents[2]
 
-MINE = """
-import torch
-
-class Mixture:
-    shape, sigma_min, sigma_max = (1, 4, 4), 0.002, 80.0
-
-    def __init__(self, cfg=1.0):
-        self.cfg = cfg
-
-    def __call__(self, x, sigma):
-        v = 0.2**2 + sigma**2
-        average = x.flatten(1).mean(1).reshape(-1, 1, 1, 1)
-        return (0.2**2 * x + self.cfg * sigma**2 * torch.tanh(average * 16 / v)) / v
-"""
+MINE = Path(__file__).with_name("denoisers.py")
 
 
 @pytest.mark.parametrize(
@@ -42,8 +28,7 @@ class Mixture:
     ],
 )
 def test_two_processes_fit_what_one_fits(tmp_path: Path, what: list[str]) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
-    train = ["-m", "amed_core", "train", "--denoiser", f"{tmp_path / 'mine.py'}:Mixture", *what, "--output"]
+    train = ["-m", "amed_core", "train", "--denoiser", f"{MINE}:Mixture", *what, "--output"]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     made = []
     for count, command in ((1, [sys.executable]), (2, [sys.executable, *two])):
@@ -97,8 +82,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
 def drawn(folder: Path, name: str) -> torch.Tensor:
     """What a predictor makes of the same noise."""
     x = 80.0 * torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(7))
-    denoiser = load_denoiser(f"{folder / 'mine.py'}:Mixture", None)
-    return method_of(load_predictor(folder / name), "").run(denoiser, x)
+    return sample(Mixture(), x, load_predictor(folder / name).method())
 
 
 def test_every_trajectory_has_one_worker() -> None:

@@ -1,0 +1,88 @@
+"""The settings of a predictor, which are the header of its file."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+from problems import GRID, SIGMA_MAX, SIGMA_MIN, multistep_config
+
+from amed_core import PredictorConfig, polynomial
+
+PLANNED = tuple(polynomial(4, SIGMA_MIN, SIGMA_MAX).tolist())
+CONFIG = PredictorConfig("amed", PLANNED, SIGMA_MIN, SIGMA_MAX, scale_dir=0.01, scale_time=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"solver": "rk4"}, "amed, euler, dpm_2, ipndm, dpmpp"),
+        ({"schedule": "karras"}, "polynomial"),
+        ({"sigmas": (80.0,)}, "at least 2 points"),
+        ({"sigmas": (80.0, 90.0, 1.0)}, "must fall"),
+        ({"sigmas": (80.0, math.nan)}, "must fall"),
+        ({"sigmas": (80.0, -1.0)}, "must be positive"),
+        ({"sigma_min": 0.0}, "must be positive"),
+        ({"scale_dir": 1.0}, "scale_dir"),
+        ({"scale_time": -0.1}, "scale_time"),
+        ({"features": "all"}, "features"),
+        ({"solver": "ipndm", "max_order": 7}, "orders 1 to 4"),
+        ({"plain_last": True}, "ends at 0"),
+        ({"flow": True}, "end at 1"),
+        ({"flow": True, "sigmas": (1.0, 0.1), "solver": "dpmpp", "prediction": "noise"}, "no noise prediction"),
+    ],
+)
+def test_settings_that_no_sampler_could_follow_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+def test_settings_survive_json() -> None:
+    config = replace(CONFIG, sigmas=(*PLANNED[:-1], 0.0), plain_last=True, model={"family": "SD15", "sigma_max": 14.6})
+    assert PredictorConfig.from_header(json.loads(json.dumps(asdict(config)))) == config
+    with pytest.raises(ValueError, match="newer version"):
+        PredictorConfig.from_header({**asdict(config), "future": 1})
+    with pytest.raises(ValueError, match="incomplete"):
+        PredictorConfig.from_header({"solver": "amed"})
+
+
+def test_a_file_with_a_network_that_corrects_a_table_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="no longer exists here: train it again"):
+        PredictorConfig.from_header({**asdict(CONFIG), "centred": True})
+    assert PredictorConfig.from_header({**asdict(CONFIG), "centred": False}) == CONFIG
+
+
+def test_settings_that_no_multistep_table_has_are_refused() -> None:
+    config = multistep_config(5)
+    for changes in ({"sigmas": GRID[:-1]}, {"analytic_first_step": True}, {"plain_last": True}):
+        with pytest.raises(ValueError, match="once per interval"):
+            replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"first_sigma": 8.0},
+        {"first_sigma": 8.0, "channels": 3, "sigmas": (80.0, 9.0, 0.0)},
+        {"kind": "table", "guided": True},
+        {"kind": "table", "spectral": True},
+    ],
+)
+def test_first_steps_and_bands_that_make_no_sense_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"first step|multistep"):
+        replace(multistep_config(3), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("switch", [0.0, 0.1, 3.0, 79.0])
+def test_the_second_model_begins_at_the_first_level_below_the_switch(switch: float) -> None:
+    config = multistep_config(5, sigmas=GRID, switch_sigma=switch)
+    below = [k for k, sigma in enumerate(GRID[:-1]) if sigma < switch]
+    assert config.switch == (below[0] if below else 0)
+
+
+@pytest.mark.parametrize("solver", ["amed", "euler", "dpm_2", "ipndm", "dpmpp"])
+def test_r_may_be_0_only_where_no_update_divides_by_it(solver: str) -> None:
+    config = replace(CONFIG, solver=solver, kind="table")
+    assert (config.bounds[0][0] > 0) == config.build_solver().divides_by_r
+    assert 0 < config.bounds[0][1] < 1
+    assert config.bounds[1:] == ((0.99, 1.01), (0.8, 1.2))

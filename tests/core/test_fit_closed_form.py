@@ -1,0 +1,136 @@
+"""Weights in closed form, from a teacher's path."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from problems import GRID, SIGMA_MAX, SIGMA_MIN, Gaussian, Guided, X, mixture, noise, table_on
+from torch import Tensor
+
+from amed_core import MultistepTable, load_predictor, sample, save_predictor
+from amed_core.call_list import all_plain
+from amed_core.fit.closed_form import RIDGE, NormalEquations, Walk, least_squares, solved, solved_apart
+from amed_core.fit.teacher import TeacherPath, levels, path
+from amed_core.spectrum import combined, spectrum
+from amed_core.types import Denoiser, Sample
+
+
+def fitted(
+    table: MultistepTable, denoiser: Denoiser, teacher: TeacherPath, ridge: float = RIDGE
+) -> tuple[MultistepTable, Sample]:
+    """The table with weights in closed form, and where its samples end."""
+    walk = Walk(denoiser, X, teacher)
+    return least_squares(table, [walk], ridge=ridge), walk.x
+
+
+def test_on_a_gaussian_the_closed_form_is_exact() -> None:
+    """All slopes and samples lie in the plane of x and the mean: two weights reach every level."""
+    model = Gaussian(mean=0.3)
+    teacher = path(model, X, levels(SIGMA_MIN, SIGMA_MAX, 60, flow=False))
+    made, end = fitted(table_on(), model, teacher, ridge=1e-12)
+    first = (teacher.at(GRID[1])[0] - X - (GRID[1] - GRID[0]) * teacher.slopes[0]).square().mean().sqrt()
+    assert float(first) > 5e-3, "one slope does not reach the first level"
+    assert float((end - teacher.end).square().mean().sqrt()) < 1e-4
+    torch.testing.assert_close(sample(model, X, made.method()), end, rtol=1e-4, atol=1e-4)
+
+
+def test_a_strong_ridge_keeps_the_weights_it_starts_from() -> None:
+    teacher = path(mixture, X, levels(SIGMA_MIN, SIGMA_MAX, 9, flow=False))
+    start = table_on()
+    held, free = (fitted(start, mixture, teacher, ridge=ridge)[0].weights for ridge in (1e9, 1e-6))
+    torch.testing.assert_close(held, start.weights, rtol=1e-4, atol=1e-4)
+    assert float((free - start.weights).abs().max()) > 0.05
+
+
+def test_with_both_answers_the_closed_form_comes_nearer() -> None:
+    model = Guided(3.0)
+    teacher = path(model, X, levels(SIGMA_MIN, SIGMA_MAX, 60, flow=False))
+    errors = {}
+    for guided in (False, True):
+        made, end = fitted(table_on((80.0, 2.0, 0.5, 0.0), guided=guided), model, teacher)
+        torch.testing.assert_close(sample(model, X, made.method()), end, rtol=1e-4, atol=1e-4)
+        errors[guided] = float((end - teacher.end).square().mean().sqrt())
+    assert errors[True] < 0.8 * errors[False]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_table_with_all_that_there_is_survives_its_file(tmp_path: Path, guided: bool) -> None:
+    model = Guided(3.0)
+    teacher = path(model, X, levels(SIGMA_MIN, SIGMA_MAX, 20, flow=False))
+    begun = table_on(GRID, guided=guided, spectral=True, first_sigma=20.0, channels=1)
+    made, end = fitted(begun, model, teacher)
+    torch.testing.assert_close(sample(model, X, made.method()), end, rtol=1e-4, atol=1e-4)
+    save_predictor(made, tmp_path / "table.safetensors", {})
+    loaded = load_predictor(tmp_path / "table.safetensors")
+    assert isinstance(loaded, MultistepTable)
+    assert loaded.config == made.config
+    assert (sample(model, X, loaded.method()) == sample(model, X, made.method())).all()
+
+
+def test_weights_of_bands_are_least_squares_of_their_own() -> None:
+    """Two bands that the teacher takes at different speeds: one weight misses both, a weight for each misses none."""
+    model = Gaussian()
+    speeds = torch.linspace(0.2, 1.0, 16, dtype=torch.float64)[None]
+
+    def moved(x: Tensor, sigma: float) -> Tensor:
+        slope = (x - model(x, torch.tensor(SIGMA_MAX))[0]) / SIGMA_MAX
+        return x + (sigma - SIGMA_MAX) * combined([slope], speeds)
+
+    there = torch.stack([X, moved(X, 12.0), moved(X, 12.0)])
+    teacher = TeacherPath((SIGMA_MAX, 12.0, 0.0), there, torch.zeros_like(there[:-1]))
+    errors = {}
+    for spectral in (False, True):
+        made, _ = fitted(table_on((80.0, 12.0, 0.0), spectral=spectral), model, teacher)
+        start = sample(model, X, made.method(all_plain((80.0, 12.0))))
+        errors[spectral] = float((start - there[1]).square().mean().sqrt())
+    assert errors[True] < 0.1 * errors[False]
+
+
+VECTORS = [noise(5, 2, 8, 8, seed=seed) for seed in range(3)]
+AIM = noise(5, 2, 8, 8, seed=9)
+
+
+def equations(rows: slice, spectral: bool) -> NormalEquations:
+    return NormalEquations.of([vector[rows] for vector in VECTORS], AIM[rows], spectral=spectral)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_trajectories_learnt_one_by_one_and_summed_are_those_learnt_at_once(spectral: bool) -> None:
+    products, sizes = equations(slice(None), spectral).total()
+    alone = [equations(slice(n, n + 1), spectral).total() for n in range(5)]
+    torch.testing.assert_close(sum(one for one, _ in alone), products)
+    torch.testing.assert_close(sum(size for _, size in alone), sizes)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_leaving_a_trajectory_out_is_never_having_had_it(spectral: bool) -> None:
+    kept = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    left, never = equations(slice(None), spectral).total(kept), equations(slice(0, 3), spectral).total()
+    for here, there in zip(left, never, strict=True):
+        torch.testing.assert_close(here, there)
+    start = torch.zeros(3, dtype=torch.float64)
+    torch.testing.assert_close(solved(left[0], start), solved(never[0], start))
+
+
+def test_the_products_are_those_of_the_samples_in_all_bands_together() -> None:
+    """The cosines are orthonormal, so bands add up to the whole."""
+    whole, apart = equations(slice(None), False), equations(slice(None), True)
+    torch.testing.assert_close(apart.products.sum(1, keepdim=True), whole.products)
+    assert float(apart.sizes.sum()) == float(whole.sizes.sum()) == AIM[0].numel()
+    torch.testing.assert_close(whole.products[2, 0, 0, -1], (VECTORS[0][2] * AIM[2]).sum())
+
+
+def test_weights_are_least_squares() -> None:
+    start = torch.tensor([0.3, -0.1, 0.2], dtype=torch.float64)
+    found = solved(equations(slice(None), False).total()[0], start, ridge=0.0)
+    design = torch.stack([vector.flatten() for vector in VECTORS], 1)
+    torch.testing.assert_close(found, torch.linalg.lstsq(design, AIM.flatten()[:, None]).solution[:, 0])
+
+
+def test_bands_that_want_the_same_weights_do_not_differ() -> None:
+    together = torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64)
+    aim = sum((w * vector for w, vector in zip(together, VECTORS, strict=True)), torch.zeros(()))
+    products, sizes = NormalEquations.of(VECTORS, aim, spectral=True).total()
+    torch.testing.assert_close(solved(products, 0 * together, 0.0), together)
+    assert float(solved_apart(products, sizes, together).abs().max()) < 1e-9
+    assert float((spectrum(aim).square().sum() - aim.square().sum()).abs()) < 1e-9 * float(aim.square().sum())

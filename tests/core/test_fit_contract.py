@@ -1,0 +1,382 @@
+"""What every fit promises: it can be stopped at any model call, goes on as if it had not been, and counts truly."""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import (
+    SHAPE,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    SWITCH,
+    Counting,
+    Guided,
+    Mixture,
+    midpoint_config,
+    mixture,
+    multistep_config,
+    noise,
+    per_interval_fit,
+    same,
+    two_models,
+)
+from torch import Tensor
+
+from amed_core import Fit, FitConfig, FitSummary, PredictorConfig, TrainConfig, build, sample
+from amed_core.files import load_state, save_state
+from amed_core.fit.baselines import baselines
+from amed_core.fit.end_to_end import EndToEnd
+from amed_core.fit.midpoint_start import MidpointStart
+from amed_core.fit.multistep_start import MultistepStart
+from amed_core.fit.parameters import MidpointParameters, MultistepParameters
+from amed_core.fit.runs import Runs
+from amed_core.fit.scales import SeveralScales
+from amed_core.fit.trajectories import Metered, gaussian
+from amed_core.fit.workers import ALONE
+from amed_core.types import Denoiser
+
+STOPS = 3  # of a fit that is really stopped; what its state would be is looked at in every call
+TRAIN = TrainConfig(trajectories=8, batch_size=4, epochs=2, held_out=4, validations=2, teacher_calls=6)
+TABLE = FitConfig(trajectories=4, held_out=2, batch_size=2, teacher_calls=8, iterations=3, tolerance=0.0)
+
+Wrap = Callable[[Denoiser], Denoiser]  # around every model that a fit asks
+
+
+def network(settings: Any, wrap: Wrap, name: str = "amed") -> Fit:
+    return per_interval_fit(name, 4, settings, wrap(mixture), scale_time=0.2)
+
+
+def midpoints(settings: Any, wrap: Wrap, config: PredictorConfig | None = None, denoiser: Denoiser = mixture) -> Fit:
+    config = config or midpoint_config("amed", 3)
+    runs = Runs.of(config, settings, Metered(gaussian(wrap(denoiser), SHAPE, SIGMA_MAX)), ALONE)
+    initial = build(config)
+    return EndToEnd(initial, MidpointParameters, MidpointStart(runs, initial), runs)
+
+
+def multistep(
+    settings: Any,
+    wrap: Wrap,
+    config: PredictorConfig | None = None,
+    denoiser: Denoiser = mixture,
+    grid: PredictorConfig | None = None,
+) -> Fit:
+    """It begins with few baselines, so that it is short."""
+    config = config or multistep_config(3)
+    runs = Runs.of(config, settings, Metered(gaussian(wrap(denoiser), SHAPE, SIGMA_MAX)), ALONE)
+    few = baselines(3, SIGMA_MIN, SIGMA_MAX, switch_sigma=config.switch_sigma)[::20]
+    return EndToEnd(build(config), MultistepParameters, MultistepStart(runs, few, grid), runs)
+
+
+def several(settings: Any, wrap: Wrap, kind: Any = midpoints) -> Fit:
+    """Fits at two guidance scales."""
+    scales, own = (1.0, 2.0), midpoint_config("amed", 3) if kind is midpoints else multistep_config(3)
+
+    def make(number: int, grid: PredictorConfig | None) -> Fit:
+        config = replace(own, guidance=scales[number])
+        more = {} if kind is midpoints else {"grid": grid}
+        made: Fit = kind(settings, wrap, config, Mixture(scales[number]), **more)
+        return made
+
+    return SeveralScales(scales, make)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fit, the settings it is made with, and others."""
+
+    make: Callable[[Any, Wrap], Fit]
+    settings: Any = TABLE
+
+    def fit(self, interrupted_at: int = 0, **changes: Any) -> tuple[Fit, Counting]:
+        """A new fit, and the model that it asks."""
+        counting = Counting(mixture, interrupted_at)
+
+        def wrap(denoiser: Denoiser) -> Denoiser:
+            one = copy.copy(counting)
+            one.denoiser, one.__class__ = denoiser, Shared
+            one.total = counting  # type: ignore[attr-defined]
+            return one
+
+        return self.make(replace(self.settings, **changes), wrap), counting
+
+
+class Shared(Counting):
+    """One of several models that count together."""
+
+    total: Counting
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Any:
+        self.total.denoiser = self.denoiser
+        return self.total(x, sigma)
+
+
+CASES = {
+    "network, reverse": Case(network, replace(TRAIN, gradient="reverse")),
+    "network, differences": Case(partial(network, name="amed_ipndm"), replace(TRAIN, gradient="finite difference")),
+    "network, none held out": Case(network, replace(TRAIN, held_out=0, gradient="finite difference", step=0.0)),
+    "midpoints": Case(midpoints),
+    "multistep": Case(multistep),
+    "multistep, guided": Case(partial(multistep, config=multistep_config(3, guided=True), denoiser=Guided(3.0))),
+    "multistep, two models": Case(
+        partial(multistep, config=multistep_config(3, switch_sigma=SWITCH), denoiser=two_models)
+    ),
+    "midpoints, several scales": Case(several),
+    "multistep, several scales": Case(partial(several, kind=multistep), replace(TABLE, iterations=2)),
+}
+every_fit = pytest.mark.parametrize("name", CASES)
+
+
+@cache
+def finished(name: str) -> tuple[Fit, Counting]:
+    """A fit that nothing stopped, and its model."""
+    fit, model = CASES[name].fit()
+    list(fit.events())
+    return fit, model
+
+
+def counted(state: Any) -> Any:
+    """A state without its counts of calls."""
+    if isinstance(state, dict):
+        return {key: counted(value) for key, value in state.items() if key not in ("model_calls", "all_calls")}
+    return state
+
+
+def stopped(name: str, call: int) -> tuple[Fit, Counting]:
+    fit, model = CASES[name].fit(call)
+    with pytest.raises(KeyboardInterrupt):
+        list(fit.events())
+    return fit, model
+
+
+@every_fit
+def test_from_its_state_in_any_model_call_it_goes_on_as_if_it_had_not_been_stopped(name: str, tmp_path: Path) -> None:
+    """A stop inside a call leaves the state that there is in it. From equal states a fit goes on equally: one of each
+    is enough.
+    """
+    whole, _ = finished(name)
+    fit, model = CASES[name].fit()
+    states: list[tuple[int, Any]] = []
+
+    def look() -> None:
+        state = fit.state_dict()
+        assert fit.model_calls == model.samples
+        if not states or not equal(counted(state), counted(states[-1][1])):
+            states.append((model.calls, copy.deepcopy(state)))
+
+    model.look = look
+    list(fit.events())
+    assert len(states) >= len(fit.losses)
+    for call, state in states:
+        save_state(tmp_path / "state.safetensors", state)
+        second, _ = CASES[name].fit()
+        second.load_state_dict(load_state(tmp_path / "state.safetensors"))
+        list(second.events())
+        assert same(second.predictor, whole.predictor), f"stopped at call {call}"
+        assert second.losses == whole.losses
+
+
+@every_fit
+def test_stopped_inside_a_model_call_it_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    whole, model = finished(name)
+    for call in range(1, model.calls + 1, model.calls // STOPS):
+        first, asked = stopped(name, call)
+        assert first.model_calls == asked.samples
+        save_state(tmp_path / "state.safetensors", first.state_dict())
+        second, again = CASES[name].fit()
+        second.load_state_dict(load_state(tmp_path / "state.safetensors"))
+        list(second.events())
+        assert same(second.predictor, whole.predictor), f"stopped at call {call}"
+        assert second.losses == whole.losses
+        assert second.model_calls == asked.samples + again.samples
+        assert second.summary().error == whole.summary().error
+
+
+@every_fit
+def test_stopped_at_any_model_call_the_same_fit_can_go_on(name: str) -> None:
+    whole, model = finished(name)
+    for call in (model.calls // 2, model.calls):
+        fit, asked = stopped(name, call)
+        list(fit.events())
+        assert same(fit.predictor, whole.predictor)
+        assert fit.model_calls == asked.samples
+
+
+@every_fit
+def test_leaving_the_events_and_coming_back_goes_on(name: str) -> None:
+    whole, _ = finished(name)
+    fit, _ = CASES[name].fit()
+    while any(True for _ in fit.events()):  # takes one event of a new iterator at a time
+        pass
+    assert same(fit.predictor, whole.predictor)
+    assert list(fit.events()) == [], "after the end there is nothing"
+    assert fit.losses == whole.losses
+
+
+@every_fit
+def test_a_finished_state_has_nothing_left_to_do(name: str, tmp_path: Path) -> None:
+    whole, model = finished(name)
+    save_state(tmp_path / "state.safetensors", whole.state_dict())
+    again, asked = CASES[name].fit()
+    again.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    assert list(again.events()) == []
+    assert asked.samples == 0
+    assert again.model_calls == model.samples
+    assert same(again.predictor, whole.predictor)
+    assert again.summary() == whole.summary()
+
+
+@every_fit
+def test_the_same_settings_give_the_same_predictor(name: str) -> None:
+    fit, _ = CASES[name].fit()
+    list(fit.events())
+    assert same(fit.predictor, finished(name)[0].predictor)
+
+
+@every_fit
+def test_after_every_event_counts_are_true_and_the_predictor_samples(name: str) -> None:
+    fit, model = CASES[name].fit()
+    x = SIGMA_MAX * noise(2, *SHAPE)
+    ask = Guided(3.0) if "guided" in name else mixture
+    total, before = finished(name)[0].model_calls, 0
+    for event in fit.events():
+        assert before < event.model_calls <= fit.model_calls == model.samples
+        before = event.model_calls if len(fit.losses) > 1 else 0
+        assert 0 < fit.expected_calls <= total, "fewer there will not be"
+        assert sample(ask, x, fit.predictor.method(guidance=2.0)).isfinite().all()
+        assert event.student.shape == event.teacher.shape
+    assert fit.expected_calls <= fit.model_calls
+
+
+@every_fit
+def test_the_calls_expected_of_a_new_fit_are_nearly_those_that_it_takes(name: str) -> None:
+    fit, _ = CASES[name].fit()
+    total = finished(name)[0].model_calls
+    assert 0.5 * total < fit.expected_calls <= total
+
+
+@every_fit
+def test_a_summary_is_complete_whenever_it_is_asked_for(name: str) -> None:
+    fit, _ = CASES[name].fit()
+    complete(fit.summary())
+    for _ in fit.events():
+        complete(fit.summary())
+    summary = fit.summary()
+    assert summary.model_calls == fit.model_calls
+    if "none held out" in name:
+        assert summary.gain is None
+        assert summary.sentence() == summary.headline() == ""
+        return
+    assert summary.error is not None
+    assert summary.baseline_error
+    assert summary.gain == pytest.approx(1 - summary.error / summary.baseline_error)
+    assert summary.sentence()
+    assert summary.headline()
+
+
+def complete(summary: FitSummary) -> None:
+    assert summary.objective
+    assert summary.teacher
+    assert summary.settings
+    header = json.loads(json.dumps(summary.header(), allow_nan=False))
+    for field in fields(FitSummary):
+        assert field.name in header or field.name in ("settings", "details")
+    assert header["trajectories"] == summary.settings["trajectories"]
+
+
+@every_fit
+def test_a_state_of_other_settings_is_refused(name: str) -> None:
+    state = finished(name)[0].state_dict()
+    for changes in ({"trajectories": 12}, {"batch_size": 1}, {"teacher_calls": 10}):
+        other, _ = CASES[name].fit(**changes)
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            other.load_state_dict(state)
+    for others in CASES:
+        if others != name:
+            with pytest.raises(ValueError, match=r"state"):
+                CASES[others].fit()[0].load_state_dict(state)
+
+
+def damaged(state: Any) -> Iterator[tuple[str, Any]]:
+    """Every state in which one thing is missing, or of another type or shape; and where."""
+    wrong: list[tuple[str, Any]]
+    if isinstance(state, dict):
+        for key, value in state.items():
+            rest = {k: v for k, v in state.items() if k != key}
+            yield f"{key} is missing", rest
+            for where, other in damaged(value):
+                yield f"{key}, {where}", {**state, key: other}
+        wrong = [("a list", [])]
+    elif isinstance(state, list | tuple):
+        for place, value in enumerate(state):
+            for where, other in damaged(value):
+                yield f"{place}, {where}", [*state[:place], other, *state[place + 1 :]]
+        wrong = [("a number", 7)]
+    elif isinstance(state, Tensor):
+        cut = state[:-1] if state.ndim and len(state) else state.new_zeros(2, 3)
+        wrong = [("a text", "0.5"), ("another shape", cut)]
+    elif state is None:
+        wrong = [("a text", "nothing")]
+    else:
+        wrong = [("nothing", {}), ("a list", [state])]
+    for what, other in wrong:
+        yield f"is {what}", other
+
+
+@every_fit
+def test_a_damaged_state_is_refused_and_leaves_the_fit_as_new(name: str) -> None:
+    part, _ = stopped(name, finished(name)[1].calls - 1)
+    new, model = CASES[name].fit()
+    fresh = new.state_dict()
+    found = 0
+    every = list(damaged(part.state_dict()))
+    for where, state in every[:: 1 + len(every) // 400]:
+        if where.endswith("is missing") and re.search(r"targets, |tables, \d, 0, |linearised, \d|fits, 0 ", where):
+            continue  # what is not there is made again, or begun; settings that are not there are the usual ones
+        found += 1
+        assert "state" in refusal(new, state), f"{where} was taken"
+    assert found > 30
+    assert equal(new.state_dict(), fresh)
+    list(new.events())
+    assert new.model_calls == model.samples
+    assert same(new.predictor, finished(name)[0].predictor)
+
+
+def refusal(fit: Fit, state: Any) -> str:
+    """Why a fit does not take a state; empty if it does."""
+    try:
+        fit.load_state_dict(state)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+
+
+@every_fit
+def test_a_model_that_answers_nan_is_an_error_that_keeps_the_predictor_finite(name: str) -> None:
+    def broken(denoiser: Denoiser) -> Denoiser:
+        def answer(x: Tensor, sigma: Tensor) -> Any:
+            found = denoiser(x, sigma)
+            return (torch.nan * found[0], *found[1:]) if isinstance(found, tuple) else torch.nan * found
+
+        return answer  # type: ignore[return-value]
+
+    fit = CASES[name].make(CASES[name].settings, broken)
+    with pytest.raises(FloatingPointError):
+        list(fit.events())
+    assert all(values.isfinite().all() for values in fit.predictor.state_dict().values())

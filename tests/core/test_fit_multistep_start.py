@@ -1,0 +1,154 @@
+"""The table that a fit of multistep weights begins with."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from problems import (
+    SHAPE,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    SMALL,
+    SWITCH,
+    Counting,
+    mixture,
+    multistep_config,
+    two_models,
+)
+from torch import Tensor
+
+from amed_core import FitConfig, MultistepTable, PredictorConfig, build, make_fit, sample
+from amed_core.fit.baselines import baselines
+from amed_core.fit.end_to_end import EndToEnd, Found
+from amed_core.fit.huber import compared
+from amed_core.fit.multistep_start import MultistepStart, best_of
+from amed_core.fit.parameters import MultistepParameters
+from amed_core.fit.runs import RunCache, Runs
+from amed_core.fit.trajectories import HELD_OUT, Metered, gaussian
+from amed_core.fit.workers import ALONE
+from amed_core.spectrum import bands, from_spectrum, spectrum
+from amed_core.types import Denoiser, Source
+
+
+def start(
+    source: Source, config: PredictorConfig | None = None, settings: FitConfig = SMALL, **more: Any
+) -> MultistepStart:
+    config = config or multistep_config(4)
+    runs = Runs.of(config, settings, Metered(source), ALONE)
+    listed = baselines(config.calls, SIGMA_MIN, SIGMA_MAX, switch_sigma=config.switch_sigma)
+    return MultistepStart(runs, listed, **more)
+
+
+def of_mixture(denoiser: Denoiser = mixture) -> Source:
+    return gaussian(denoiser, SHAPE, SIGMA_MAX)
+
+
+def test_no_baseline_is_better_than_the_best_one_and_the_closed_form_is_no_worse() -> None:
+    begun = start(of_mixture(), settings=replace(SMALL, trajectories=24))
+    best, closed = begun.found()
+    assert compared(closed.distances, best.distances) <= 1
+    every = [begun.runs.fitted_distances(begun.written(one).method())[0] for one in begun.baselines[::7]]
+    better = [compared(distances, best.distances) < 0.9 for distances in every]
+    assert not any(better), "but for the few trajectories on which all are screened"
+
+
+def test_distances_are_those_of_the_table_that_was_found() -> None:
+    begun = start(of_mixture())
+    for found in begun.found():
+        again, _ = begun.runs.fitted_distances(found.method)
+        torch.testing.assert_close(again, found.distances)
+        assert isinstance(found.table, MultistepTable)
+
+
+def test_its_calls_are_those_that_it_says() -> None:
+    """Once it knows how many grids it solves; and before, no more."""
+    model = Counting(mixture)
+    begun = start(of_mixture(model))
+    before = begun.model_calls
+    list(begun.found())
+    judged = 2 * SMALL.held_out  # what is held out is run by the fit
+    assert before <= model.samples + judged * 4
+    held_out_targets = 0 if begun.runs.judged.ends else begun.runs.judged.model_calls
+    assert model.samples == begun.model_calls - judged * 4 - held_out_targets
+
+
+def test_on_a_given_grid_weights_are_solved_there_and_nowhere_else() -> None:
+    grid = (80.0, 10.0, 2.0, 0.5, 0.0)
+    begun = start(of_mixture(), on=multistep_config(4, sigmas=grid))
+    _, found = begun.found()
+    assert found.table is not None
+    assert found.table.config.sigmas == grid
+
+
+def test_the_first_of_equals_is_the_best() -> None:
+    one, same, better = (
+        Found(name, build(multistep_config(4)).method(), torch.full((4,), size).double(), RunCache(0), None)
+        for name, size in (("one", 1.0), ("same", 1.0), ("better", 0.5))
+    )
+    assert best_of([one, same]).name == "one"
+    assert best_of([one, same, better]).name == "better"
+
+
+class Smooth:
+    """Two Gaussians of smooth pictures about a picture and its negative; guided toward the first."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        picture = torch.linspace(-1, 1, 16)
+        self.mean = spectrum((picture[:, None] * picture - 0.3 * picture)[None, None].double())
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, None, Tensor]:
+        coefficients, mean = spectrum(x), self.mean.to(x)
+        variance = (2.0 * 0.5 ** bands(x) + 0.01).to(x)
+        total = variance + sigma**2
+
+        def about(mean: Tensor) -> Tensor:
+            return mean + variance / total * (coefficients - mean)
+
+        first = (2 * (coefficients * mean / total).flatten(1).sum(1)).sigmoid().reshape(-1, 1, 1, 1)
+        cond, uncond = from_spectrum(about(mean)), from_spectrum(first * about(mean) + (1 - first) * about(-mean))
+        return uncond + self.scale * (cond - uncond), None, cond - uncond
+
+
+@pytest.mark.parametrize("left_out", ["first step", "bands"])
+def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any) -> None:
+    """Few calls, of which none is spent where the data is Gaussian, and none of whose steps takes all bands alike."""
+    settings = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=3)
+    errors = []
+    for without in ([], [left_out]):
+        config = multistep_config(3, guided=True)
+        begun = start(gaussian(Smooth(3.0), (1, 16, 16), SIGMA_MAX), config, settings, without=without)
+        fit = EndToEnd(build(config), MultistepParameters, begun, begun.runs)
+        *_, last = fit.events()
+        found = fit.predictor.config
+        assert (found.guided, found.spectral) == (True, "bands" not in without)
+        assert bool(found.first_sigma) == ("first step" not in without)
+        assert last.held_out is not None
+        errors.append(last.held_out)
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_a_sample_without_frequencies_is_fitted_without_bands_or_first_step() -> None:
+    def packed(rows: range) -> tuple[Tensor, Denoiser]:
+        x, _ = gaussian(mixture, (1, 16), SIGMA_MAX)(rows)
+        return x, lambda x, sigma: mixture(x[:, None], sigma[..., None] if sigma.ndim else sigma)[0][:, 0]
+
+    fit = make_fit(multistep_config(4), SMALL, packed)
+    list(fit.events())
+    config = fit.predictor.config
+    assert (config.spectral, config.first_sigma, config.channels) == (False, 0.0, 0)
+    assert (fit.summary().gain or 0) > 0.5
+
+
+def test_with_two_models_it_is_nearer_than_every_solver_that_restarts() -> None:
+    fit = make_fit(multistep_config(4, switch_sigma=SWITCH), SMALL, of_mixture(two_models))
+    list(fit.events())
+    table = fit.predictor
+    assert isinstance(table, MultistepTable)
+    assert (fit.summary().gain or 0) > 0.3
+    sigmas, at = table.config.sigmas, table.config.switch
+    assert sigmas[at - 1] >= SWITCH > sigmas[at]
+    assert (table.weights[at:, :at] == 0).all()
+    x = of_mixture(two_models)(range(HELD_OUT, HELD_OUT + 4))[0].double()
+    assert sample(two_models, x, table.method()).isfinite().all()

@@ -1,0 +1,81 @@
+"""Where trajectories should end."""
+
+import pytest
+import torch
+from problems import SHAPE, SIGMA_MAX, SIGMA_MIN, Counting, midpoint_config, mixture
+
+from amed_core.fit.targets import Target, Targets, rmse
+from amed_core.fit.teacher import HEUN, IPNDM, SlowSampler, ipndm_samples
+from amed_core.fit.trajectories import Metered, gaussian
+from amed_core.fit.workers import Workers
+from amed_core.types import Denoiser, Sample
+
+
+def targets(
+    rows: range, workers: Workers | None = None, denoiser: Denoiser = mixture, teacher: SlowSampler = IPNDM
+) -> Targets:
+    source = Metered(gaussian(denoiser, SHAPE, SIGMA_MAX))
+    return Targets(source, rows, 4, midpoint_config(), teacher, 9, workers or Workers())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("rows", [range(10), range(7, 30), range(1)])
+def test_workers_share_trajectories_and_none_has_parts_of_two_batches(rows: range, count: int) -> None:
+    shared = [targets(rows, Workers(rank, count)).batches() for rank in range(count)]
+    assert [row for batches in shared for batch in batches for row in batch] == list(rows)
+    for batch in (batch for batches in shared for batch in batches):
+        first, last = ((row - rows.start) // 4 for row in (batch[0], batch[-1]))
+        assert first == last
+
+
+@pytest.mark.parametrize("teacher", [IPNDM, HEUN], ids=["ipndm", "heun"])
+def test_the_slow_sampler_runs_once_and_takes_the_calls_it_says(teacher: SlowSampler) -> None:
+    model = Counting(mixture)
+    found = targets(range(10), denoiser=model, teacher=teacher)
+    first = [target.end for target in found]
+    again = [target.end for target in found]
+    assert all((one == other).all() for one, other in zip(first, again, strict=True))
+    assert model.samples == found.source.calls == found.model_calls
+
+
+def test_targets_are_where_the_slow_sampler_leads() -> None:
+    for target in targets(range(3, 9)):
+        expected = ipndm_samples(mixture, target.x, SIGMA_MIN, SIGMA_MAX, 9)
+        assert (target.end == expected).all()
+
+
+def test_the_first_of_a_batch_are_the_same_trajectories() -> None:
+    found = targets(range(8))
+    whole = next(iter(found))
+    few = whole.few(found.source, 2)
+    assert (few.x == whole.x[:2]).all()
+    assert (few.end == whole.end[:2]).all()
+    assert few.rows == range(2)
+
+
+def test_distances_are_every_samples_own_and_infinite_where_it_is_not_finite() -> None:
+    def off(target: Target) -> Sample:
+        size = torch.tensor([float(row) for row in target.rows]).reshape(-1, 1, 1, 1)
+        return target.end + torch.where(size == 6, torch.nan, size)
+
+    found = targets(range(8)).distances(off)
+    assert found.tolist() == pytest.approx([0, 1, 2, 3, 4, 5, float("inf"), 7], abs=1e-4)
+    assert rmse(found[:3]) == pytest.approx((5 / 3) ** 0.5, abs=1e-4)
+    few = targets(range(8)).distances(off, count=3)
+    torch.testing.assert_close(few, found[:4])
+
+
+def test_a_slow_sampler_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(FloatingPointError, match="pictures are not finite"):
+        next(iter(targets(range(4), denoiser=lambda x, sigma: x * float("nan"))))
+
+
+def test_a_states_ends_are_read_only_if_they_are_of_these_trajectories() -> None:
+    found = targets(range(10))
+    list(found)
+    assert all((end == found.ends[number]).all() for number, end in found.read(found.state_dict(), SHAPE).items())
+    for damaged in ({"0": torch.zeros(3, *SHAPE)}, {"0": torch.zeros(4, 2, 4, 4)}, {"0": 1.0}):
+        with pytest.raises(TypeError, match="was expected"):
+            found.read(damaged, SHAPE)
+    with pytest.raises(IndexError):
+        found.read({"3": torch.zeros(4, *SHAPE)}, SHAPE)

@@ -1,0 +1,151 @@
+"""The teachers: where they lead, what of their way is kept, and the paper's finer grids."""
+
+import pytest
+import torch
+from problems import (
+    FACTS,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    SWITCH,
+    Counting,
+    FlowGaussian,
+    Gaussian,
+    X,
+    mixture,
+    noise,
+    two_models,
+)
+
+from amed_core import PredictorConfig, sample, student_config
+from amed_core.fit.teacher import (
+    TeacherPath,
+    below,
+    heun_calls,
+    heun_samples,
+    ipndm_samples,
+    levels,
+    papers_teacher,
+    passed_at,
+    path,
+    products_of,
+    refine,
+    sum_of,
+)
+from amed_core.samplers import TYPES
+from amed_core.schedules import SCHEDULES, schedule
+
+
+def test_between_its_levels_a_path_is_where_the_ode_goes() -> None:
+    model, grid = Gaussian(), levels(SIGMA_MIN, SIGMA_MAX, 24, flow=False)
+    x = torch.stack([model.exact(X, SIGMA_MAX, sigma) for sigma in grid])
+    slopes = torch.stack([(x[n] - model(x[n], torch.tensor(sigma))[0]) / sigma for n, sigma in enumerate(grid[:-1])])
+    found = TeacherPath(grid, x, slopes)
+    for sigma in (50.0, 3.3, 0.21):
+        x, slope = found.at(sigma)
+        torch.testing.assert_close(x, model.exact(X, SIGMA_MAX, sigma), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(slope, (x - model(x, torch.tensor(sigma))[0]) / sigma, rtol=1e-2, atol=1e-2)
+    assert (found.at(0.0)[0] == found.end).all()
+
+
+@pytest.mark.parametrize("end", [0.03, float(torch.tensor(0.03)), 0.03 * (1 - 1e-7)])
+def test_the_teachers_way_is_known_at_every_level_down_to_the_lowest(end: float) -> None:
+    """The lowest one may have been rounded: it is not 0 yet, where the sample would be 0.02 away."""
+    model, x, wanted = Gaussian(std=0.05), SIGMA_MAX * noise(4, 1, 4, 4), (7.0, 0.5, end)
+    found = passed_at(model, x, levels(0.03, SIGMA_MAX, 100, flow=False), wanted)
+    for there, level in zip(found, wanted, strict=True):
+        assert float((there - model.exact(x, SIGMA_MAX, level)).abs().max()) < 5e-3
+
+
+@pytest.mark.parametrize("points", [1, 2, 5])
+@pytest.mark.parametrize("end", ["sigma_min", "zero"])
+@pytest.mark.parametrize("name", [*SCHEDULES, "own"])
+def test_the_teachers_grid_contains_the_students(name: str, end: str, points: int) -> None:
+    low, high = (0.05, 10.0)
+    grid = torch.tensor([10.0, 3.0, 2.0, 0.05]).double() if name == "own" else schedule(name)(4, low, high, 3.0)
+    if end == "zero":
+        grid[-1] = 0.0
+    config = PredictorConfig(
+        "amed", tuple(grid.tolist()), low, high, schedule="polynomial" if name == "own" else name, rho=3.0
+    )
+    fine = refine(config, points)
+    assert len(fine) == 3 * (points + 1) + 1
+    torch.testing.assert_close(fine[:: points + 1], grid, rtol=0, atol=0)
+    assert (fine.diff() < 0).all()
+    if name in ("polynomial", "logsnr", "time_uniform") and end == "sigma_min":
+        torch.testing.assert_close(fine, schedule(name)(len(fine), low, high, 3.0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "logsnr", "time_uniform"])
+def test_the_teachers_grid_follows_the_students_for_every_number_of_calls(name: str) -> None:
+    for calls in range(2, 11):
+        config = student_config("amed", calls, FACTS, schedule=name)
+        fine = refine(config, 2)
+        assert len(fine) == 3 * config.planned + 1
+        assert fine[::3].tolist() == list(config.sigmas[: config.planned + 1])
+        assert (fine.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("samples", "factor"), [(heun_samples, 3.0), (ipndm_samples, 3.0)])
+def test_the_slow_samplers_reach_the_exact_solution(samples: object, factor: float) -> None:
+    """Heun's method converges with order 2, iPNDM at least so."""
+    model, x = Gaussian(), SIGMA_MAX * noise(20, 1, 4, 4)
+    exact = model.exact(x, SIGMA_MAX, 0.0)
+    errors = [
+        float((samples(model, x, SIGMA_MIN, SIGMA_MAX, calls) - exact).abs().max())  # type: ignore[operator]
+        for calls in (50, 100, 200)
+    ]
+    assert errors[2] < 0.01 * model.std
+    assert errors[0] > factor * errors[1] > factor**2 * errors[2]
+
+
+@pytest.mark.parametrize("calls", [2, 3, 8, 41])
+def test_the_slow_samplers_make_the_calls_that_they_say(calls: int) -> None:
+    model = Counting(mixture)
+    heun_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
+    assert model.calls == heun_calls(calls)
+    model = Counting(mixture)
+    ipndm_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
+    assert model.calls == calls
+
+
+def test_a_path_ends_where_its_teacher_alone_does_and_its_slopes_are_the_models() -> None:
+    for denoiser, switch in ((mixture, 0.0), (two_models, SWITCH)):
+        found = path(denoiser, X, levels(SIGMA_MIN, SIGMA_MAX, 12, flow=False), switch)
+        end = ipndm_samples(denoiser, X, SIGMA_MIN, SIGMA_MAX, 12, switch_sigma=switch)
+        assert (found.end == end).all()
+        for x, slope, sigma in zip(found.x[:-1], found.slopes, found.levels[:-1], strict=True):
+            answer = denoiser(x, torch.tensor(sigma, dtype=torch.float64))
+            denoised = answer[0] if isinstance(answer, tuple) else answer
+            torch.testing.assert_close(slope, (x - denoised) / sigma)
+
+
+def test_products_of_several_paths_add_up_and_those_below_a_level_are_of_the_rest() -> None:
+    grid = levels(SIGMA_MIN, SIGMA_MAX, 8, flow=False)
+    whole, halves = path(mixture, X, grid), [path(mixture, X[rows], grid) for rows in (slice(0, 2), slice(2, 6))]
+    total, added = products_of(whole), sum_of([products_of(half) for half in halves])
+    torch.testing.assert_close(added.products, total.products)
+    assert (added.levels, added.elements) == (total.levels, total.elements)
+    rest = below(total, total.levels[4])
+    n, of_rest = len(total.levels), len(rest.levels)
+    assert rest.levels == total.levels[4:]
+    torch.testing.assert_close(rest.products[0, of_rest], total.products[4, n + 4])
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_papers_teacher_passes_the_students_levels_and_with_more_points_is_nearer_to_the_truth(name: str) -> None:
+    config = student_config(name, 6, FACTS, published=True)
+    errors = []
+    for points in (1, 4):
+        method, found = papers_teacher(config, points=points)
+        assert found == points
+        assert set(config.sigmas) <= set(method.sigmas)
+        end = sample(mixture, X, method)
+        errors.append(float((end - sample(mixture, X, papers_teacher(config, points=60)[0])).square().mean().sqrt()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_flow_models_slow_sampler_is_exact_in_few_calls() -> None:
+    """To the exact solution, which for a Gaussian keeps (x - signal mean) / spread constant."""
+    x = noise(20, 4)
+    end = ipndm_samples(FlowGaussian(0.3, 0.5), x, 0.001, 1.0, 40, flow=True)
+    torch.testing.assert_close(end, 0.3 + 0.5 * x, rtol=0, atol=1e-2)
