@@ -7,7 +7,7 @@ from .demo_model import AMEDDemoModel
 from .pictures_model import AMEDDemoCheckpoint
 from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
-from .training import AMEDTrainPredictor
+from .training import AMEDTrainPaperPredictor, AMEDTrainPredictor
 from .two_models import AMEDTwoModelsGuider
 
 
@@ -17,6 +17,7 @@ class AMEDExtension(ComfyExtension):
             AMEDDemoCheckpoint,
             AMEDDemoModel,
             AMEDTrainPredictor,
+            AMEDTrainPaperPredictor,
             AMEDSavePredictor,
             AMEDLoadPredictor,
             AMEDApplyPredictor,

@@ -18,14 +18,27 @@ from torch import Tensor
 
 from ..amed_core.config import PredictorConfig
 from ..amed_core.features import LOOKS, Look, look_at_latent, pool
-from ..amed_core.fit.call_derivative import directional
 from ..amed_core.types import Answer, Evaluation, Features, Sample, Sigma
-from .gradients import plain_attention
 from .streams import Shapes, packed_shapes, streams
 
 COMFYUI = Path(comfy.samplers.__file__).parents[1]
 KNOWN = (COMFYUI / "comfy", COMFYUI / "comfy_extras", Path(__file__).parent)
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
+
+
+def at_bottleneck(transformer_options: dict[str, Any] | None) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+    """For networks of our own: the options of a call, and what is done to the activations at their bottleneck.
+
+    As ComfyUI's U-Nets do, it hands them to every `output_block_patch`, at ("output", 0).
+    """
+    options = dict(transformer_options or {}, block=("output", 0))
+
+    def patched(h: Tensor) -> Tensor:
+        for patch in options.get("patches", {}).get("output_block_patch", []):
+            h, _ = patch(h, h, options)
+        return h
+
+    return options, patched
 
 
 class Bottleneck:
@@ -161,36 +174,20 @@ class ComfyDenoiser:
         self.extra_args = {**extra_args, "model_options": options}
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        denoised = self._ask(x, sigma, self.extra_args)
+        denoised = self._ask(x, sigma)
         features = None if self.bottleneck is None else self.bottleneck.take(x)
         guidance = None if self.added is None else self.added.take(denoised)
         if self.on_call is not None:
             self.on_call(x, sigma, denoised)
         return denoised, features, guidance
 
-    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
-        """The denoised sample and its derivative along (dx, dsigma), by forward mode.
-
-        Fused attention has no forward derivative, so a plain one takes its place, which needs more memory.
-        """
-        model_options = self.extra_args["model_options"]
-        options = {**self.options, "optimized_attention_override": plain_attention}
-        extra_args = {**self.extra_args, "model_options": {**model_options, "transformer_options": options}}
-        answer = directional(lambda x, sigma: self._ask(x, sigma, extra_args), x, sigma, dx, dsigma)
-        if self.bottleneck is not None:
-            self.bottleneck.take(x)  # what this call showed is of no use
-        if self.on_call is not None:
-            self.on_call(x, sigma, answer[0])
-        return answer
-
-    def _ask(self, x: Sample, sigma: Sigma, extra_args: dict[str, Any]) -> Sample:
+    def _ask(self, x: Sample, sigma: Sigma) -> Sample:
         asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest)
         asked = asked.expand(x.shape[0]).contiguous()  # a compiled model would compile again for other strides
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.sample_sigmas is not None:
-            sample_sigmas = self._sample_sigmas(asked.detach())
-            extra_args["model_options"]["transformer_options"]["sample_sigmas"] = sample_sigmas
-        denoised: Sample = self.model(x, asked, **extra_args)
+            self.options["sample_sigmas"] = self._sample_sigmas(asked.detach())
+        denoised: Sample = self.model(x, asked, **self.extra_args)
         self.calls += 1
         return denoised
 

@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
 
-from ..amed_core import PredictorConfig
-from ..amed_core.config import plain_text
+from ..amed_core.config import PredictorConfig, plain_text
+from ..amed_core.samplers import ModelFacts
 from . import timesteps
 
 FROM_IMAGES = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")  # predictions of models that are given a picture in place of noise
@@ -53,6 +54,20 @@ def fingerprint(model: Any) -> dict[str, str | int | float]:
         if (value := getattr(sampling, name, None)) is not None:
             found[name] = float(value)
     return found
+
+
+def model_facts(model: Any, guider: Any = None, *, bottleneck: bool = False, guided: bool = False) -> ModelFacts:
+    """What the recipes of predictors must know of a loaded MODEL, and of the guider that asks it."""
+    sampling = model.get_model_object("model_sampling")
+    return ModelFacts(
+        float(sampling.sigma_min),
+        float(sampling.sigma_max),
+        getattr(sampling, "sigmas", None),
+        flow=isinstance(sampling, comfy.model_sampling.CONST),
+        bottleneck=bottleneck,
+        guided=guided,
+        fingerprint=fingerprint(model) | ({} if guider is None else of_guider(guider)),
+    )
 
 
 def prediction(sampling: Any) -> str:

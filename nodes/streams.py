@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..amed_core.features import Look
-from ..amed_core.fit.call_derivative import directional
 from ..amed_core.types import Answer, Denoiser, Evaluation, Sample, Sigma
 
 Shapes = Sequence[Sequence[int]]  # of every stream, with the batch
@@ -102,9 +101,3 @@ class Balanced:
         denoised, features, guidance = self.inner(self.balance.unscaled(x), sigma)
         scaled = self.balance.scaled
         return scaled(denoised), features, None if guidance is None else scaled(guidance)
-
-    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
-        """The answer and its derivative."""
-        unscaled, scaled = self.balance.unscaled, self.balance.scaled
-        denoised, derivative = directional(self.inner, unscaled(x), sigma, unscaled(dx), dsigma)
-        return scaled(denoised), scaled(derivative)

@@ -1,86 +1,356 @@
-"""Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
+"""What a training node was asked, made into a fit: its inputs, what is trained on, and the job."""
 
 import copy
 import hashlib
 import itertools
 import json
 import logging
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn, cast
 
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import folder_paths
 import torch
-from comfy_api.latest import io
 from torch import Tensor
 
-from ..amed_core import PredictorConfig, TrainConfig
-from ..amed_core.features import LOOKS
-from ..amed_core.files import provenance
-from ..amed_core.fit.call_derivative import GRADIENTS
+from ..amed_core.config import PredictorConfig
 from ..amed_core.fit.grid_search import TEACHER_CALLS, TRAJECTORIES, search
-from ..amed_core.fit.make import multistep_fit
-from ..amed_core.fit.protocol import FitConfig, outcome, verdict
-from ..amed_core.fit.teacher import TEACHERS
+from ..amed_core.fit.make import Settings, usual_settings
+from ..amed_core.fit.protocol import FitConfig, TrainConfig
 from ..amed_core.fit.trajectories import Metered
-from ..amed_core.midpoints import centred_config, table_config
-from ..amed_core.samplers import MULTISTEP_STUDENT, multistep_student, predictor_config
-from ..amed_core.schedules import SCHEDULES, SEARCHED
+from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
+from ..amed_core.schedules import SEARCHED
 from .bridge import ComfyDenoiser, shows_guidance
-from .fitting import Job, TrainSampler, duration, noisy, prompt_names
+from .fitting import Job, noisy, prompt_names
 from .gradients import without_inference_tensors
-from .pairing import (
-    checkpoint,
-    fingerprint,
-    guidance,
-    models_beside,
-    of_guider,
-    on_several_gpus,
-    refuse_unfit,
-)
-from .previews import plot
+from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, on_several_gpus
 from .streams import Balance, packed_shapes
 from .timesteps import with_interpolated_timesteps
+from .training_inputs import AUTO, NETWORK, PAPER, TABLE, defaults, paper_inputs, predictor_inputs
 from .two_models import TwoModelsGuider
-from .values import CATEGORY, SAMPLERS, LossMap, Predictor, PredictorSocket, describe, fold, say, settings, tell
 
-AUTO = "auto"  # the preset's choice for the sampler
-PER_INTERVAL, END_TO_END = "per interval", "end to end"
-FINITE = "finite difference"
 FOLDER = "amed_training"  # in the user's folder: states of fits that were stopped
 CFG_POINTS = 3  # guidance scales of a range
 CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
-ADVANCED = (
-    *("batch_size", "learning_rate", "scheduler", "rho", "scale_dir", "scale_time", "teacher", "teacher_points"),
-    *("features", "objective", "gradient", "held_out", "epochs", "teacher_calls"),
-)
-RECOMMENDED, PAPER = "recommended", "paper"
-WINNER = {RECOMMENDED: MULTISTEP_STUDENT, PAPER: "amed"}  # of each preset, if the sampler is left to it
-NETWORK, TABLE = "network", "table"
-TABLE_TRAJECTORIES, NETWORK_TRAJECTORIES = 32, 256
+PROMPTS_AT_ONCE = 32  # trajectories among which every prompt has a batch of its own
+NETWORK_TRAJECTORIES = 2000  # of a recommended network; the paper's has 10,000
+# Inputs of "AMED Train Paper Predictor" that are for one type of predictor; all others are for both.
+ONLY_FOR = {
+    NETWORK: ("features", "teacher", "teacher_points", "learning_rate", "epochs", "gradient"),
+    TABLE: ("cfg_max",),
+}
+WITHOUT_RHO = ("logsnr", SEARCHED)
 
 
-def empty(like: Any, batch: int) -> Any:
-    """Zeros of the shape of a latent; newer ComfyUI has nested ones, of several shapes."""
-    if like.is_nested:
-        return type(like)([torch.zeros(batch, *part.shape[1:]) for part in like.unbind()])
-    return torch.zeros(batch, *like.shape[1:])
+@dataclass(frozen=True)
+class Subject:
+    """What is trained on: a MODEL and how it is asked."""
+
+    model: Any  # asked at every call, and between its timesteps
+    guider: Any  # with all prompts
+    latent: Any  # of the size that will be sampled
+    prompts: tuple[str, ...]  # names under which the guider has the positive prompts
+    digest: str  # of what the prompts say
+    rows: int  # of the longest conditioning: it may have one for each picture of a batch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The inputs of "AMED Train Predictor" but the positive prompts."""
+
+    model: Any
+    negative: Any
+    latent_image: Mapping[str, Any]
+    seed: int
+    cfg: float
+    steps: int
+    trajectories: int
+    batch_size: int
+    cfg_max: float
+    clip: Any
+    prompts: str
+    held_out: int
+    guider: Any
+    teacher_calls: int
+
+    NODE: ClassVar[str] = "AMED Train Predictor"
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "Asked":
+        """From the inputs that were given; the others are as in an untouched node."""
+        return cls(**(cls.defaults() | dict(inputs)))
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The values of an untouched node."""
+        return _without_prompt(defaults(predictor_inputs()))
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The guidance scales to fit at."""
+        if not self.cfg_max:
+            return (self.cfg,)
+        width = (self.cfg_max - self.cfg) / (CFG_POINTS - 1)
+        return tuple(round(self.cfg + n * width, 4) for n in range(CFG_POINTS))
+
+    @property
+    def reverse(self) -> bool:
+        """Whether autograd is to run backwards through the model."""
+        return False
+
+    def refuse_without_effect(self, positives: int) -> None:
+        """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
+        if self.guider is None:
+            if self.cfg_max and self.cfg_max <= self.cfg:
+                self._refuse("cfg_max", f"it is not above cfg {self.cfg:g}", "Set it to 0, or above cfg")
+            return
+        brings = "A guider brings its own prompts and cfg"
+        for name in ("prompts", "cfg_max"):
+            if self.given(name):
+                self._refuse(name, brings, f"{self._back(name)}, or disconnect guider")
+        own = getattr(self.guider, "cfg", None)
+        if self.given("cfg") and own is not None and self.cfg != own:
+            self._refuse("cfg", f"{brings}, which is {own:g}", f"{self._back('cfg')}, or to {own:g}")
+        if positives > 1:
+            raise ValueError(
+                f'{positives} prompts have no effect: {brings}. Connect one to positive of "{self.NODE}", or '
+                "disconnect guider."
+            )
+
+    def given(self, name: str) -> bool:
+        """Whether an input is not as in an untouched node."""
+        value, usual = getattr(self, name), self.defaults()[name]
+        return bool(value.strip() != usual if isinstance(value, str) else value != usual)
+
+    def _back(self, name: str) -> str:
+        usual = self.defaults()[name]
+        return f"Clear {name}" if usual == "" else f"Set {name} to {usual!r}"
+
+    def _refuse(self, name: str, why: str, remedy: str) -> NoReturn:
+        value = getattr(self, name)
+        raise ValueError(f'{name} {value!r:.40} has no effect: {why}. {remedy}, in "{self.NODE}".')
+
+    def config(self, subject: Subject) -> PredictorConfig:
+        """The settings of the predictor."""
+        one_answer = any(abs(scale - 1) < 1e-9 for scale in self.scales)  # at cfg 1
+        facts = model_facts(subject.model, subject.guider, guided=shows_guidance(subject.guider) and not one_answer)
+        switch_sigma = getattr(subject.guider, "switch_sigma", 0.0)
+        return student_config(MULTISTEP_STUDENT, self.steps, facts, **self._at_scales(), switch_sigma=switch_sigma)
+
+    def _at_scales(self) -> dict[str, Any]:
+        return {"guidance": self.cfg, "guidances": self.scales if len(self.scales) > 1 else ()}
+
+    def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
+        """How to fit a predictor of these settings on so many prompts, of which others judge.
+
+        Batches are of whole sets of a conditioning's `rows`, so that none of them counts more than the others.
+        """
+        usual = cast(FitConfig, usual_settings(config))
+        count = self.trajectories or usual.trajectories
+        batch = max(1, min(self.batch_size, count, PROMPTS_AT_ONCE // max(fitted, held_out)))
+        batch -= batch % rows if batch > rows else 0
+        count = max(count, fitted * batch)
+        return replace(
+            usual,
+            trajectories=count,
+            held_out=max(self.held_out, held_out * batch),
+            batch_size=batch,
+            teacher_calls=self.teacher_calls or usual.teacher_calls,
+            budget=usual.budget * -(-count // usual.trajectories),
+        )
+
+    def on_grid(self, config: PredictorConfig, subject: Subject, batch_size: int) -> tuple[PredictorConfig, int]:
+        """The settings with the grid that was asked for, and the model calls that finding it took."""
+        del subject, batch_size
+        return config, 0
+
+
+@dataclass(frozen=True)
+class AskedPaper(Asked):
+    """The inputs of "AMED Train Paper Predictor" but the positive prompts."""
+
+    sampler_name: str
+    predictor_type: str
+    preset: str
+    scheduler: str
+    rho: float
+    scale_dir: float
+    scale_time: float
+    features: str
+    teacher: str
+    teacher_points: int
+    learning_rate: float
+    epochs: int
+    gradient: str
+
+    NODE: ClassVar[str] = "AMED Train Paper Predictor"
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The values of an untouched node."""
+        return _without_prompt(defaults(paper_inputs()))
+
+    @property
+    def table(self) -> bool:
+        """Whether it has constants for every step."""
+        return self.predictor_type == TABLE
+
+    @property
+    def published(self) -> bool:
+        """Whether it is to be as in the paper."""
+        return self.preset == PAPER
+
+    @property
+    def reverse(self) -> bool:
+        """Whether autograd is to run backwards through the model."""
+        return self.gradient == "reverse"
+
+    def refuse_without_effect(self, positives: int) -> None:
+        """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
+        other = NETWORK if self.table else TABLE
+        for name in ONLY_FOR[other]:
+            if self.given(name):
+                why = f"predictor_type is {self.predictor_type!r}, and only a {other} uses it"
+                self._refuse(name, why, f"{self._back(name)}, or predictor_type to {other!r}")
+        if self.scheduler == SEARCHED and self.published:
+            why = "the paper's grids end at sigma_min, searched ones at 0"
+            self._refuse("scheduler", why, f'{self._back("scheduler")}, or preset to "recommended"')
+        super().refuse_without_effect(positives)
+
+    def config(self, subject: Subject) -> PredictorConfig:
+        """The settings of the predictor, on its schedule's grid."""
+        chosen = {
+            "schedule": None if self.scheduler in (AUTO, SEARCHED) else self.scheduler,
+            "rho": self.rho or None,
+            "scale_dir": self.scale_dir if self.scale_dir >= 0 else None,
+            "scale_time": self.scale_time if self.scale_time >= 0 else None,
+            "features": None if self.table or self.features == AUTO else self.features,
+        }
+        config = student_config(
+            self.sampler_name,
+            self.steps,
+            model_facts(subject.model, subject.guider, bottleneck=self._sees_bottleneck(subject)),
+            published=self.published,
+            kind="table" if self.table else "network",
+            **self._at_scales(),
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+        schedule = SEARCHED if self.scheduler == SEARCHED else config.schedule
+        if self.rho and schedule in WITHOUT_RHO:
+            self._refuse("rho", f"the schedule {schedule!r} has none", "Set it to 0, or choose another scheduler")
+        return config
+
+    def _sees_bottleneck(self, subject: Subject) -> bool:
+        """Whether the model has a bottleneck to look at. Raises ValueError if that was asked for, and it has none."""
+        if self.table or self.features not in (AUTO, "bottleneck"):
+            return False
+        found = has_bottleneck(subject, self.seed)
+        if self.features == "bottleneck" and not found:
+            raise ValueError(
+                f"This model ({fingerprint(subject.model)['family']}) has no U-Net bottleneck to look at. Set features "
+                f'to "auto" or "latent" in "{self.NODE}".'
+            )
+        return found
+
+    def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
+        """How to fit a predictor of these settings on so many prompts, of which others judge."""
+        if self.table:
+            return super().settings(config, fitted, held_out, rows)
+        usual = cast(TrainConfig, usual_settings(config))
+        count = self.trajectories or (usual.trajectories if self.published else NETWORK_TRAJECTORIES)
+        return TrainConfig(
+            trajectories=max(count, fitted),
+            epochs=self.epochs,
+            batch_size=min(self.batch_size, count),
+            teacher="" if self.teacher == AUTO else self.teacher,
+            teacher_points=self.teacher_points,
+            learning_rate=self.learning_rate,
+            gradient="reverse" if self.reverse else "finite difference",
+            step=0.0,  # one that suits the model
+            held_out=self.held_out,
+            teacher_calls=self.teacher_calls or usual.teacher_calls,
+        )
+
+    def on_grid(self, config: PredictorConfig, subject: Subject, batch_size: int) -> tuple[PredictorConfig, int]:
+        """The settings with the grid that was asked for, and the model calls that finding it took."""
+        if self.scheduler != SEARCHED:
+            return config, 0
+        count = min(batch_size, TRAJECTORIES)
+        return on_searched_grid(subject, self.seed, config, count), TEACHER_CALLS * count
+
+
+def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "positive"}
+
+
+def subject_of(asked: Asked, positives: Sequence[Any]) -> tuple[Asked, Subject]:
+    """What is trained on, and the inputs with the MODEL and the cfg of a guider, if one is connected.
+
+    Raises ValueError for a guider that brings no positive prompt.
+    """
+    given = asked.guider
+    if given is not None:
+        guider = _ready(given)
+        if guider.cfg is None or "positive" not in guider.original_conds:
+            raise ValueError(
+                f"{type(given).__name__} is no guider with a positive prompt. Connect one such as CFGGuider or "
+                f'"AMED Two Models Guider" to guider of "{asked.NODE}".'
+            )
+        asked = replace(asked, model=guider.model_patcher, cfg=float(guider.cfg), guider=None)
+        names = ["positive"]
+        guider.original_conds = without_inference_tensors(guider.original_conds)
+        about = digest([guider.original_conds, type(guider).__qualname__, guidance(guider)])
+        model = guider.model_patcher
+    else:
+        model = prepared(asked.model)
+        guider, names = comfy.samplers.CFGGuider(model), prompt_names(len(positives))
+        prompts = without_inference_tensors(dict(zip(names, positives, strict=True)))
+        guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
+        guider.set_cfg(asked.cfg)
+        about = digest([*prompts.values(), asked.negative])
+    if asked.reverse and on_several_gpus(model):
+        raise ValueError(
+            "Autograd does not reach the copies of a model that MultiGPU CFG Split asks. Set gradient to "
+            f'"finite difference" in "{asked.NODE}", or connect the model before the MultiGPU node.'
+        )
+    latent, rows = sized_for(model, asked.latent_image), _rows(guider, names)
+    return asked, Subject(model, guider, latent, tuple(names), about, rows)
+
+
+def _ready(given: Any) -> Any:
+    """A copy of a guider to train through."""
+    if isinstance(given, TwoModelsGuider):
+        return given.replaced(prepared(given.model_patcher), prepared(given.low))
+    guider = copy.copy(given)
+    guider.model_patcher = prepared(given.model_patcher)
+    guider.model_options = guider.model_patcher.model_options
+    return guider
+
+
+def _rows(guider: Any, names: Sequence[str]) -> int:
+    """The rows of the longest positive conditioning."""
+    tensors = [cond.get("cross_attn") for name in names for cond in guider.original_conds[name]]
+    return max((len(tensor) for tensor in tensors if tensor is not None), default=1)
 
 
 def sized_for(model: Any, latent: Mapping[str, Any]) -> Any:
-    """The latent as the samplers of this ComfyUI will see it: of the MODEL's channels, and where empty latents say for
-    which ratio they were made, of the size of the MODEL's own.
+    """The latent as the samplers of this ComfyUI will see it.
+
+    It has the MODEL's channels. Where an empty latent says for which ratio it was made, it has the MODEL's own size.
     """
     ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # newer ComfyUI; so it spells them
     said = {name: latent[name] for name in ratios if latent.get(name) is not None}
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **said)
+
+
+def empty(like: Any, batch: int) -> Any:
+    """Zeros (batch, ...) of the shape of a latent; newer ComfyUI has nested ones, of several shapes."""
+    if like.is_nested:
+        return type(like)([torch.zeros(batch, *part.shape[1:]) for part in like.unbind()])
+    return torch.zeros(batch, *like.shape[1:])
 
 
 def prepared(model: Any) -> Any:
@@ -104,29 +374,9 @@ def without_caches(model: Any) -> Any:
     return clone
 
 
-def student_config(model: Any, name: str, calls: int, *, published: bool = False, **overrides: Any) -> PredictorConfig:
-    """The settings of a predictor for this MODEL; `overrides` are those of `recipes.predictor_config`."""
-    sampling = model.get_model_object("model_sampling")
-    flow = isinstance(sampling, comfy.model_sampling.CONST)
-    if flow:  # the published grids are for noise levels that reach far beyond 1; this one follows the shift
-        overrides.setdefault("schedule", "discrete")
-    return predictor_config(
-        name,
-        calls,
-        float(sampling.sigma_min),
-        float(sampling.sigma_max),
-        published=published,
-        analytic=not flow or published,
-        flow=flow,
-        table=getattr(sampling, "sigmas", None),
-        model=fingerprint(model),
-        **overrides,
-    )
-
-
-def inside(guider: comfy.samplers.CFGGuider, latent: Any, seed: int, sigmas: Sequence[float], work: Any) -> Any:
-    """The result of `work(model_wrap, like, extra_args)`, run where ComfyUI runs a sampler, on zeros like `latent`."""
-    found = []
+def inside(subject: Subject, batch: int, seed: int, sigmas: Sequence[float], work: Any) -> Any:
+    """The result of `work(model_wrap, like, extra_args)`, run where ComfyUI runs a sampler, on so many zeros."""
+    found, latent = [], empty(subject.latent, batch)
 
     class Work(comfy.samplers.Sampler):
         def sample(
@@ -135,25 +385,23 @@ def inside(guider: comfy.samplers.CFGGuider, latent: Any, seed: int, sigmas: Seq
             found.append(work(model_wrap, noise, extra_args))
             return noise
 
-    guider.sample(latent, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=seed)
+    subject.guider.sample(latent, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=seed)
     return found[0]
 
 
-def has_bottleneck(guider: comfy.samplers.CFGGuider, latent: Any, seed: int) -> bool:
+def has_bottleneck(subject: Subject, seed: int) -> bool:
     """Whether the model shows its bottleneck, found out by one model call."""
-    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sampling = subject.model.get_model_object("model_sampling")
     ends = [float(sampling.sigma_max), float(sampling.sigma_min)]
 
     def work(model_wrap: Any, like: Tensor, extra_args: Any) -> bool:
         denoiser = ComfyDenoiser(model_wrap, extra_args, ends, bottleneck=True)
         return denoiser(like, torch.tensor(ends[0]).to(like))[1] is not None
 
-    return bool(inside(guider, empty(latent, 1), seed, ends, work))
+    return bool(inside(subject, 1, seed, ends, work))
 
 
-def on_searched_grid(
-    guider: comfy.samplers.CFGGuider, latent: Any, seed: int, config: PredictorConfig, count: int
-) -> PredictorConfig:
+def on_searched_grid(subject: Subject, seed: int, config: PredictorConfig, count: int) -> PredictorConfig:
     """The settings on the grid that is found by a slow run of so many noises."""
 
     def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
@@ -166,580 +414,24 @@ def on_searched_grid(
         x, metered = Metered(draw)(range(count))  # which knows what to do if memory is short
         return search(metered, x, config)
 
-    found: PredictorConfig = inside(guider, empty(latent, count), seed, config.sigmas, work)
+    found: PredictorConfig = inside(subject, count, seed, config.sigmas, work)
     return found
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The node's inputs but the positive prompts."""
-
-    model: Any
-    negative: Any
-    latent_image: Mapping[str, Any]
-    seed: int
-    cfg: float
-    steps: int
-    sampler_name: str
-    preset: str
-    trajectories: int
-    batch_size: int
-    learning_rate: float
-    scheduler: str
-    rho: float
-    scale_dir: float
-    scale_time: float
-    teacher: str
-    teacher_points: int
-    features: str = AUTO
-    predictor_type: str = NETWORK
-    cfg_max: float = 0.0
-    clip: Any = None
-    prompts: str = ""
-    objective: str = AUTO
-    gradient: str = FINITE
-    held_out: int = 32
-    epochs: int = 1
-    teacher_calls: int = 0
-    guider: Any = None
-
-    def through_guider(self) -> "tuple[Asked, Any]":
-        """These inputs with the guider's model and cfg, and a copy of the guider to train through; None without one.
-
-        Raises ValueError for inputs that a guider leaves no room for.
-        """
-        if self.guider is None:
-            return self, None
-        if self.prompts.strip() or self.cfg_max:
-            raise ValueError(
-                "A guider brings its own prompts and cfg. Clear prompts and set cfg_max to 0, or disconnect guider, in "
-                '"AMED Train Predictor".'
-            )
-        guider = self.guider
-        if isinstance(guider, TwoModelsGuider):
-            made: Any = guider.replaced(prepared(guider.model_patcher), prepared(guider.low))
-        else:
-            made = copy.copy(guider)
-            made.model_patcher = prepared(guider.model_patcher)
-            made.model_options = made.model_patcher.model_options
-        if made.cfg is None or "positive" not in made.original_conds:
-            raise ValueError(
-                f"{type(guider).__name__} is no guider with a positive prompt. Connect one such as CFGGuider or "
-                '"AMED Two Models Guider" to guider of "AMED Train Predictor".'
-            )
-        return replace(self, model=made.model_patcher, cfg=float(made.cfg), guider=None), made
-
-    @property
-    def student(self) -> str:
-        """The entry of the sampler list to make a predictor for."""
-        return WINNER[self.preset] if self.sampler_name == AUTO else self.sampler_name
-
-    @property
-    def multistep(self) -> bool:
-        """Whether the predictor is a learned multistep method, which has no use for much of what shapes the others."""
-        if self.student == MULTISTEP_STUDENT and self.preset == PAPER:
-            raise ValueError(
-                'amed_multistep is not of the paper. Set sampler_name to "auto" or "amed", or preset to "recommended", '
-                'in "AMED Train Predictor".'
-            )
-        if self.student == MULTISTEP_STUDENT and (self.objective == PER_INTERVAL or self.gradient == "reverse"):
-            raise ValueError(
-                'amed_multistep is fitted end to end and without autograd. Set objective to "auto" and gradient to '
-                '"finite difference" in "AMED Train Predictor", or choose another sampler_name.'
-            )
-        return self.student == MULTISTEP_STUDENT
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """The settings that are not at auto."""
-        chosen = {
-            "schedule": None if self.scheduler in (AUTO, SEARCHED) else self.scheduler,
-            "rho": self.rho or None,
-            "scale_dir": self.scale_dir if self.scale_dir >= 0 else None,
-            "scale_time": self.scale_time if self.scale_time >= 0 else None,
-        }
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """The guidance scales to fit at."""
-        if self.cfg_max <= self.cfg:
-            return (self.cfg,)
-        width = (self.cfg_max - self.cfg) / (CFG_POINTS - 1)
-        return tuple(round(self.cfg + n * width, 4) for n in range(CFG_POINTS))
-
-    @property
-    def end_to_end(self) -> bool:
-        """Whether the finished picture is what counts."""
-        if self.multistep:
-            return True
-        if self.predictor_type == TABLE:
-            if self.objective == PER_INTERVAL:
-                raise ValueError(
-                    'A table is fitted end to end. Set objective to "auto", or predictor_type to "network", in "AMED '
-                    'Train Predictor".'
-                )
-            return True
-        if len(self.scales) > 1 and self.objective != END_TO_END:
-            raise ValueError(
-                "The paper's network knows one cfg, but cfg_max asks for a range. Set cfg_max to 0, predictor_type to "
-                '"table", sampler_name to "amed_multistep", or objective to "end to end", in "AMED Train Predictor".'
-            )
-        return self.objective == END_TO_END
-
-
-def inputs() -> list[Any]:
-    """What the node asks for; beyond the first rows, sensible defaults."""
-    return [
-        io.Model.Input("model", tooltip="The model to sample faster, with its LoRAs and shift."),
-        io.Conditioning.Input("positive", tooltip="A prompt that is typical of what you will ask for."),
-        io.Conditioning.Input("negative", tooltip="The negative prompt that you will use."),
-        io.Latent.Input(
-            "latent_image", tooltip="An empty latent of the size you will sample; its content is not used."
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=False,
-            tooltip="Of the training noise and the first weights. The same seed gives the same predictor.",
-        ),
-        io.Float.Input(
-            "cfg",
-            default=1.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            tooltip="The cfg you will sample with. A predictor is good near the cfg it was trained at.",
-        ),
-        io.Int.Input(
-            "steps",
-            default=5,
-            min=2,
-            max=100,
-            tooltip="Model calls per picture, 2 to 10 being useful; odd numbers suit every model. Choose the "
-            "same number in the sampler.",
-        ),
-        io.Combo.Input(
-            "sampler_name",
-            options=[AUTO, *SAMPLERS],
-            default=AUTO,
-            tooltip='The sampler to make. "auto" is the preset\'s: for "recommended" it is amed_multistep, which '
-            "learns noise levels and how to combine all earlier model calls, and measured best by far; for "
-            '"paper" it is "amed", AMED-Solver. The others are the paper\'s plugins.',
-        ),
-        io.Combo.Input(
-            "preset",
-            options=[RECOMMENDED, PAPER],
-            default=RECOMMENDED,
-            tooltip='"recommended" is what measured best; "paper" is AMED as published. Both are changed by every '
-            "option below that is not at auto; amed_multistep finds its own noise levels, and uses of these "
-            "options only trajectories, batch_size, cfg_max, prompts, held_out and teacher_calls.",
-        ),
-        io.Int.Input(
-            "trajectories",
-            default=2000,
-            min=1,
-            max=1_000_000,
-            tooltip="How many noises to learn from; the paper uses 10000. More is better and slower.",
-        ),
-        io.Int.Input(
-            "batch_size",
-            default=16,
-            min=1,
-            max=4096,
-            tooltip="Noises per model call. Lower it if memory runs out; 4 to 32 work.",
-        ),
-        io.Float.Input(
-            "learning_rate",
-            default=0.005,
-            min=0.00001,
-            max=1.0,
-            step=0.00001,
-            round=False,
-            tooltip="Of Adam; the paper's 0.005 suits most models. Lower it if the loss jumps.",
-        ),
-        io.Combo.Input(
-            "scheduler",
-            options=[AUTO, *SCHEDULES, SEARCHED],
-            default=AUTO,
-            tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s; '
-            '"polynomial" with rho 7 is Karras, "logsnr" is exponential, "discrete" is uniform in timesteps '
-            'and the choice for flow models, "searched" is found on this model, by dynamic programming along a '
-            "slow run. amed_multistep always searches.",
-        ),
-        io.Float.Input(
-            "rho",
-            default=0.0,
-            min=0.0,
-            max=20.0,
-            step=0.1,
-            tooltip="Bends the grid toward small noise levels. 0 is auto: the usual one of the schedule.",
-        ),
-        io.Float.Input(
-            "scale_dir",
-            default=-1.0,
-            min=-1.0,
-            max=0.5,
-            step=0.01,
-            tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off, below 0 is auto.",
-        ),
-        io.Float.Input(
-            "scale_time",
-            default=-1.0,
-            min=-1.0,
-            max=0.5,
-            step=0.01,
-            tooltip="How far from 1 the noise level told to the model may be scaled at midpoints; the paper "
-            "uses 0 or 0.2. 0 turns it off, below 0 is auto.",
-        ),
-        io.Combo.Input(
-            "teacher",
-            options=[AUTO, *TEACHERS],
-            default=AUTO,
-            tooltip='The slow sampler to imitate. "auto" takes the sampler\'s own family, which is best.',
-        ),
-        io.Int.Input(
-            "teacher_points",
-            default=0,
-            min=0,
-            max=100,
-            tooltip="Grid points that the teacher adds in every interval: more is more exact and slower. 0 is "
-            "the paper's choice (1 or 2).",
-        ),
-        io.Combo.Input(
-            "features",
-            options=[AUTO, *LOOKS],
-            default=AUTO,
-            optional=True,
-            tooltip='What the predictor looks at before each step. "bottleneck" is the paper\'s: the middle of '
-            'a U-Net (SD1.5, SD2, SDXL). "latent" is the picture so far, and works with every model. "none" '
-            'gives all pictures the same plan. "auto" takes the bottleneck where there is one.',
-        ),
-        io.Combo.Input(
-            "predictor_type",
-            options=[NETWORK, TABLE],
-            default=NETWORK,
-            optional=True,
-            tooltip='Of the other samplers than amed_multistep. "network" is the paper\'s. "table" has constants for '
-            f"every step, fitted to the finished picture: {TABLE_TRAJECTORIES} trajectories and a tenth of the time "
-            "suffice, and it measured better. A table does not use features, learning_rate, epochs and the teacher "
-            "options.",
-        ),
-        io.Float.Input(
-            "cfg_max",
-            default=0.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            optional=True,
-            tooltip="Above cfg, the predictor is made for the whole range from cfg to this, by a fit at both "
-            "ends and one between: three times the work. Not for networks that are fitted per interval. "
-            "0: cfg alone.",
-        ),
-        io.Clip.Input(
-            "clip",
-            optional=True,
-            tooltip="Encodes the prompts below, to train on many. Without it, positive is all.",
-        ),
-        io.String.Input(
-            "prompts",
-            default="",
-            multiline=True,
-            optional=True,
-            tooltip="More positive prompts, one per line, or a .txt file of the input folder by its name. "
-            "From 4 prompts on, every fourth is kept to judge by. Needs clip.",
-        ),
-        io.Combo.Input(
-            "objective",
-            options=[AUTO, PER_INTERVAL, END_TO_END],
-            default=AUTO,
-            optional=True,
-            tooltip='What comes near the teacher: the end of every step, as in the paper ("per interval"), or '
-            'only the finished picture ("end to end"; a network then starts from a table and corrects it). '
-            '"auto" is per interval for the paper preset and networks, end to end for tables.',
-        ),
-        io.Combo.Input(
-            "gradient",
-            options=list(GRADIENTS),
-            default=FINITE,
-            optional=True,
-            tooltip='How the model is differentiated. "finite difference" works with every model in the memory '
-            'of sampling. "forward" checks itself against it and falls back where the model does not allow it. '
-            '"reverse" is autograd, which keeps all activations: several times the memory, and no quantised '
-            "models.",
-        ),
-        io.Int.Input(
-            "held_out",
-            default=32,
-            min=1,
-            max=100_000,
-            optional=True,
-            tooltip="Noises that are never trained on. They choose the best predictor, and tell what it gains.",
-        ),
-        io.Int.Input(
-            "epochs",
-            default=1,
-            min=1,
-            max=10_000,
-            optional=True,
-            tooltip="How often a network per interval sees the same noises; the teacher sees them once.",
-        ),
-        io.Guider.Input(
-            "guider",
-            optional=True,
-            tooltip="The guider that you will sample with, if it is another than CFGGuider: for two models "
-            '("AMED Two Models Guider", DualModelGuider), or more than two prompts. It takes the place of model, '
-            "positive, negative and cfg.",
-        ),
-        io.Int.Input(
-            "teacher_calls",
-            default=0,
-            min=0,
-            max=1000,
-            optional=True,
-            tooltip="Model calls of the slow sampler whose finished pictures are the goal of end to end fits, and that "
-            "all predictors are judged by. 0 is auto: 24 of iPNDM for amed_multistep, 40 of Heun for the others.",
-        ),
-    ]
-
-
-class AMEDTrainPredictor(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="AMEDTrainPredictor",
-            display_name="AMED Train Predictor",
-            category=CATEGORY,
-            description="Distils a predictor from the model: it learns, on random noise, to come as close in a few "
-            "model calls as a slow sampler does in many. The model itself is not changed, and no more memory is used "
-            "than for sampling a batch. Train once per model, prompt style, cfg and number of steps.",
-            inputs=fold(inputs(), ADVANCED),
-            outputs=[
-                PredictorSocket.Output(
-                    display_name="predictor", tooltip='Save it with "AMED Save Predictor", or use it at once.'
-                ),
-                LossMap.Output(
-                    display_name="loss",
-                    tooltip="For Plot Loss Graph: per batch the squared distance to the teacher, or per iteration the "
-                    "error of the finished picture.",
-                ),
-                io.String.Output(
-                    display_name="report",
-                    tooltip="What was gained, what it cost, and error and plan of every step. For Preview Any.",
-                ),
-                io.Image.Output(display_name="plot", tooltip="The same as a picture, for Preview Image."),
-            ],
-            hidden=[io.Hidden.unique_id],
-            is_input_list=True,
-        )
-
-    @classmethod
-    def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
-        # A list of CONDITIONINGs is several prompts; of everything else there is one.
-        one = {name: values[0] for name, values in inputs.items()}
-        asked = Asked(**one)
-        prompts = [*positive, *encoded(one.get("clip"), one.get("prompts") or "")]
-        return train(asked, prompts, cls)
-
-
-def encoded(clip: Any, text: str) -> list[Any]:
-    """The prompts of a text, one per line, or of a .txt file in ComfyUI's input folder that it names."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) == 1 and lines[0].lower().endswith(".txt"):
-        folder = Path(folder_paths.get_input_directory()).resolve()
-        path = (folder / lines[0]).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
-            raise ValueError(
-                f'There is no file {lines[0]} in {folder} (prompts of "AMED Train Predictor"). Put it there, or write '
-                "the prompts themselves, one per line."
-            )
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f'{path} holds no prompt (prompts of "AMED Train Predictor").')
-    if lines and clip is None:
-        raise ValueError('prompts need a text encoder: connect clip of "AMED Train Predictor", or clear prompts.')
-    return [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
-
-
-def train(asked: Asked, positives: Sequence[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
-    """Do what the node was asked."""
-    begin = time.monotonic()
-    asked, given = asked.through_guider()
-    refuse_unfit(asked.model)
-    model = prepared(asked.model) if given is None else given.model_patcher
-    if asked.gradient == "reverse" and on_several_gpus(model):
-        raise ValueError(
-            "Autograd does not reach the copies of a model that MultiGPU CFG Split asks. Set gradient to "
-            '"finite difference" in "AMED Train Predictor", or connect the model before the MultiGPU node.'
-        )
-    latent = sized_for(model, asked.latent_image)
-    # ComfyUI runs nodes in inference mode, where nothing can be trained.
-    with torch.inference_mode(False), torch.no_grad():
-        if given is None:
-            guider = comfy.samplers.CFGGuider(model)
-            named = dict(zip(prompt_names(len(positives)), positives, strict=True))
-            prompts = {name: without_inference_tensors(prompt) for name, prompt in named.items()}
-            guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
-            guider.set_cfg(asked.cfg)
-            rows = max(len(cond[0]) for prompt in prompts.values() for cond in prompt)
-            about = digest([*prompts.values(), asked.negative])
-        else:
-            guider, prompts, positives = given, {"positive": None}, positives[:1]
-            guider.original_conds = without_inference_tensors(guider.original_conds)
-            about = digest([guider.original_conds, type(guider).__qualname__, guidance(guider)])
-            tensors = [c.get("cross_attn") for c in guider.original_conds["positive"]]
-            rows = max((len(t) for t in tensors if t is not None), default=1)
-        job = job_of(asked, model, guider, latent, about, len(positives), rows)
-        sampler = TrainSampler(job, list(prompts), partial(tell, node))
-        with torch.enable_grad():
-            noise, image = (empty(latent, job.batch_size) for _ in range(2))
-            guider.sample(noise, image, sampler, torch.tensor(job.config.sigmas), seed=asked.seed)
-    assert sampler.fit is not None
-    assert sampler.predictor is not None
-    assert sampler.report is not None
-    summary = sampler.fit.summary() | {"prompts": len(positives)}
-    summary["model_calls"] = sampler.model_calls
-    predictor = Predictor(sampler.predictor.cpu(), provenance(summary))
-    usage, gained = describe(predictor), verdict(summary)
-    # The node shows few lines: first of all, whether it is any good.
-    say(node, ". ".join(filter(None, [outcome(summary), f"Choose {settings(predictor)}"])))
-    cost = f"{sampler.model_calls:,} model calls of training (on paper at least {sampler.floor:,})"
-    cost += f" in {duration(time.monotonic() - begin)}"
-    if sampler.resumed:
-        cost += ", of which some before it was stopped"
-    report = "\n".join([usage, gained, cost, "", sampler.report.text()])
-    return io.NodeOutput(predictor, {"loss": sampler.losses}, report, plot(sampler.report, f"{usage}; {gained}"))
-
-
-def job_of(asked: Asked, model: Any, guider: Any, latent: Any, prompts: str, count: int, rows: int = 1) -> Job:
-    """What to fit, for these inputs; `prompts` is the digest of all `count` of them.
-
-    A conditioning may have several `rows`, one for each picture of a batch: then batches are of whole sets of them, so
-    that none of them counts more than the others.
-    """
-    end_to_end, table, multistep = asked.end_to_end, asked.predictor_type == TABLE, asked.multistep
-    usual = multistep_fit(asked.steps) if multistep else FitConfig()
-    fitted, held_out = split(count)
-    batch = min(asked.batch_size, asked.trajectories)
-    trajectories = max(asked.trajectories, len(fitted))
-    if end_to_end:  # a few say it all; every prompt should be among them
-        most = TABLE_TRAJECTORIES if table else NETWORK_TRAJECTORIES
-        most = usual.trajectories if multistep else most
-        batch = max(1, min(batch, min(most, TABLE_TRAJECTORIES) // max(len(fitted), len(held_out))))
-        batch -= batch % rows if batch > rows else 0
-        trajectories = max(len(fitted) * batch, min(trajectories, most))
-    scales = asked.scales
-    if multistep:
-        config = multistep_config_of(model, asked, guider)
-    else:
-        features = "none" if table else chosen_features(asked, model, guider, latent)
-        config = student_config(
-            model,
-            asked.student,
-            asked.steps,
-            published=asked.preset == PAPER,
-            features=features,
-            guidance=asked.cfg,
-            **asked.overrides,
-        )
-        config = replace(config, model={**config.model, **of_guider(guider)})
-    spent = 0
-    if asked.scheduler == SEARCHED and not multistep:
-        if asked.preset == PAPER:
-            raise ValueError(
-                'The paper\'s grids end at sigma_min, searched ones at 0. Set scheduler to "auto" or preset to '
-                '"recommended" in "AMED Train Predictor".'
-            )
-        config = on_searched_grid(guider, latent, asked.seed, config, min(batch, TRAJECTORIES))
-        spent = TEACHER_CALLS * min(batch, TRAJECTORIES)
-    start = None
-    if end_to_end and not multistep:
-        widths = {name: asked.overrides[name] for name in ("scale_dir", "scale_time") if name in asked.overrides}
-        start = replace(table_config(config, **widths), guidances=scales if len(scales) > 1 else ())
-        config = start if table else centred_config(start, features)
-    shared = {
-        "teacher_calls": asked.teacher_calls or usual.teacher_calls,
-        "held_out": max(asked.held_out, len(held_out) * batch if end_to_end else 0),
-        "batch_size": batch,
-    }
-    fitting = FitConfig(
-        trajectories=trajectories,
-        gradient="reverse" if asked.gradient == "reverse" else FINITE,
-        learning_rate=asked.learning_rate,
-        seed=asked.seed,
-        iterations=usual.iterations,
-        budget=usual.budget * len(scales) * -(-trajectories // usual.trajectories),
-        **shared,
-    )
-    training = TrainConfig(
-        trajectories=trajectories,
-        epochs=asked.epochs,
-        teacher="" if asked.teacher == AUTO else asked.teacher,
-        teacher_points=asked.teacher_points,
-        learning_rate=asked.learning_rate,
-        seed=asked.seed,
-        gradient=asked.gradient,
-        step=0.0,
-        **shared,
-    )
-    objective = fitting if end_to_end else training
-    starts = end_to_end and not table and not multistep
-    few = replace(
-        fitting, trajectories=max(min(trajectories, TABLE_TRAJECTORIES), len(fitted) * batch), gradient=FINITE
-    )
+def job_of(asked: Asked, subject: Subject) -> Job:
+    """What to fit, for these inputs, and where an unfinished fit is kept."""
+    fitted, held_out = split(len(subject.prompts))
+    config = asked.config(subject)
+    settings = asked.settings(config, len(fitted), len(held_out), subject.rows)
+    config, spent = asked.on_grid(config, subject, settings.batch_size)
+    latent = subject.latent
     shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
-    about = [asdict(config), asdict(objective), asdict(few) if starts else None, scales, shapes, prompts]
+    about: list[Any] = [asdict(config), asdict(settings), asked.seed, shapes, subject.digest]
     # Prompts and settings are alike for all fine-tunes of a family.
-    about += [checkpoint(one) for one in (model, *models_beside(guider))]
+    about += [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
-    return Job(
-        config=config,
-        objective=objective,
-        table=start if starts else None,
-        table_objective=few if starts else None,
-        scales=scales,
-        seed=asked.seed,
-        batch_size=batch,
-        fitted_prompts=fitted,
-        held_out_prompts=held_out,
-        state=state,
-        spent=spent,
-    )
-
-
-def multistep_config_of(model: Any, asked: Asked, guider: Any) -> PredictorConfig:
-    """The settings of a multistep predictor for this MODEL under a guider."""
-    sampling, scales = model.get_model_object("model_sampling"), asked.scales
-    one_answer = any(math.isclose(scale, 1.0) for scale in scales)  # at cfg 1
-    return multistep_student(
-        asked.steps,
-        float(sampling.sigma_min),
-        float(sampling.sigma_max),
-        flow=isinstance(sampling, comfy.model_sampling.CONST),
-        guidance=asked.cfg,
-        guidances=scales if len(scales) > 1 else (),
-        guided=shows_guidance(guider) and not one_answer,
-        switch_sigma=getattr(guider, "switch_sigma", 0.0),
-        model=fingerprint(model) | of_guider(guider),
-    )
-
-
-def chosen_features(asked: Asked, model: Any, guider: Any, latent: Any) -> str:
-    """What a network is to look at. Raises ValueError if that is a bottleneck and the model has none."""
-    if asked.features not in (AUTO, "bottleneck"):
-        return asked.features
-    found = has_bottleneck(guider, latent, asked.seed)
-    if asked.features == "bottleneck" and not found:
-        raise ValueError(
-            f"This model ({fingerprint(model)['family']}) has no U-Net bottleneck to look at. Set features "
-            'to "auto" or "latent" in "AMED Train Predictor".'
-        )
-    return "bottleneck" if found else "latent"
+    return Job(config, settings, asked.seed, fitted, held_out, state, spent, asked.reverse)
 
 
 def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

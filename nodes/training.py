@@ -1,0 +1,122 @@
+"""Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..amed_core.files import provenance
+from .fitting import TrainSampler, duration
+from .pairing import refuse_unfit
+from .previews import plot
+from .training_inputs import ADVANCED, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
+from .training_request import Asked, AskedPaper, empty, job_of, subject_of
+from .values import CATEGORY, NotedPredictor, describe, fold, say, settings, tell
+
+
+class AMEDTrainPredictor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDTrainPredictor",
+            display_name="AMED Train Predictor",
+            category=CATEGORY,
+            description="Distils a predictor from the model, for the sampler amed_multistep. It learns, on random "
+            "noise, to come as close in a few model calls as a slow sampler does in many. The model itself is not "
+            "changed, and no more memory is used than for sampling a batch. Train once per model, prompt style, cfg "
+            "and number of steps.",
+            inputs=fold(predictor_inputs(), ADVANCED),
+            outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
+        return train(Asked.of(_one_each(inputs)), positive, cls)
+
+
+class AMEDTrainPaperPredictor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDTrainPaperPredictor",
+            display_name="AMED Train Paper Predictor",
+            category=CATEGORY,
+            description="Distils a predictor of the AMED paper from the model: AMED-Solver, or AMED-Plugin for another "
+            'solver. "AMED Train Predictor" makes better ones in less time. The model itself is not changed. Train '
+            "once per model, prompt style, cfg and number of steps.",
+            inputs=fold(paper_inputs(), PAPER_ADVANCED),
+            outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
+        return train(AskedPaper.of(_one_each(inputs)), positive, cls)
+
+
+def _one_each(inputs: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """A list of CONDITIONINGs is several prompts; of everything else there is one."""
+    return {name: values[0] for name, values in inputs.items()}
+
+
+def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
+    """Do what a node was asked: its four outputs.
+
+    Raises ValueError, naming what to set, for a MODEL that no sampler suits and for inputs that do not go together.
+    """
+    begin = time.monotonic()
+    asked.refuse_without_effect(len(positive))
+    positives = [*positive, *encoded(asked.clip, asked.prompts, asked.NODE)]
+    refuse_unfit(asked.model if asked.guider is None else asked.guider.model_patcher)
+    # ComfyUI runs nodes in inference mode, where nothing can be trained.
+    with torch.inference_mode(False), torch.no_grad():
+        asked, subject = subject_of(asked, positives)
+        job = job_of(asked, subject)
+        sampler = TrainSampler(job, subject.prompts, partial(tell, node))
+        with torch.enable_grad():
+            noise, image = (empty(subject.latent, job.settings.batch_size) for _ in range(2))
+            subject.guider.sample(noise, image, sampler, torch.tensor(job.config.sigmas), seed=asked.seed)
+    assert sampler.fit is not None
+    assert sampler.report is not None
+    summary, fitted = sampler.fit.summary(), sampler.fit.predictor.cpu()
+    about = {"prompts": len(subject.prompts), "seed": asked.seed, "model_calls": sampler.model_calls}
+    predictor = NotedPredictor(fitted, provenance(summary.header() | about))
+    usage, gained = describe(predictor.config), summary.sentence()
+    # The node shows few lines: first of all, whether it is any good.
+    say(node, ". ".join(filter(None, [summary.headline(), f"Choose {settings(predictor.config)}"])))
+    cost = f"{sampler.model_calls:,} model calls of training in {duration(time.monotonic() - begin)}"
+    if sampler.resumed:
+        cost += ", of which some before it was stopped"
+    report = "\n".join([usage, gained, cost, "", sampler.report.text()])
+    losses = {"loss": sampler.fit.losses}
+    return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {gained}"))
+
+
+def encoded(clip: Any, text: str, node: str = Asked.NODE) -> list[Any]:
+    """The prompts of a text, one per line, or of a .txt file in ComfyUI's input folder that it names.
+
+    Raises ValueError for a file that is not there or empty, and for prompts without a text encoder.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) == 1 and lines[0].lower().endswith(".txt"):
+        folder = Path(folder_paths.get_input_directory()).resolve()
+        path = (folder / lines[0]).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise ValueError(
+                f'There is no file {lines[0]} in {folder} (prompts of "{node}"). Put it there, or write the prompts '
+                "themselves, one per line."
+            )
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f'{path} holds no prompt (prompts of "{node}").')
+    if lines and clip is None:
+        raise ValueError(f'prompts need a text encoder: connect clip of "{node}", or clear prompts.')
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
