@@ -1,6 +1,7 @@
 """The nodes and the bridge, in this process, against the core on the same model."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,7 +131,7 @@ def test_the_paper_preset_is_the_published_recipe(pack: Any, demo: Any) -> None:
 
 def test_a_table_is_nearer_to_the_teacher_than_its_base_solver(pack: Any, demo: Any) -> None:
     """On noise that it was not fitted on, from 32 trajectories; the loss output is its error per iteration."""
-    made, loss, *_ = fit(pack, demo, predictor_type="table", sampler_name="amed_ipndm")
+    made, loss, *_ = fit(pack, demo, predictor_type="table", sampler_name="amed_ipndm", trajectories=32)
     training = made.notes["training"]
     assert training["error"] < training["baseline_error"]
     assert loss["loss"][-1] < loss["loss"][0]
@@ -199,7 +200,7 @@ def test_the_demo_vae_shrinks_and_enlarges_by_eight(pack: Any, demo: Any) -> Non
 
 
 def test_a_predictor_of_another_model_is_refused(pack: Any, demo: Any) -> None:
-    config = student_config("amed", 5, FACTS, model={**FINGERPRINT, "family": "SD15"})
+    config = student_config("amed", 5, replace(FACTS, fingerprint={**FINGERPRINT, "family": "SD15"}))
     with pytest.raises(ValueError, match="family 'SD15', but the loaded model has 'AMEDDigits'"):
         pack.nodes.AMEDApplyPredictor.execute(demo.model, pack.nodes.values.NotedPredictor(AMEDPredictor(config)))
 
