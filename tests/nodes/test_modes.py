@@ -545,59 +545,6 @@ def test_a_predictor_knows_what_its_model_predicts(pack: Any, name: str) -> None
     assert config.model["timesteps"] == ("interpolated" if name in DISCRETE else "continuous")
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux"])
-@pytest.mark.parametrize("features", ["bottleneck", "latent", "none"])
-def test_features_can_be_chosen(pack: Any, name: str, features: str) -> None:
-    family = make(name)
-    if features == "bottleneck" and name == "flux":
-        with pytest.raises(ValueError, match=r'\(Flux\) has no U-Net bottleneck.*"auto" or "latent"'):
-            trained(pack, family, features=features)
-        return
-    made = trained(pack, family, features=features)
-    assert made.config.features == features
-    assert k_sample(family, apply(pack, family, made), 5, CFG).isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "stable_audio", "cogvideox", "ltxav"])
-@pytest.mark.parametrize("student", ["amed", "amed_dpmpp_2m"])
-def test_a_table_is_fitted_and_samples(pack: Any, name: str, student: str) -> None:
-    """Its largest seed, too: ComfyUI's go up to 64 bits."""
-    family = make(name)
-    made, _, report, _ = train(
-        pack, family, paper=True, predictor_type="table", sampler_name=student, seed=0xFFFFFFFFFFFFFFFF
-    )
-    assert made.config.kind == "table"
-    training = made.notes["training"]
-    beaten = training["error"] < training["baseline_error"]
-    assert ("less than that of" if beaten else "NOT better than") in report
-    assert k_sample(family, apply(pack, family, made), 5, CFG, student).isfinite().all()
-
-
-def test_the_paper_preset_takes_the_flow_models_analytic_first_step(pack: Any, flux: Family) -> None:
-    made = trained(pack, flux, preset="paper")
-    assert made.config.analytic_first_step
-    assert k_sample(flux, apply(pack, flux, made), 5, CFG).isfinite().all()
-
-
-class Nested:
-    """A latent of several shapes, as newer ComfyUI has them."""
-
-    is_nested = True
-
-    def __init__(self, parts: list[torch.Tensor]) -> None:
-        self.parts = parts
-
-    def unbind(self) -> list[torch.Tensor]:
-        return self.parts
-
-
-def test_training_noise_has_the_latents_shapes(pack: Any) -> None:
-    empty = pack.nodes.training_request.empty
-    nested = empty(Nested([torch.ones(1, 4, 3, 8, 8), torch.ones(1, 6, 50)]), 5)
-    assert [part.shape for part in nested.unbind()] == [(5, 4, 3, 8, 8), (5, 6, 50)]
-    assert empty(torch.ones(1, 4, 8, 8), 5).shape == (5, 4, 8, 8)
-
-
 @pytest.mark.usefixtures("pack")
 def test_warnings_are_silent_where_all_is_as_it_was(pack: Any, flux: Family, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)

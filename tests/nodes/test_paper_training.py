@@ -138,6 +138,34 @@ def test_the_paper_is_one_choice_away(pack: Any, flux: Family) -> None:
     assert k_sample(flux, apply(pack, flux, made), 5, SCALE).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+@pytest.mark.parametrize("features", ["bottleneck", "latent", "none"])
+def test_features_can_be_chosen(pack: Any, name: str, features: str) -> None:
+    family = make(name)
+    if features == "bottleneck" and name == "flux":
+        with pytest.raises(ValueError, match=r'\(Flux\) has no U-Net bottleneck.*"auto" or "latent"'):
+            train(pack, family, paper=True, features=features)
+        return
+    made = train(pack, family, paper=True, features=features)[0]
+    assert made.config.features == features
+    assert k_sample(family, apply(pack, family, made), 5, SCALE).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "stable_audio", "cogvideox", "ltxav"])
+@pytest.mark.parametrize("student", ["amed", "amed_dpmpp_2m"])
+def test_a_table_is_fitted_and_samples(pack: Any, name: str, student: str) -> None:
+    """Its largest seed, too: ComfyUI's go up to 64 bits."""
+    family = make(name)
+    made, _, report, _ = train(
+        pack, family, paper=True, predictor_type="table", sampler_name=student, seed=0xFFFFFFFFFFFFFFFF
+    )
+    assert made.config.kind == "table"
+    training = made.notes["training"]
+    beaten = training["error"] < training["baseline_error"]
+    assert ("less than that of" if beaten else "NOT better than") in report
+    assert k_sample(family, apply(pack, family, made), 5, SCALE, student).isfinite().all()
+
+
 def test_a_range_of_cfg_is_interpolated_and_left_only_with_a_warning(
     pack: Any, flux: Family, caplog: pytest.LogCaptureFixture
 ) -> None:

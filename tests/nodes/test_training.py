@@ -132,6 +132,25 @@ def test_as_many_trajectories_as_asked_for_and_the_budget_grows_with_them(pack: 
     assert fit(trajectories=3).batch_size == 3
 
 
+class Nested:
+    """A latent of several shapes, as newer ComfyUI has them."""
+
+    is_nested = True
+
+    def __init__(self, parts: list[torch.Tensor]) -> None:
+        self.parts = parts
+
+    def unbind(self) -> list[torch.Tensor]:
+        return self.parts
+
+
+def test_training_noise_has_the_latents_shapes(pack: Any) -> None:
+    empty = pack.nodes.training_request.empty
+    nested = empty(Nested([torch.ones(1, 4, 3, 8, 8), torch.ones(1, 6, 50)]), 5)
+    assert [part.shape for part in nested.unbind()] == [(5, 4, 3, 8, 8), (5, 6, 50)]
+    assert empty(torch.ones(1, 4, 8, 8), 5).shape == (5, 4, 8, 8)
+
+
 # Inputs without effect
 
 
