@@ -12,6 +12,8 @@ from .two_models import AMEDTwoModelsGuider
 
 
 class AMEDExtension(ComfyExtension):
+    """Names the nodes to ComfyUI."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             AMEDDemoCheckpoint,

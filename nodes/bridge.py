@@ -44,10 +44,10 @@ def at_bottleneck(transformer_options: dict[str, Any] | None) -> tuple[dict[str,
 class Bottleneck:
     """Reads the U-Net's bottleneck during one model call, averaged over channels, for the positive rows.
 
-    ComfyUI passes the activations that enter the first output block through `output_block_patch`;
-    those are the bottleneck, after every ControlNet residual. Rows arrive in chunks, one per
-    conditioning, in any order and over any number of calls; a chunk is known by its uuid, and only
-    the first event of a uuid counts (later ones belong to perturbed-attention guidance and its like).
+    ComfyUI passes the activations that enter the first output block through `output_block_patch`. Those are the
+    bottleneck, after every ControlNet residual. Rows arrive in chunks, one per conditioning, in any order and over any
+    number of calls. A chunk is known by its uuid, and only the first event of a uuid counts. Later ones belong to
+    perturbed-attention guidance and its like.
     """
 
     def __init__(self, positive: set[Any]) -> None:
@@ -86,9 +86,9 @@ class Bottleneck:
 class AddedByGuidance:
     """Reads what guidance adds to the conditional answer during one model call; the patch itself changes nothing.
 
-    It is shown as the difference of the conditional and the unconditional answer that would add as much at the scale
-    `made_for`: with plain guidance of that scale that very difference. Where a node changes the scale of a call, takes
-    guidance away, or bends it, what a predictor does with it changes in proportion.
+    It is shown as a difference of the conditional and the unconditional answer, the one that would add as much at the
+    scale `made_for`. With plain guidance of that scale it is their own. Where a node changes, bends or drops the
+    guidance of a call, a predictor's use of it changes in proportion.
     """
 
     def __init__(self, made_for: float) -> None:
@@ -110,8 +110,8 @@ class AddedByGuidance:
 def foreign_code(guider: Any) -> str | None:
     """The file of another pack whose code answers for this guider; None if it is ComfyUI's own, or ours.
 
-    Such code, in a guider of its own or put into ComfyUI's, may loop over the model inside a call, and answer something
-    else than the denoised sample of what it was asked. A plan made for an ODE is lost on that.
+    Such code may loop over the model inside a call, and answer something else than the denoised sample. It may be in a
+    guider of its own, or put into ComfyUI's. A plan made for an ODE is lost on that.
     """
     code = getattr(type(guider).predict_noise, "__code__", None)
     written_in = Path(getattr(code, "co_filename", "an unknown file"))  # modules of nodes are named by their path
@@ -134,8 +134,8 @@ class ComfyDenoiser:
     Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call. With `guidance`, the
     scale that a predictor was made for, it also shows what guidance adds (see `AddedByGuidance`), for which
     `shows_guidance` must be true.
-    `levels` are those of the run. With `per_call` they have one entry per call, in which the level that
-    is really asked takes the place of a nominal one; otherwise it is put among them.
+    `levels` are those of the run. With `per_call` they have one entry per call: there the level that is really asked
+    takes the place of a nominal one. Otherwise it is put among them.
     """
 
     def __init__(

@@ -27,9 +27,8 @@ def marked_as_training() -> Iterator[None]:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Let autograd run through a model that was loaded in inference mode.
 
-    For as long as this lasts its parameters and buffers are aliases of the same memory that autograd accepts;
-    nothing is copied, and the originals come back whatever happens. Blocks that change activations in place are
-    allowed to.
+    While it lasts, the model's parameters and buffers are aliases of the same memory, which autograd accepts. Nothing
+    is copied, and the originals come back whatever happens. Blocks may change activations in place.
     """
     originals: list[tuple[dict[str, Any], str, Any]] = []
     try:

@@ -71,8 +71,9 @@ def model_facts(model: Any, guider: Any = None, *, bottleneck: bool = False, gui
 
 
 def prediction(sampling: Any) -> str:
-    """What the network predicts: the class that turns its answer into the denoised sample (EPS, V_PREDICTION,
-    EDM, CONST for flow, ...), which a model sampling node may have exchanged.
+    """What the network predicts, by the class that turns its answer into the denoised sample.
+
+    It is EPS, V_PREDICTION, EDM, CONST for flow, or another. A model sampling node may have exchanged it.
     """
     return next(c.__name__ for c in type(sampling).__mro__ if "calculate_denoised" in vars(c))
 

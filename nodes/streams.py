@@ -1,7 +1,7 @@
 """Packed latents: newer ComfyUI puts streams of several shapes, such as video with audio, into one flat sample.
 
 A fit minimises mean squares over elements, and a video has many times those of its sound. So it runs on samples in
-which every stream is scaled to count alike, which changes no sampler: all that we fit are linear in samples and act on
+which every stream is scaled to count alike. That changes no sampler: all that we fit are linear in samples and act on
 each element alone.
 """
 
@@ -44,8 +44,8 @@ def streams(packed: Tensor, shapes: Shapes) -> list[Tensor]:
 class Balance:
     """Scales the streams of packed samples to count alike; of other samples it changes nothing.
 
-    `factors` (1, 1, elements) are sqrt(elements / (streams * a stream's own elements)), so that their squares have the
-    mean 1; None for samples of one stream.
+    `factors` (1, 1, elements) are sqrt(elements / (streams * a stream's own elements)): their squares have the mean 1.
+    They are None for samples of one stream.
     """
 
     shapes: Shapes

@@ -191,6 +191,14 @@ def test_every_input_and_output_has_a_tooltip(pack: Any) -> None:
             assert socket.tooltip, f"{schema.node_id}: {socket.id or socket.display_name} has no tooltip"
 
 
+@pytest.mark.parametrize("module", ["sampling", "sampler", "values"])
+def test_sampling_nodes_import_nothing_that_trains(pack: Any, module: str) -> None:
+    source = Path(getattr(pack.nodes, module).__file__).read_text()
+    assert "amed_core" in source
+    assert "amed_core.fit" not in source
+    assert "from ..amed_core import" not in source, "which imports all of it"
+
+
 def test_the_demo_vae_shrinks_and_enlarges_by_eight(pack: Any, demo: Any) -> None:
     latent = torch.rand(2, 1, 16, 16) * 2 - 1
     smooth = torch.nn.functional.avg_pool2d(latent, 5, 1, 2)
