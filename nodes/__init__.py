@@ -7,16 +7,19 @@ from .demo_model import AMEDDemoModel
 from .pictures_model import AMEDDemoCheckpoint
 from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
-from .training import AMEDTrainPredictor
+from .training import AMEDTrainPaperPredictor, AMEDTrainPredictor
 from .two_models import AMEDTwoModelsGuider
 
 
 class AMEDExtension(ComfyExtension):
+    """Names the nodes to ComfyUI."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             AMEDDemoCheckpoint,
             AMEDDemoModel,
             AMEDTrainPredictor,
+            AMEDTrainPaperPredictor,
             AMEDSavePredictor,
             AMEDLoadPredictor,
             AMEDApplyPredictor,

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from ..amed_core.config import PredictorConfig
 from ..amed_core.features import LOOKS, Look, look_at_latent, pool
-from ..amed_core.fit.call_derivative import directional
 from ..amed_core.types import Answer, Evaluation, Features, Sample, Sigma
-from .gradients import plain_attention
 from .streams import Shapes, packed_shapes, streams
 
 COMFYUI = Path(comfy.samplers.__file__).parents[1]
@@ -28,13 +26,28 @@ KNOWN = (COMFYUI / "comfy", COMFYUI / "comfy_extras", Path(__file__).parent)
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
 
 
+def at_bottleneck(transformer_options: dict[str, Any] | None) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+    """For networks of our own: the options of a call, and what is done to the activations at their bottleneck.
+
+    As ComfyUI's U-Nets do, it hands them to every `output_block_patch`, at ("output", 0).
+    """
+    options = dict(transformer_options or {}, block=("output", 0))
+
+    def patched(h: Tensor) -> Tensor:
+        for patch in options.get("patches", {}).get("output_block_patch", []):
+            h, _ = patch(h, h, options)
+        return h
+
+    return options, patched
+
+
 class Bottleneck:
     """Reads the U-Net's bottleneck during one model call, averaged over channels, for the positive rows.
 
-    ComfyUI passes the activations that enter the first output block through `output_block_patch`;
-    those are the bottleneck, after every ControlNet residual. Rows arrive in chunks, one per
-    conditioning, in any order and over any number of calls; a chunk is known by its uuid, and only
-    the first event of a uuid counts (later ones belong to perturbed-attention guidance and its like).
+    ComfyUI passes the activations that enter the first output block through `output_block_patch`. Those are the
+    bottleneck, after every ControlNet residual. Rows arrive in chunks, one per conditioning, in any order and over any
+    number of calls. A chunk is known by its uuid, and only the first event of a uuid counts. Later ones belong to
+    perturbed-attention guidance and its like.
     """
 
     def __init__(self, positive: set[Any]) -> None:
@@ -73,9 +86,9 @@ class Bottleneck:
 class AddedByGuidance:
     """Reads what guidance adds to the conditional answer during one model call; the patch itself changes nothing.
 
-    It is shown as the difference of the conditional and the unconditional answer that would add as much at the scale
-    `made_for`: with plain guidance of that scale that very difference. Where a node changes the scale of a call, takes
-    guidance away, or bends it, what a predictor does with it changes in proportion.
+    It is shown as a difference of the conditional and the unconditional answer, the one that would add as much at the
+    scale `made_for`. With plain guidance of that scale it is their own. Where a node changes, bends or drops the
+    guidance of a call, a predictor's use of it changes in proportion.
     """
 
     def __init__(self, made_for: float) -> None:
@@ -97,8 +110,8 @@ class AddedByGuidance:
 def foreign_code(guider: Any) -> str | None:
     """The file of another pack whose code answers for this guider; None if it is ComfyUI's own, or ours.
 
-    Such code, in a guider of its own or put into ComfyUI's, may loop over the model inside a call, and answer something
-    else than the denoised sample of what it was asked. A plan made for an ODE is lost on that.
+    Such code may loop over the model inside a call, and answer something else than the denoised sample. It may be in a
+    guider of its own, or put into ComfyUI's. A plan made for an ODE is lost on that.
     """
     code = getattr(type(guider).predict_noise, "__code__", None)
     written_in = Path(getattr(code, "co_filename", "an unknown file"))  # modules of nodes are named by their path
@@ -121,8 +134,8 @@ class ComfyDenoiser:
     Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call. With `guidance`, the
     scale that a predictor was made for, it also shows what guidance adds (see `AddedByGuidance`), for which
     `shows_guidance` must be true.
-    `levels` are those of the run. With `per_call` they have one entry per call, in which the level that
-    is really asked takes the place of a nominal one; otherwise it is put among them.
+    `levels` are those of the run. With `per_call` they have one entry per call: there the level that is really asked
+    takes the place of a nominal one. Otherwise it is put among them.
     """
 
     def __init__(
@@ -161,36 +174,20 @@ class ComfyDenoiser:
         self.extra_args = {**extra_args, "model_options": options}
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        denoised = self._ask(x, sigma, self.extra_args)
+        denoised = self._ask(x, sigma)
         features = None if self.bottleneck is None else self.bottleneck.take(x)
         guidance = None if self.added is None else self.added.take(denoised)
         if self.on_call is not None:
             self.on_call(x, sigma, denoised)
         return denoised, features, guidance
 
-    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
-        """The denoised sample and its derivative along (dx, dsigma), by forward mode.
-
-        Fused attention has no forward derivative, so a plain one takes its place, which needs more memory.
-        """
-        model_options = self.extra_args["model_options"]
-        options = {**self.options, "optimized_attention_override": plain_attention}
-        extra_args = {**self.extra_args, "model_options": {**model_options, "transformer_options": options}}
-        answer = directional(lambda x, sigma: self._ask(x, sigma, extra_args), x, sigma, dx, dsigma)
-        if self.bottleneck is not None:
-            self.bottleneck.take(x)  # what this call showed is of no use
-        if self.on_call is not None:
-            self.on_call(x, sigma, answer[0])
-        return answer
-
-    def _ask(self, x: Sample, sigma: Sigma, extra_args: dict[str, Any]) -> Sample:
+    def _ask(self, x: Sample, sigma: Sigma) -> Sample:
         asked = sigma.to(x).reshape(-1).clamp(self.lowest, self.highest)
         asked = asked.expand(x.shape[0]).contiguous()  # a compiled model would compile again for other strides
         comfy.model_management.throw_exception_if_processing_interrupted()
         if self.sample_sigmas is not None:
-            sample_sigmas = self._sample_sigmas(asked.detach())
-            extra_args["model_options"]["transformer_options"]["sample_sigmas"] = sample_sigmas
-        denoised: Sample = self.model(x, asked, **extra_args)
+            self.options["sample_sigmas"] = self._sample_sigmas(asked.detach())
+        denoised: Sample = self.model(x, asked, **self.extra_args)
         self.calls += 1
         return denoised
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..amed_core import digits
+from .bridge import at_bottleneck
 from .values import CATEGORY
 
 ALL_DIGITS = "0 to 9"
@@ -58,13 +59,7 @@ class DigitsDiffusionModel(torch.nn.Module):
         **extra: Any,
     ) -> Tensor:
         del control, extra
-        options = dict(transformer_options or {}, block=("output", 0))
-
-        def bottleneck(h: Tensor) -> Tensor:
-            for patch in options.get("patches", {}).get("output_block_patch", []):
-                h, _ = patch(h, h, options)
-            return h
-
+        _, bottleneck = at_bottleneck(transformer_options)
         return self.network(x, timesteps, context, bottleneck)
 
 

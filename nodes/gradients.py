@@ -6,14 +6,7 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import attention_basic
 from torch import nn
-
-
-def plain_attention(_: Any, *arguments: Any, **options: Any) -> torch.Tensor:
-    """In place of the optimised attention, which has no forward derivative."""
-    attended: torch.Tensor = attention_basic(*arguments, **options)
-    return attended
 
 
 @contextmanager
@@ -34,18 +27,17 @@ def marked_as_training() -> Iterator[None]:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Let autograd run through a model that was loaded in inference mode.
 
-    For as long as this lasts its parameters and buffers are aliases of the same memory that autograd accepts;
-    nothing is copied, and the originals come back whatever happens. Blocks that change activations in place are
-    allowed to.
+    While it lasts, the model's parameters and buffers are aliases of the same memory, which autograd accepts. Nothing
+    is copied, and the originals come back whatever happens. Blocks may change activations in place.
     """
     originals: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None and tensor.is_inference():
-                        originals.append((tensors, name, tensor))
-                        tensors[name] = _alias(tensor)
+        places: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+        for tensors in places:
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_inference():
+                    originals.append((tensors, name, tensor))
+                    tensors[name] = _alias(tensor)
         with torch.autograd.graph.allow_mutation_on_saved_tensors():
             yield
     finally:

@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
 
-from ..amed_core import PredictorConfig
-from ..amed_core.config import plain_text
+from ..amed_core.config import PredictorConfig, plain_text
+from ..amed_core.samplers import ModelFacts
 from . import timesteps
 
 FROM_IMAGES = ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")  # predictions of models that are given a picture in place of noise
@@ -55,9 +56,24 @@ def fingerprint(model: Any) -> dict[str, str | int | float]:
     return found
 
 
+def model_facts(model: Any, guider: Any = None, *, bottleneck: bool = False, guided: bool = False) -> ModelFacts:
+    """What the recipes of predictors must know of a loaded MODEL, and of the guider that asks it."""
+    sampling = model.get_model_object("model_sampling")
+    return ModelFacts(
+        float(sampling.sigma_min),
+        float(sampling.sigma_max),
+        getattr(sampling, "sigmas", None),
+        flow=isinstance(sampling, comfy.model_sampling.CONST),
+        bottleneck=bottleneck,
+        guided=guided,
+        fingerprint=fingerprint(model) | ({} if guider is None else of_guider(guider)),
+    )
+
+
 def prediction(sampling: Any) -> str:
-    """What the network predicts: the class that turns its answer into the denoised sample (EPS, V_PREDICTION,
-    EDM, CONST for flow, ...), which a model sampling node may have exchanged.
+    """What the network predicts, by the class that turns its answer into the denoised sample.
+
+    It is EPS, V_PREDICTION, EDM, CONST for flow, or another. A model sampling node may have exchanged it.
     """
     return next(c.__name__ for c in type(sampling).__mro__ if "calculate_denoised" in vars(c))
 

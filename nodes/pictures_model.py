@@ -16,6 +16,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..amed_core import pictures
+from .bridge import at_bottleneck
 from .values import CATEGORY
 
 Tokens = list[tuple[int, float]]  # of one prompt: word numbers, 0 for none, and their weights
@@ -50,17 +51,11 @@ class PicturesDiffusionModel(pictures.PicturesTransformer):
         **extra: Any,
     ) -> Tensor:
         del control, extra
-        options = dict(transformer_options or {}, block=("output", 0))
-
-        def middle(h: Tensor) -> Tensor:
-            for patch in options.get("patches", {}).get("output_block_patch", []):
-                h, _ = patch(h, h, options)
-            return h
+        options, middle = at_bottleneck(transformer_options)
 
         def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return optimized_attention(  # type: ignore[no-any-return]
-                q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True, transformer_options=options
-            )
+            kept = {"skip_reshape": True, "skip_output_reshape": True}
+            return optimized_attention(q, k, v, q.shape[1], **kept, transformer_options=options)
 
         return super().forward(x, timesteps / 1000, context, middle, attention)  # a flow's timesteps are 1000 sigma
 

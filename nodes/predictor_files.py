@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..amed_core.files import load_predictor, read_notes, save_predictor
 from .registration import FOLDER
-from .values import CATEGORY, Predictor, PredictorSocket, describe, say
+from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say
 
 NONE_FOUND = "(no predictor found)"
 
@@ -40,13 +40,13 @@ class AMEDSavePredictor(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, predictor: Predictor, filename_prefix: str) -> io.NodeOutput:
+    def execute(cls, predictor: NotedPredictor, filename_prefix: str) -> io.NodeOutput:
         if not filename_prefix.strip() or filename_prefix.strip()[-1] in "/\\":
             raise ValueError('filename_prefix is empty. Name the file in "AMED Save Predictor", for example "sdxl_5".')
         root = folder_paths.get_folder_paths(FOLDER)[0]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip(), root)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_predictor(predictor.network, path, predictor.notes)
+        save_predictor(predictor.predictor, path, predictor.notes)
         listed = (Path(subfolder) / path.name).as_posix()
         say(cls, f"Saved as {listed}")
         return io.NodeOutput(listed, ui=ui.PreviewText(listed))
@@ -98,6 +98,6 @@ class AMEDLoadPredictor(io.ComfyNode):
     @classmethod
     def execute(cls, predictor_name: str) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
-        predictor = Predictor(load_predictor(path), read_notes(path))
-        say(cls, describe(predictor))
+        predictor = NotedPredictor(load_predictor(path), read_notes(path))
+        say(cls, describe(predictor.config))
         return io.NodeOutput(predictor)

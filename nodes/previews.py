@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -107,7 +107,7 @@ def _panel(
     draw: ImageDraw.ImageDraw,
     left: int,
     title: str,
-    lines: dict[str, Sequence[float]],
+    lines: Mapping[str, Sequence[float]],
     labels: Sequence[str],
     font: Any,
     *,

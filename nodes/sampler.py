@@ -11,7 +11,7 @@ from ..amed_core.call_list import call_sigmas
 from .pairing import fingerprint, refuse_other_model, refuse_unfit
 from .sampling import sample_amed
 from .timesteps import interpolated
-from .values import ATTACHMENT, CATEGORY, Predictor, PredictorSocket
+from .values import ATTACHMENT, CATEGORY, NotedPredictor, PredictorSocket
 
 
 class AMEDApplyPredictor(io.ComfyNode):
@@ -38,9 +38,9 @@ class AMEDApplyPredictor(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, predictor: Predictor) -> io.NodeOutput:
+    def execute(cls, model: Any, predictor: NotedPredictor) -> io.NodeOutput:
         refuse_unfit(model)
-        refuse_other_model(predictor.network.config, fingerprint(model))
+        refuse_other_model(predictor.config, fingerprint(model))
         applied = model.clone()
         applied.set_attachments(ATTACHMENT, predictor)
         # ComfyUI's schedulers see only the model sampling: a copy of it carries the predictor's grid to "amed".
@@ -73,7 +73,7 @@ class AMEDSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, predictor: Predictor) -> io.NodeOutput:
+    def execute(cls, predictor: NotedPredictor) -> io.NodeOutput:
         return io.NodeOutput(KSAMPLER(sample_amed, {"predictor": predictor}))
 
 
@@ -107,8 +107,8 @@ class AMEDScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, predictor: Predictor, denoise: float) -> io.NodeOutput:
-        config = predictor.network.config
+    def execute(cls, predictor: NotedPredictor, denoise: float) -> io.NodeOutput:
+        config = predictor.config
         if denoise <= 0:
             return io.NodeOutput(torch.empty(0))
         total = config.calls if denoise >= 1 else int(config.calls / denoise)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..amed_core import PredictorConfig
-from ..amed_core.call_list import Run, all_plain, call_sigmas, read
-from ..amed_core.driver import NoMidpoint, Total, answers_of, raise_if_not_finite, trajectory
-from ..amed_core.types import Sample, Sigma
+from ..amed_core.call_list import all_plain, call_sigmas, read
+from ..amed_core.config import PredictorConfig
+from ..amed_core.driver import Total, answers_of, raise_if_not_finite, trajectory
+from ..amed_core.predictor import Predictor
+from ..amed_core.samplers import NAMES, sampler_name
+from ..amed_core.types import Run, Sample, Sigma
 from .bridge import ComfyDenoiser, foreign_code, guider_of, look, shows_guidance
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
-from .values import ATTACHMENT, SAMPLERS, Predictor, sampler_name, warn
+from .values import ATTACHMENT, NotedPredictor, warn
 
 SCHEDULER = "amed"
 
@@ -30,9 +32,14 @@ def sample_amed(
     disable: bool | None = None,
     *,
     name: str | None = None,
-    predictor: Predictor | None = None,
+    predictor: NotedPredictor | None = None,
 ) -> Sample:
-    """Sample with `predictor`, or with the one applied to the model; `name` is the chosen entry of the sampler list."""
+    """Sample with `predictor`, or with the one applied to the model, and return the sample at the last level.
+
+    `x` (batch, ...) is noisy at the first of `sigmas` (levels,). `name` is the chosen entry of the sampler list.
+    Raises ValueError for a predictor of another model or sampler, and for levels that no sampler could follow.
+    Raises FloatingPointError if the model answered NaN or infinity.
+    """
     if len(sigmas) < 2:
         return x
     guider = guider_of(model)
@@ -43,8 +50,8 @@ def sample_amed(
             f'The sampler "{name}" needs a predictor, but the MODEL has none. Add the node "AMED Apply Predictor" '
             "between your model and the sampler, or choose another sampler."
         )
-    config = predictor.network.config
-    made_for = sampler_name(predictor.network)
+    config = predictor.config
+    made_for = sampler_name(config)
     if name is not None and name != made_for:
         raise ValueError(
             f'The applied predictor was made for the sampler "{made_for}", but "{name}" is chosen. '
@@ -58,41 +65,48 @@ def sample_amed(
     second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
     warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned])])
 
-    network = predictor.network
-    if next(network.parameters()).device != x.device:  # the predictor belongs to other nodes as well: they keep theirs
-        network = copy.deepcopy(network).to(x.device)
+    learned = _on(x.device, predictor.predictor)
     if unplanned:
-        run = all_plain(levels)
-        solver, planner = config.build_solver(), NoMidpoint()
+        run, method = all_plain(levels), config.plain_method(levels)
     else:
-        solver = network.solver(run.sigmas, scale(guider))
-        planner = network.planner(run.sigmas, run.plain, look(config, model), scale(guider))
-    grid = torch.tensor(run.sigmas, dtype=torch.float64)
+        method = learned.method(run, guidance=scale(guider), look=look(config, model))
     mask = (extra_args or {}).get("denoise_mask")
     with tqdm(total=run.calls, disable=disable) as bar:
         report = Report(callback, bar, run.calls if levels[-1] == 0 else 0)
-        sees = config.features == "bottleneck" and bool(run.planned)
         adds = scale_of_plan(config, scale(guider)) if config.guided and run.own_grid and not unplanned else None
-        shown = {"bottleneck": sees, "guidance": adds}
-        denoiser = ComfyDenoiser(model, extra_args or {}, levels, **shown, per_call=True, on_call=report)
-        first = config.first if run.analytic_first_step else None
+        denoiser = ComfyDenoiser(
+            model,
+            extra_args or {},
+            levels,
+            bottleneck=config.features == "bottleneck" and bool(run.planned),
+            guidance=adds,
+            per_call=True,
+            on_call=report,
+        )
         answers: list[Total] = []
-        for step in trajectory(denoiser, x, grid, solver, planner, first=first):
+        for step in trajectory(denoiser, x, method):
             answers += answers_of(step)
             x = step.x
             if mask is not None and step.index == len(run.sigmas) - 2 and levels[-1] == 0:
-                x = torch.where(mask > 0, x, step.start.denoised)  # what is not to change is exact in the last answer
+                x = torch.where(mask > 0, x, step.start.denoised)  # masked pixels are exact in the last answer
             del step  # its evaluations need not live through the next model call
         report.finish(x)
     raise_if_not_finite(answers)
     return x
 
 
-class Report:
-    """Tells ComfyUI of every model call as it comes, but of the `last` one of a run to 0 with the finished sample.
+def _on(device: torch.device, predictor: Predictor) -> Predictor:
+    """The predictor on a device: itself, or a copy, since other nodes hold it too."""
+    if next(predictor.parameters()).device == device:
+        return predictor
+    return copy.deepcopy(predictor).to(device)
 
-    That is what previews and `denoised_output` show at the end, and what a learned step makes of the last answer is
-    nearer to the truth than the answer itself.
+
+class Report:
+    """Tells ComfyUI of every model call as it comes.
+
+    In a run to 0 it tells of the `last` call with the finished sample in place of the model's answer. Previews and
+    `denoised_output` show that. A learned last step is nearer to the truth than the answer itself.
     """
 
     def __init__(self, callback: Callable[[dict[str, Any]], None] | None, bar: Any, last: int) -> None:
@@ -152,7 +166,7 @@ def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider:
 
 def sampler_functions() -> dict[str, Callable[..., Sample]]:
     """One function per entry of the sampler list."""
-    return {name: partial(sample_amed, name=name) for name in SAMPLERS}
+    return {name: partial(sample_amed, name=name) for name in NAMES}
 
 
 def scheduler(model_sampling: Any, steps: int) -> Tensor:
@@ -164,4 +178,4 @@ def scheduler(model_sampling: Any, steps: int) -> Tensor:
             'node "AMED Apply Predictor" last before the sampler (after any model sampling or shift node), or choose '
             "another scheduler."
         )
-    return torch.tensor(call_sigmas(predictor.network.config, steps), dtype=torch.float32)
+    return torch.tensor(call_sigmas(predictor.config, steps), dtype=torch.float32)

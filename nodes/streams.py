@@ -1,7 +1,7 @@
 """Packed latents: newer ComfyUI puts streams of several shapes, such as video with audio, into one flat sample.
 
 A fit minimises mean squares over elements, and a video has many times those of its sound. So it runs on samples in
-which every stream is scaled to count alike, which changes no sampler: all that we fit are linear in samples and act on
+which every stream is scaled to count alike. That changes no sampler: all that we fit are linear in samples and act on
 each element alone.
 """
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..amed_core.features import Look
-from ..amed_core.fit.call_derivative import directional
 from ..amed_core.types import Answer, Denoiser, Evaluation, Sample, Sigma
 
 Shapes = Sequence[Sequence[int]]  # of every stream, with the batch
@@ -45,8 +44,8 @@ def streams(packed: Tensor, shapes: Shapes) -> list[Tensor]:
 class Balance:
     """Scales the streams of packed samples to count alike; of other samples it changes nothing.
 
-    `factors` (1, 1, elements) are sqrt(elements / (streams * a stream's own elements)), so that their squares have the
-    mean 1; None for samples of one stream.
+    `factors` (1, 1, elements) are sqrt(elements / (streams * a stream's own elements)): their squares have the mean 1.
+    They are None for samples of one stream.
     """
 
     shapes: Shapes
@@ -102,9 +101,3 @@ class Balanced:
         denoised, features, guidance = self.inner(self.balance.unscaled(x), sigma)
         scaled = self.balance.scaled
         return scaled(denoised), features, None if guidance is None else scaled(guidance)
-
-    def jvp(self, x: Sample, sigma: Sigma, dx: Sample, dsigma: Sigma) -> tuple[Sample, Sample]:
-        """The answer and its derivative."""
-        unscaled, scaled = self.balance.unscaled, self.balance.scaled
-        denoised, derivative = directional(self.inner, unscaled(x), sigma, unscaled(dx), dsigma)
-        return scaled(denoised), scaled(derivative)

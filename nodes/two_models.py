@@ -13,7 +13,7 @@ SECOND = "amed_low_noise"  # under this name a MODEL has the other one loaded wi
 ROUNDING = 1e-6  # relative, of levels in float32
 
 
-class TwoModelsGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
+class TwoModelsGuider(comfy.samplers.CFGGuider):
     """Asks one model at noise levels from `switch_sigma` on up, and another one below."""
 
     def __init__(self, high: Any, low: Any, switch_sigma: float) -> None:

@@ -10,57 +10,39 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
-from ..amed_core import PredictorConfig
-from ..amed_core.predictor import AnyPredictor
-from ..amed_core.samplers import MULTISTEP_STUDENT
+from ..amed_core.config import PredictorConfig
+from ..amed_core.predictor import Predictor
+from ..amed_core.samplers import sampler_name
 
 CATEGORY = "sampling/amed"
 ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor
 
 
 @dataclass(frozen=True)
-class Predictor:
+class NotedPredictor:
     """A predictor and the notes on how it was made: the value of an AMED_PREDICTOR socket."""
 
-    network: AnyPredictor
+    predictor: Predictor
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> PredictorConfig:
+        """Its settings."""
+        return self.predictor.config
 
 
 PredictorSocket = io.Custom("AMED_PREDICTOR")
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own, from its LoRA training: the stock loss plot takes it
 
-# The entry of the sampler list, and which solver a predictor must have been made for.
-SAMPLERS = {
-    "amed": ("amed", None),
-    "amed_euler": ("euler", None),
-    "amed_dpm_2": ("dpm_2", None),
-    "amed_ipndm": ("ipndm", None),
-    "amed_dpmpp_2m": ("dpmpp", 2),
-    "amed_dpmpp_3m": ("dpmpp", 3),
-    MULTISTEP_STUDENT: ("multistep", None),
-}
+
+def describe(config: PredictorConfig) -> str:
+    """How to use a predictor of these settings, for the people who look at its node."""
+    return f"{config.model.get('family', 'unknown model')}: choose {settings(config)}"
 
 
-def sampler_name(network: AnyPredictor) -> str:
-    """The entry of the sampler list that this predictor was made for."""
-    config = network.config
-    if config.kind == "multistep":
-        return MULTISTEP_STUDENT
-    if config.solver == "dpmpp":
-        return "amed_dpmpp_3m" if config.max_order == 3 else "amed_dpmpp_2m"
-    return next(name for name, (solver, _) in SAMPLERS.items() if solver == config.solver)
-
-
-def describe(predictor: Predictor) -> str:
-    """How to use a predictor, for the people who look at its node."""
-    family = predictor.network.config.model.get("family", "unknown model")
-    return f"{family}: choose {settings(predictor)}"
-
-
-def settings(predictor: Predictor) -> str:
+def settings(config: PredictorConfig) -> str:
     """What to set on KSampler for a predictor."""
-    config = predictor.network.config
-    chosen = f"sampler {sampler_name(predictor.network)}, scheduler amed, steps {config.calls}, cfg {_scales(config)}"
+    chosen = f"sampler {sampler_name(config)}, scheduler amed, steps {config.calls}, cfg {_scales(config)}"
     return f"{chosen}, second model from step {config.switch}" if config.switch else chosen
 
 

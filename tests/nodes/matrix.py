@@ -22,12 +22,12 @@ def cell(pack: Any, name: str, features: str) -> str:
     """
     family = make(name)
     try:
-        made, *_ = train(pack, family, features=features)
+        made, *_ = train(pack, family, paper=True, features=features)
     except ValueError as error:
         return f"refused: {str(error).split('. ')[0]}"
     with tempfile.TemporaryDirectory() as folder:
-        save_predictor(made.network, Path(folder) / "p.safetensors")
-        applied = apply(pack, family, pack.nodes.values.Predictor(load_predictor(Path(folder) / "p.safetensors")))
+        save_predictor(made.predictor, Path(folder) / "p.safetensors")
+        applied = apply(pack, family, pack.nodes.values.NotedPredictor(load_predictor(Path(folder) / "p.safetensors")))
     given, (mask, kept) = image(family), half(family)
     ways: list[dict[str, Any]] = [{}, {"denoise": 0.5, "latent": given}, {"latent": given, "noise_mask": mask}]
     for changes in ways if SPECS[name].masked else ways[:2]:
@@ -38,7 +38,7 @@ def cell(pack: Any, name: str, features: str) -> str:
             return "fails: not repeatable"
     if SPECS[name].masked and not torch.allclose(drawn[kept], flat(given)[kept], rtol=1e-4, atol=1e-5):
         return "fails: what is masked out changes"
-    return f"pass ({made.network.config.features})" if features == "auto" else "pass"
+    return f"pass ({made.config.features})" if features == "auto" else "pass"
 
 
 def half(family: Family) -> tuple[torch.Tensor, torch.Tensor]:

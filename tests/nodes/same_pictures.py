@@ -25,9 +25,9 @@ def digest(*tensors: torch.Tensor) -> str:
 
 def drawn(pack: Any, file: Path) -> str:
     """The demo graph with a shipped predictor: latent and picture."""
-    made = pack.nodes.values.Predictor(pack.amed_core.load_predictor(file))
-    family, vae = pack_model(pack, made.network.config.model["family"])
-    name, config = pack.nodes.values.sampler_name(made.network), made.network.config
+    made = pack.nodes.values.NotedPredictor(pack.amed_core.load_predictor(file))
+    family, vae = pack_model(pack, made.config.model["family"])
+    name, config = pack.amed_core.samplers.sampler_name(made.config), made.config
     latent = k_sample(family, apply(pack, family, made), config.calls, config.guidance, name)
     return digest(latent, vae.decode(latent))
 

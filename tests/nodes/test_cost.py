@@ -121,4 +121,4 @@ def test_no_more_latents_are_alive_than_with_comfyuis_ipndm_and_one_per_remember
     made = predictor(pack, family, student, guidance=3.0)
     ours = latents(family, apply(pack, family, made), student, "amed")
     stock = latents(family, family.model, "ipndm", "simple")
-    assert ours <= stock + made.network.config.build_solver().memory
+    assert ours <= stock + made.config.build_solver().memory

@@ -44,7 +44,7 @@ def digits(pack: Any) -> Family:
 
 @pytest.fixture(scope="module")
 def digits_multistep(pack: Any, digits: Family) -> Any:
-    settings = {"sampler_name": "amed_multistep", "trajectories": 20, "held_out": 10, "batch_size": 10}
+    settings = {"trajectories": 20, "held_out": 10, "batch_size": 10}
     return train(pack, digits, **settings, teacher_calls=0)[0]
 
 
@@ -106,7 +106,7 @@ def test_a_second_model_for_the_negative_answer_shows_guidance_as_one_does(pack:
     if "DualModelGuider" not in known():
         pytest.skip("this ComfyUI has no DualModelGuider")
     flux = make("flux")
-    settings = {"sampler_name": "amed_multistep", "trajectories": 4, "held_out": 2, "batch_size": 2}
+    settings = {"trajectories": 4, "held_out": 2, "batch_size": 2}
     made = train(pack, flux, **settings)[0]
     applied = apply(pack, flux, made)
     asked = {"model": applied, "model_negative": flux.model, "positive": flux.positive, "negative": flux.negative}
@@ -127,7 +127,7 @@ def test_where_another_packs_code_answers_all_calls_are_plain(
 
     flux = make("flux")
     if student == "amed_multistep":
-        made = train(pack, flux, sampler_name=student, trajectories=4, held_out=2, batch_size=2)[0]
+        made = train(pack, flux, trajectories=4, held_out=2, batch_size=2)[0]
     else:
         made = predictor(pack, flux, student, guidance=CFG)
     applied = apply(pack, flux, made)
@@ -141,7 +141,7 @@ def test_where_another_packs_code_answers_all_calls_are_plain(
 
     monkeypatch.setattr(comfy.samplers.CFGGuider, "predict_noise", predict_noise)
     levels = sigmas(applied)
-    config = made.network.config
+    config = made.config
     base, options = ("euler", {}) if student == "amed" else ("ipndm", {"max_order": config.max_order})
     ours = drawn(flux, applied, student, levels)
     assert asked == pytest.approx(levels[:-1].tolist())
@@ -161,7 +161,7 @@ def test_the_strengths_of_both_guidances_of_a_video_with_sound_are_shown(pack: A
 
 def test_a_predictor_of_a_range_sees_guidance_in_units_of_the_scale_that_it_follows(pack: Any) -> None:
     pairing = pack.nodes.pairing
-    config = predictor(pack, make("flux"), guidance=2.0).network.config
+    config = predictor(pack, make("flux"), guidance=2.0).config
     assert pairing.scale_of_plan(config, 7.0) == 2.0
     ranged = type("Ranged", (), {"guidances": (2.0, 4.0), "guidance": 2.0})
     assert [pairing.scale_of_plan(ranged, s) for s in (1.0, 3.0, 9.0, None)] == [2.0, 3.0, 4.0, 2.0]

@@ -9,8 +9,8 @@ from families import SPECS, Family, here, make, prompt
 from stock import stock
 from toys import apply, k_sample, train
 
-MULTISTEP = {"sampler_name": "amed_multistep", "steps": 3, "trajectories": 4, "held_out": 2, "batch_size": 2}
-STUDENTS = {"network": {}, "table": {"predictor_type": "table"}, "multistep": MULTISTEP}
+MULTISTEP = {"steps": 3, "trajectories": 4, "held_out": 2, "batch_size": 2}
+STUDENTS = {"network": {"paper": True}, "table": {"paper": True, "predictor_type": "table"}, "multistep": MULTISTEP}
 
 
 def exists(name: str) -> None:
@@ -42,7 +42,7 @@ def test_latents_that_are_rearranged_for_their_preview_train(
     family = make("flux2")
     made = train(pack, family, **STUDENTS[student])[0]
     assert any(picture is not None for picture in shown)
-    name, calls = pack.nodes.values.sampler_name(made.network), made.network.config.calls
+    name, calls = pack.amed_core.samplers.sampler_name(made.config), made.config.calls
     assert k_sample(family, apply(pack, family, made), calls, 3.0, name).isfinite().all()
 
 
@@ -59,7 +59,7 @@ def test_a_preview_that_fails_ends_no_fit(
             raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied {tuple(latent.shape)}")
 
     monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Broken())
-    assert train(pack, make("flux"))[2]
+    assert train(pack, make("flux"), paper=True)[2]
     assert Broken.asked == 1, "it is not tried again"
     assert caplog.text.count("training goes on without") == 1
 
@@ -75,7 +75,7 @@ def test_cancel_during_a_preview_is_cancel(pack: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Pressed())
     with pytest.raises(mm.InterruptProcessingException):
-        train(pack, make("flux"))
+        train(pack, make("flux"), paper=True)
 
 
 @pytest.mark.parametrize("values", [[], [math.nan, math.nan], [0.0, 0.0]], ids=["none", "nan", "0"])
@@ -121,7 +121,7 @@ def test_an_empty_latent_is_trained_on_at_the_size_that_k_sampler_samples(pack: 
 
     of_sampling = asked_shapes(family, k_sampler)
     given = Family(family.model, family.positive, family.negative, latent)
-    assert asked_shapes(family, lambda: train(pack, given, cfg=1.0, features="none")) == of_sampling
+    assert asked_shapes(family, lambda: train(pack, given, paper=True, cfg=1.0, features="none")) == of_sampling
     assert len(of_sampling) == 1
 
 
@@ -153,7 +153,7 @@ def test_the_report_names_the_streams_and_their_preview_is_the_first(pack: Any, 
 
 def test_balanced_streams_count_alike_and_samplers_do_not_notice(pack: Any) -> None:
     """The mean square over all elements is the mean of the streams' own, and a scaled run is the run, scaled."""
-    from amed_core import sample  # noqa: PLC0415
+    from amed_core import Method, sample  # noqa: PLC0415
     from amed_core.driver import NoMidpoint  # noqa: PLC0415
     from amed_core.solvers import DpmSolverPP  # noqa: PLC0415
 
@@ -169,9 +169,9 @@ def test_balanced_streams_count_alike_and_samplers_do_not_notice(pack: Any) -> N
     def model(x: torch.Tensor, sigma: torch.Tensor) -> Any:
         return torch.tanh(x) / (1 + sigma), None, None
 
-    grid = torch.tensor([10.0, 2.0, 0.5, 0.0], dtype=torch.float64)
-    plain = sample(model, packed, grid, DpmSolverPP(2), NoMidpoint())
-    scaled = sample(balance.denoiser(model), balance.scaled(packed), grid, DpmSolverPP(2), NoMidpoint())
+    method = Method((10.0, 2.0, 0.5, 0.0), DpmSolverPP(2), NoMidpoint())
+    plain = sample(model, packed, method)
+    scaled = sample(balance.denoiser(model), balance.scaled(packed), method)
     torch.testing.assert_close(balance.unscaled(scaled), plain)
 
 
@@ -196,7 +196,7 @@ def test_fused_kernels_are_kept_where_no_autograd_runs(pack: Any) -> None:
     family, seen = make("flux"), {}
     network = family.model.model.diffusion_model
     forward = network.forward
-    for gradient in ("finite difference", "forward", "reverse"):
+    for gradient in ("finite difference", "reverse"):
         told: set[bool] = set()
 
         def looking(*args: Any, told: set[bool] = told, **named: Any) -> Any:
@@ -204,9 +204,9 @@ def test_fused_kernels_are_kept_where_no_autograd_runs(pack: Any) -> None:
             return forward(*args, **named)
 
         network.forward = looking
-        train(pack, family, gradient=gradient, features="none", cfg=1.0)
+        train(pack, family, paper=True, gradient=gradient, features="none", cfg=1.0)
         seen[gradient] = told
-    assert seen == {"finite difference": {False}, "forward": {True}, "reverse": {True}}
+    assert seen == {"finite difference": {False}, "reverse": {True}}
     assert not mm.in_training
 
 
@@ -214,5 +214,5 @@ def test_fused_kernels_are_kept_where_no_autograd_runs(pack: Any) -> None:
 def test_a_model_without_batches_trains_with_the_default_batch(pack: Any, scheduler: str) -> None:
     exists("minimax_h3")
     family = make("minimax_h3")
-    how = {"predictor_type": "table", "trajectories": 2, "batch_size": 16, "scheduler": scheduler}
+    how = {"paper": True, "predictor_type": "table", "trajectories": 2, "batch_size": 16, "scheduler": scheduler}
     assert train(pack, family, **how, sampler_name="amed_ipndm")[0].notes["training"]["batch_size"] == 2

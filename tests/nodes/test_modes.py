@@ -299,7 +299,7 @@ def test_training_in_context_windows(pack: Any) -> None:
     """The teacher asks between the grid's levels, too."""
     family = make("wan21", batch=1, shape=(16, 9, 8, 8))
     made = trained(pack, family, windowed(family, "standard_static"), trajectories=2, batch_size=1)
-    assert made.network.config.features == "latent"
+    assert made.config.features == "latent"
 
 
 # Model sampling nodes
@@ -338,7 +338,7 @@ def test_model_sampling_nodes_before_training(pack: Any, name: str, node: str) -
     changed = Family(changed_by(node, family.model), family.positive, family.negative, family.latent)
     made = predictor(pack, changed, guidance=CFG)
     sampling = changed.model.get_model_object("model_sampling")
-    assert made.network.config.sigmas[0] == pytest.approx(float(sampling.sigma_max), rel=1e-3)
+    assert made.config.sigmas[0] == pytest.approx(float(sampling.sigma_max), rel=1e-3)
     assert k_sample(changed, apply(pack, changed, made), 5, CFG).isfinite().all()
 
 
@@ -529,7 +529,7 @@ def test_cancel_stops_before_the_next_model_call(pack: Any, sd15: Family) -> Non
 
 
 def trained(pack: Any, family: Family, model: Any = None, **changes: Any) -> Any:
-    return train(pack, family, model, **changes)[0]
+    return train(pack, family, model, paper=True, **changes)[0]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -540,60 +540,9 @@ def test_every_family_trains_and_its_predictor_samples_in_every_way(pack: Any, n
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_predictor_knows_what_its_model_predicts(pack: Any, name: str) -> None:
-    config = predictor(pack, make(name)).network.config
+    config = predictor(pack, make(name)).config
     assert config.flow == SPECS[name].flow
     assert config.model["timesteps"] == ("interpolated" if name in DISCRETE else "continuous")
-
-
-@pytest.mark.parametrize("name", ["sd15", "flux"])
-@pytest.mark.parametrize("features", ["bottleneck", "latent", "none"])
-def test_features_can_be_chosen(pack: Any, name: str, features: str) -> None:
-    family = make(name)
-    if features == "bottleneck" and name == "flux":
-        with pytest.raises(ValueError, match=r'\(Flux\) has no U-Net bottleneck.*"auto" or "latent"'):
-            trained(pack, family, features=features)
-        return
-    made = trained(pack, family, features=features)
-    assert made.network.config.features == features
-    assert k_sample(family, apply(pack, family, made), 5, CFG).isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["sd15", "flux", "wan21", "stable_audio", "cogvideox", "ltxav"])
-@pytest.mark.parametrize("student", ["amed", "amed_dpmpp_2m"])
-def test_a_table_is_fitted_and_samples(pack: Any, name: str, student: str) -> None:
-    """Its largest seed, too: ComfyUI's go up to 64 bits."""
-    family = make(name)
-    made, _, report, _ = train(pack, family, predictor_type="table", sampler_name=student, seed=0xFFFFFFFFFFFFFFFF)
-    assert made.network.config.kind == "table"
-    training = made.notes["training"]
-    beaten = training["error"] < training["base_solver_error"]
-    assert ("less than its base solver's" if beaten else "NOT better than its base solver") in report
-    assert k_sample(family, apply(pack, family, made), 5, CFG, student).isfinite().all()
-
-
-def test_the_paper_preset_takes_the_flow_models_analytic_first_step(pack: Any, flux: Family) -> None:
-    made = trained(pack, flux, preset="paper")
-    assert made.network.config.analytic_first_step
-    assert k_sample(flux, apply(pack, flux, made), 5, CFG).isfinite().all()
-
-
-class Nested:
-    """A latent of several shapes, as newer ComfyUI has them."""
-
-    is_nested = True
-
-    def __init__(self, parts: list[torch.Tensor]) -> None:
-        self.parts = parts
-
-    def unbind(self) -> list[torch.Tensor]:
-        return self.parts
-
-
-def test_training_noise_has_the_latents_shapes(pack: Any) -> None:
-    empty = pack.nodes.training.empty
-    nested = empty(Nested([torch.ones(1, 4, 3, 8, 8), torch.ones(1, 6, 50)]), 5)
-    assert [part.shape for part in nested.unbind()] == [(5, 4, 3, 8, 8), (5, 6, 50)]
-    assert empty(torch.ones(1, 4, 8, 8), 5).shape == (5, 4, 8, 8)
 
 
 @pytest.mark.usefixtures("pack")

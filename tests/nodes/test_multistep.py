@@ -8,15 +8,12 @@ import pytest
 import torch
 from families import Family, make
 from stock import stock
-from test_training import cancelling, user
 from toys import apply, dual_cfg, flat, guided, inside, k_sample, train
 
 from amed_core import evaluate
 
 STUDENT, CFG, STEPS = "amed_multistep", 3.0, 4
-SHORT = {"sampler_name": "auto", "steps": STEPS, "teacher_calls": 8, "trajectories": 1, "held_out": 1}
-
-__all__ = ["user"]  # the fixture
+SHORT = {"steps": STEPS, "teacher_calls": 8, "trajectories": 1, "held_out": 1}
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +51,15 @@ def custom(family: Family, model: Any, sampler: Any, sigmas: torch.Tensor) -> to
 def test_it_is_what_one_click_trains_and_no_worse_than_the_best_unlearned_solver(pack: Any, name: str) -> None:
     family = make(name)
     made, losses, report, _ = train(pack, family, **SHORT)
-    config, training = made.network.config, made.notes["training"]
+    config, training = made.config, made.notes["training"]
     assert config.kind == "multistep"
     assert len(config.sigmas) == STEPS + 1
-    assert training["error"] <= training["base_solver_error"]
+    assert training["error"] <= training["baseline_error"]
     assert len(losses["loss"]) == training["iterations"] + 1
     assert f"choose sampler {STUDENT}, scheduler amed, steps {STEPS}, cfg 3" in report
     drawn = k_sample(family, apply(pack, family, made), STEPS, CFG, STUDENT)
     assert drawn.isfinite().all()
     assert drawn.shape == flat(family.latent["samples"]).shape
-
-
-def test_the_paper_is_one_click_away(pack: Any, flux: Family) -> None:
-    made = train(pack, flux, sampler_name="auto", preset="paper")[0]
-    assert (made.network.config.kind, made.network.config.solver) == ("network", "amed")
-    assert made.network.config.analytic_first_step, "as published for 5 calls"
-    assert not made.network.config.plain_last
 
 
 def test_k_sampler_custom_sampling_and_a_file_give_the_same_picture(
@@ -90,8 +80,8 @@ def test_k_sampler_custom_sampling_and_a_file_give_the_same_picture(
     (sampler,) = pack.nodes.AMEDSampler.execute(made).args
     assert (custom(flux, flux.model, sampler, levels(pack, made)) == drawn).all()
     files = pack.amed_core.files
-    files.save_predictor(made.network, tmp_path / "p.safetensors", dict(made.notes))
-    loaded = pack.nodes.values.Predictor(files.load_predictor(tmp_path / "p.safetensors"))
+    files.save_predictor(made.predictor, tmp_path / "p.safetensors", dict(made.notes))
+    loaded = pack.nodes.values.NotedPredictor(files.load_predictor(tmp_path / "p.safetensors"))
     assert (k_sample(flux, apply(pack, flux, loaded), STEPS, CFG, STUDENT) == drawn).all()
 
 
@@ -138,44 +128,13 @@ def test_its_first_steps_are_its_own_when_the_run_is_cut(pack: Any, flux: Family
 
 def test_a_range_of_cfg_shares_the_grid(pack: Any, flux: Family) -> None:
     made = train(pack, flux, **SHORT, cfg=2.0, cfg_max=6.0)[0]
-    network = made.network
+    network = made.predictor
     assert network.config.guidances == (2.0, 4.0, 6.0)
     assert network.weights.shape[0] == 3
     applied = apply(pack, flux, made)
     drawn = {scale: k_sample(flux, applied, STEPS, scale, STUDENT) for scale in (2.0, 3.0)}
     assert all(picture.isfinite().all() for picture in drawn.values())
     assert not torch.equal(drawn[2.0], drawn[3.0])
-
-
-@pytest.mark.parametrize("call", [300])
-def test_cancelled_it_goes_on_where_it_was(pack: Any, flux: Family, user: Path, call: int) -> None:
-    import comfy.model_management as mm  # noqa: PLC0415
-
-    whole, losses, *_ = train(pack, flux, **SHORT)
-    model, asked = cancelling(flux, call)
-    with pytest.raises(mm.InterruptProcessingException):
-        train(pack, flux, model, **SHORT)
-    assert len(asked) == call
-    assert len(list(user.glob("*.safetensors"))) == 1
-    resumed, again, report, _ = train(pack, flux, model, **SHORT)
-    assert "before it was stopped" in report
-    ours, theirs = whole.network.state_dict(), resumed.network.state_dict()
-    assert all((ours[name] == theirs[name]).all() for name in ours)
-    assert again["loss"] == losses["loss"]
-    assert not list(user.glob("*"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"preset": "paper"}, "amed_multistep is not of the paper"),
-        ({"objective": "per interval"}, "fitted end to end and without autograd"),
-        ({"gradient": "reverse"}, "fitted end to end and without autograd"),
-    ],
-)
-def test_what_it_cannot_do_is_refused_in_words(pack: Any, flux: Family, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        train(pack, flux, sampler_name=STUDENT, steps=STEPS, **changes)
 
 
 # Guidance
@@ -203,10 +162,10 @@ def test_what_guidance_adds_is_what_another_cfg_changes(pack: Any, name: str, ba
 
 
 def test_it_steps_along_what_guidance_adds(pack: Any, flux: Family, made: Any) -> None:
-    assert made.network.config.guided
+    assert made.config.guided
     without = train(pack, flux, **SHORT, cfg=1.0)[0]
-    assert not without.network.config.guided
-    assert not train(pack, flux, **SHORT, cfg=1.0, cfg_max=3.0)[0].network.config.guided
+    assert not without.config.guided
+    assert not train(pack, flux, **SHORT, cfg=1.0, cfg_max=3.0)[0].config.guided
 
 
 def test_where_guidance_is_not_to_be_seen_all_calls_are_plain_and_it_says_so(
@@ -248,14 +207,3 @@ def test_it_samples_other_sizes_than_it_was_fitted_at(pack: Any, flux: Family, a
         drawn = k_sample(flux, applied, STEPS, CFG, STUDENT, latent=torch.zeros(1, 16, size, 16))
         assert drawn.shape == (1, 16, size, 16)
         assert drawn.isfinite().all()
-
-
-def test_batches_hold_whole_sets_of_a_conditionings_rows(pack: Any, flux: Family) -> None:
-    """Three prompts in the rows of one conditioning, and batches of four: else the first would count twice."""
-    tensor, more = flux.positive[0]
-    rows = {key: value.repeat(3, *[1] * (value.ndim - 1)) for key, value in more.items() if torch.is_tensor(value)}
-    several = [[tensor.repeat(3, 1, 1), more | rows]]
-    few = SHORT | {"trajectories": 9, "held_out": 3, "batch_size": 4}
-    made = train(pack, flux, **few, positives=[several])[0]
-    assert made.notes["training"]["batch_size"] == 3
-    assert train(pack, flux, **(few | {"batch_size": 2}), positives=[several])[0].notes["training"]["batch_size"] == 2

@@ -1,6 +1,7 @@
 """The nodes and the bridge, in this process, against the core on the same model."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from toys import train
 from amed_core import AMEDPredictor, load_predictor, sample
 from amed_core.digits import FINGERPRINT, SHAPE, SIGMA_MAX, SIGMA_MIN, DigitsDenoiser
 from amed_core.features import pool
-from amed_core.samplers import predictor_config
+from amed_core.samplers import ModelFacts, student_config
 
+FACTS = ModelFacts(SIGMA_MIN, SIGMA_MAX, bottleneck=True, fingerprint=FINGERPRINT)
 SHIPPED = Path(__file__).parents[2] / "predictors"
 
 
@@ -25,8 +27,8 @@ def demo(pack: Any) -> Any:
 
 
 def predictor(pack: Any, name: str = "amed", calls: int = 5, **changes: Any) -> Any:
-    config = predictor_config(name, calls, SIGMA_MIN, SIGMA_MAX, model=FINGERPRINT, **changes)
-    return pack.nodes.values.Predictor(AMEDPredictor(config, torch.Generator().manual_seed(1)))
+    config = student_config(name, calls, FACTS, **changes)
+    return pack.nodes.values.NotedPredictor(AMEDPredictor(config, torch.Generator().manual_seed(1)))
 
 
 def k_sample(demo: Any, model: Any, steps: int, cfg: float, sampler: str, scheduler: str, **more: Any) -> torch.Tensor:
@@ -56,14 +58,10 @@ def test_k_sampler_equals_the_core(pack: Any, demo: Any, name: str, calls: int, 
     made = predictor(pack, name, calls, guidance=cfg)
     (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, made).args
     theirs = k_sample(demo, applied, calls, cfg, name, "amed")
-    config = made.network.config
     ours = sample(
         DigitsDenoiser(cfg).for_rows(range(10)),
         start(),
-        torch.tensor(config.sigmas, dtype=torch.float64),
-        config.build_solver(),
-        made.network.planner(),
-        first=config.first,
+        made.predictor.method(),
     )
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-4)
 
@@ -110,32 +108,32 @@ def test_sampling_and_training_leave_the_model_untouched(pack: Any, demo: Any) -
 
 def fit(pack: Any, demo: Any, **changes: Any) -> Any:
     usual: dict[str, Any] = {"cfg": 1.0, "trajectories": 320, "batch_size": 16, "held_out": 32, "teacher_calls": 40}
-    return train(pack, demo, **(usual | changes))
+    return train(pack, demo, paper=True, **(usual | changes))
 
 
 def test_training_is_repeatable_and_its_file_says_how_it_was_made(pack: Any, demo: Any) -> None:
     (one, loss), (same, _), (other, _) = (fit(pack, demo, trajectories=64, seed=s, cfg=2.0)[:2] for s in (5, 5, 6))
-    weights = [list(p.network.parameters()) for p in (one, same, other)]
+    weights = [list(p.predictor.parameters()) for p in (one, same, other)]
     assert all((a == b).all() for a, b in zip(weights[0], weights[1], strict=True))
     assert not all((a == b).all() for a, b in zip(weights[0], weights[2], strict=True))
     assert len(loss["loss"]) == 4
-    assert one.network.config.guidance == 2.0
-    assert one.network.config.model["family"] == "AMEDDigits"
+    assert one.config.guidance == 2.0
+    assert one.config.model["family"] == "AMEDDigits"
     assert one.notes["training"]["seed"] == 5
 
 
 def test_the_paper_preset_is_the_published_recipe(pack: Any, demo: Any) -> None:
     made, *_ = fit(pack, demo, trajectories=8, preset="paper")
-    published = predictor_config("amed", 5, SIGMA_MIN, SIGMA_MAX, published=True)
-    torch.testing.assert_close(torch.tensor(made.network.config.sigmas), torch.tensor(published.sigmas))
-    assert made.network.config.analytic_first_step
+    published = student_config("amed", 5, FACTS, published=True)
+    torch.testing.assert_close(torch.tensor(made.config.sigmas), torch.tensor(published.sigmas))
+    assert made.config.analytic_first_step
 
 
 def test_a_table_is_nearer_to_the_teacher_than_its_base_solver(pack: Any, demo: Any) -> None:
     """On noise that it was not fitted on, from 32 trajectories; the loss output is its error per iteration."""
-    made, loss, *_ = fit(pack, demo, predictor_type="table", sampler_name="amed_ipndm")
+    made, loss, *_ = fit(pack, demo, predictor_type="table", sampler_name="amed_ipndm", trajectories=32)
     training = made.notes["training"]
-    assert training["error"] < training["base_solver_error"]
+    assert training["error"] < training["baseline_error"]
     assert loss["loss"][-1] < loss["loss"][0]
     assert training["model_calls"] < 12_000
 
@@ -177,7 +175,7 @@ def test_registration_adds_and_never_twice(pack: Any) -> None:
 
     pack.nodes.registration.register()
     names = comfy.samplers.KSampler.SAMPLERS
-    for name in pack.nodes.values.SAMPLERS:
+    for name in pack.amed_core.samplers.NAMES:
         assert names.count(name) == 1
     assert comfy.samplers.KSampler.SCHEDULERS.count("amed") == 1
     assert names[0] == "euler"
@@ -193,6 +191,14 @@ def test_every_input_and_output_has_a_tooltip(pack: Any) -> None:
             assert socket.tooltip, f"{schema.node_id}: {socket.id or socket.display_name} has no tooltip"
 
 
+@pytest.mark.parametrize("module", ["sampling", "sampler", "values"])
+def test_sampling_nodes_import_nothing_that_trains(pack: Any, module: str) -> None:
+    source = Path(getattr(pack.nodes, module).__file__).read_text()
+    assert "amed_core" in source
+    assert "amed_core.fit" not in source
+    assert "from ..amed_core import" not in source, "which imports all of it"
+
+
 def test_the_demo_vae_shrinks_and_enlarges_by_eight(pack: Any, demo: Any) -> None:
     latent = torch.rand(2, 1, 16, 16) * 2 - 1
     smooth = torch.nn.functional.avg_pool2d(latent, 5, 1, 2)
@@ -202,9 +208,9 @@ def test_the_demo_vae_shrinks_and_enlarges_by_eight(pack: Any, demo: Any) -> Non
 
 
 def test_a_predictor_of_another_model_is_refused(pack: Any, demo: Any) -> None:
-    config = predictor_config("amed", 5, SIGMA_MIN, SIGMA_MAX, model={**FINGERPRINT, "family": "SD15"})
+    config = student_config("amed", 5, replace(FACTS, fingerprint={**FINGERPRINT, "family": "SD15"}))
     with pytest.raises(ValueError, match="family 'SD15', but the loaded model has 'AMEDDigits'"):
-        pack.nodes.AMEDApplyPredictor.execute(demo.model, pack.nodes.values.Predictor(AMEDPredictor(config)))
+        pack.nodes.AMEDApplyPredictor.execute(demo.model, pack.nodes.values.NotedPredictor(AMEDPredictor(config)))
 
 
 def test_nan_from_the_model_names_interval_and_call(pack: Any, demo: Any) -> None:
@@ -228,7 +234,7 @@ def test_an_empty_predictor_folder_says_what_to_do(pack: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("digits_*.safetensors")), ids=lambda file: file.stem)
 def test_shipped_predictors_load_and_apply(pack: Any, demo: Any, file: Path) -> None:
-    made = pack.nodes.values.Predictor(load_predictor(file))
+    made = pack.nodes.values.NotedPredictor(load_predictor(file))
     (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, made).args
-    name = pack.nodes.values.sampler_name(made.network)
-    assert k_sample(demo, applied, made.network.config.calls, 1.0, name, "amed").isfinite().all()
+    name = pack.amed_core.samplers.sampler_name(made.config)
+    assert k_sample(demo, applied, made.config.calls, 1.0, name, "amed").isfinite().all()

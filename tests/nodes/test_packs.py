@@ -91,7 +91,7 @@ def test_names_are_added_in_place_and_once(pack: Any) -> None:
     assert [list(names) for names in lists] == before
     assert comfy.samplers.KSampler.SAMPLERS is comfy.samplers.SAMPLER_NAMES
     assert comfy.samplers.KSampler.SCHEDULERS is comfy.samplers.SCHEDULER_NAMES
-    for names, ours in zip(lists, (list(pack.nodes.values.SAMPLERS), ["amed"]), strict=True):
+    for names, ours in zip(lists, (list(pack.amed_core.samplers.NAMES), ["amed"]), strict=True):
         assert [name for name in names if name in ours] == ours, "each once, in our order"
         assert names[-len(ours) :] == ours, "after everybody else's"
 
@@ -107,7 +107,7 @@ def flux(pack: Any) -> Family:
 
 @pytest.fixture(scope="module")
 def multistep(pack: Any, flux: Family) -> Any:
-    return train(pack, flux, sampler_name="amed_multistep", trajectories=4, held_out=2)[0]
+    return train(pack, flux, trajectories=4, held_out=2)[0]
 
 
 def custom(pack: Any, family: Family, made: Any, latent: Any = None, sigmas: Any = None) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,7 @@ import torch
 from families import SPECS, make
 from toys import guided, inside
 
-from amed_core import Dpm2, DpmSolverPP, FixedMidpoint, Ipndm, NoMidpoint, sample
+from amed_core import Dpm2, DpmSolverPP, FixedMidpoint, Ipndm, Method, NoMidpoint, sample
 from amed_core.types import Planner, Solver
 
 STEPS = 4
@@ -33,7 +33,9 @@ def both(pack: Any, name: str, family_name: str, solver: Solver, planner: Planne
     def draw(model: Any, noise: torch.Tensor, sigmas: torch.Tensor, extra_args: Any) -> Any:
         x = noise * sigmas[0]
         denoiser = pack.nodes.bridge.ComfyDenoiser(model, extra_args, sigmas.tolist(), bottleneck=False)
-        return stock(name, model, x, sigmas, extra_args), sample(denoiser, x, sigmas, solver, planner)
+        return stock(name, model, x, sigmas, extra_args), sample(
+            denoiser, x, Method(tuple(sigmas.tolist()), solver, planner)
+        )
 
     theirs, ours = inside(guided(family), family, draw, tuple(sigmas.tolist()))
     return theirs, ours
@@ -94,7 +96,9 @@ def test_the_final_order_drop_of_the_published_dpmpp_is_not_comfyuis(pack: Any) 
         x = noise * sigmas[0]
         denoiser = pack.nodes.bridge.ComfyDenoiser(model, extra_args, sigmas.tolist(), bottleneck=False)
         theirs = stock("dpmpp_2m", model, x, sigmas, extra_args)
-        return theirs, *(sample(denoiser, x, sigmas, DpmSolverPP(2, lower_order_final=d), NoMidpoint()) for d in (0, 1))
+        grid = tuple(sigmas.tolist())
+        methods = [Method(grid, DpmSolverPP(2, lower_order_final=drop), NoMidpoint()) for drop in (False, True)]
+        return theirs, *(sample(denoiser, x, method) for method in methods)
 
     theirs, without, with_drop = inside(guided(family), family, draw, tuple(sigmas.tolist()))
     assert_equal_to_rounding(theirs, without)

@@ -181,17 +181,16 @@ def test_attention_can_be_replaced(parts: Any) -> None:
 @pytest.mark.parametrize("name", ["amed", "amed_ipndm"])
 def test_k_sampler_equals_the_core(pack: Any, parts: Any, name: str) -> None:
     """Also the features, which a predictor reads, and the noise levels."""
-    config = pack.nodes.training.student_config(parts.model, name, 5, guidance=CFG, features="bottleneck")
-    made = pack.nodes.values.Predictor(AMEDPredictor(config, torch.Generator().manual_seed(1)))
+    config = pack.amed_core.student_config(
+        name, 5, pack.nodes.pairing.model_facts(parts.model, bottleneck=True), guidance=CFG
+    )
+    made = pack.nodes.values.NotedPredictor(AMEDPredictor(config, torch.Generator().manual_seed(1)))
     (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     theirs = k_sample(parts, applied, 5, CFG, name, "amed", latent=torch.zeros(1, *SHAPE))
     ours = sample(
         PicturesDenoiser(CFG).for_prompts(["strawberry"]),
         torch.randn(1, *SHAPE, generator=torch.manual_seed(3)),
-        torch.tensor(config.sigmas, dtype=torch.float64),
-        config.build_solver(),
-        made.network.planner(),
-        first=config.first,
+        made.predictor.method(),
     )
     torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-3)
 
@@ -222,10 +221,10 @@ def test_its_fingerprint_is_the_cores(pack: Any, parts: Any) -> None:
     assert {key: found[key] for key in FINGERPRINT} == pytest.approx(FINGERPRINT)
 
 
-@pytest.mark.parametrize("gradient", ["finite difference", "forward", "reverse"])
+@pytest.mark.parametrize("gradient", ["finite difference", "reverse"])
 def test_the_training_node_trains_on_it(pack: Any, parts: Any, gradient: str) -> None:
-    made, *_ = train(pack, parts, sampler_name="amed", cfg=CFG, trajectories=4, gradient=gradient)
-    assert made.network.config.features == "bottleneck"
+    made, *_ = train(pack, parts, paper=True, cfg=CFG, trajectories=4, gradient=gradient)
+    assert made.config.features == "bottleneck"
     (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     assert drawn(parts, steps=5, sampler="amed", model=applied, scheduler="amed").isfinite().all()
 
@@ -234,7 +233,6 @@ def test_the_default_student_trains_on_several_prompts(pack: Any, parts: Any) ->
     made, *_ = train(
         pack,
         parts,
-        sampler_name="auto",
         cfg=CFG,
         steps=3,
         trajectories=4,
@@ -250,12 +248,12 @@ def test_the_default_student_trains_on_several_prompts(pack: Any, parts: Any) ->
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("pictures_*.safetensors")), ids=lambda file: file.stem)
 def test_shipped_predictors_load_apply_and_beat_euler(pack: Any, parts: Any, file: Path) -> None:
-    made = pack.nodes.values.Predictor(load_predictor(file))
-    config = made.network.config
+    made = pack.nodes.values.NotedPredictor(load_predictor(file))
+    config = made.config
     (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     settings = {"latent_image": empty(128, 128, batch=4), "cfg": config.guidance}
     slow = drawn(parts, steps=60, sampler="heun", **settings)
-    name = pack.nodes.values.sampler_name(made.network)
+    name = pack.amed_core.samplers.sampler_name(made.config)
     ours = drawn(parts, config.calls, name, model=applied, scheduler="amed", **settings)
     stock = drawn(parts, config.calls, "euler", **settings)
     assert (ours - slow).square().mean() < (stock - slow).square().mean()

@@ -48,7 +48,7 @@ def converged(server: Any) -> torch.Tensor:
 @pytest.mark.parametrize("sampler", TYPES)
 def test_train_save_apply_sample_decode(server: Any, converged: torch.Tensor, sampler: str) -> None:
     graph = graphs.demo() | {
-        "train": graphs.train(sampler),
+        "train": graphs.train_paper(sampler),
         "file": node("AMEDSavePredictor", predictor=["train", 0], filename_prefix=f"test/{sampler}"),
         "apply": graphs.apply(["train", 0]),
         "sample": graphs.k_sampler(["apply", 0], sampler, "amed", 5),
@@ -154,7 +154,7 @@ def test_a_damaged_predictor_file_is_named(server: Any) -> None:
 
 def test_cancel_stops_training(server: Any) -> None:
     graph = graphs.demo() | {
-        "train": graphs.train(trajectories=1_000_000),
+        "train": graphs.train(trajectories=100_000),
         "file": node("AMEDSavePredictor", predictor=["train", 0], filename_prefix="never"),
     }
     prompt_id = server.queue(graph)

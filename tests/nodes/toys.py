@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from families import SPECS, UNETS, Family, joined
 from stock import stock
@@ -16,8 +17,8 @@ def predictor(pack: Any, family: Family, name: str = "amed", calls: int = 5, see
     unet = kind in {SPECS[unet].kind for unet in UNETS}
     model = pack.nodes.timesteps.with_interpolated_timesteps(family.model)
     changes.setdefault("features", "bottleneck" if unet else "latent")
-    config = pack.nodes.training.student_config(model, name, calls, **changes)
-    return pack.nodes.values.Predictor(AMEDPredictor(config, torch.Generator().manual_seed(seed)))
+    config = pack.amed_core.student_config(name, calls, pack.nodes.pairing.model_facts(model), **changes)
+    return pack.nodes.values.NotedPredictor(AMEDPredictor(config, torch.Generator().manual_seed(seed)))
 
 
 def apply(pack: Any, family: Family, made: Any, model: Any = None) -> Any:
@@ -130,20 +131,102 @@ def seen(pack: Any, guider: Any, family: Family, kind: str = "bottleneck") -> to
     return features
 
 
-def train(pack: Any, family: Any, model: Any = None, **changes: Any) -> Any:
-    """The training node's outputs, with its inputs as ComfyUI's executor hands them on; `positives` are several."""
-    settings: dict[str, Any] = {"seed": 0, "cfg": 3.0, "steps": 5, "sampler_name": "amed", "preset": "recommended"}
-    settings |= {
-        "trajectories": 2,
-        "batch_size": min(2, family.latent["samples"].shape[0]),
-        "learning_rate": 0.005,
-        "scheduler": "auto",
-        "rho": 0.0,
-    }
-    settings |= {"scale_dir": -1.0, "scale_time": -1.0, "teacher": "auto", "teacher_points": 0}
-    settings |= {"held_out": 2, "teacher_calls": 4, "positives": [family.positive]} | changes
+def train(pack: Any, family: Any, model: Any = None, *, paper: bool = False, **changes: Any) -> Any:
+    """A training node's outputs, with its inputs as ComfyUI's executor hands them on; `positives` are several.
+
+    It is "AMED Train Paper Predictor" or "AMED Train Predictor". What is not given is as in an untouched node.
+    """
+    few = {"trajectories": 2, "batch_size": min(2, family.latent["samples"].shape[0]), "held_out": 2}
+    settings: dict[str, Any] = few | {"cfg": 3.0, "teacher_calls": 4, "positives": [family.positive]} | changes
     positives = settings.pop("positives")
     shared = {"model": model or family.model, "negative": family.negative, "latent_image": family.latent}
     listed = {name: [value] for name, value in (shared | settings).items()}
+    node = pack.nodes.AMEDTrainPaperPredictor if paper else pack.nodes.AMEDTrainPredictor
     with torch.inference_mode():  # as ComfyUI's executor runs nodes
-        return pack.nodes.AMEDTrainPredictor.execute(positive=positives, **listed).args
+        return node.execute(positive=positives, **listed).args
+
+
+def stopped_at(family: Family, call: int) -> Any:
+    """The MODEL, but the user presses Cancel during its `call`-th call; and a list that grows with every call."""
+    import comfy.model_management as mm  # noqa: PLC0415
+
+    made: list[int] = []
+
+    def hear(parameters: Any) -> None:
+        made.append(1)
+        if len(made) == call:
+            mm.interrupt_current_processing()
+
+    return heard(family.model, hear), made
+
+
+def heard(model: Any, hear: Any) -> Any:
+    """A clone of a MODEL that tells `hear` what it is asked, before it answers."""
+    clone = model.clone()
+
+    def wrapper(apply_model: Any, parameters: Any) -> torch.Tensor:
+        hear(parameters)
+        answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
+        return answer
+
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone
+
+
+def everything_of(model: Any) -> Any:
+    """All of a MODEL that training could leave changed."""
+    modules = list(model.model.modules())
+    slots = [(name, t) for m in modules for name, t in (m._parameters | m._buffers).items() if t is not None]
+    tensors = [(name, id(t), t.requires_grad) for name, t in slots]
+    state = model.model.state_dict().items()
+    weights = {name: bytes(value.cpu().contiguous().view(torch.uint8).numpy()) for name, value in state}
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules]
+    return weights, tensors, hooks, str(model.model_options), dict(model.object_patches), dict(model.attachments)
+
+
+def in_inference_mode(family: Family) -> Family:
+    """The same, with its weights loaded in inference mode, as ComfyUI's loaders do."""
+    with torch.inference_mode():
+        for module in family.model.model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(parameter.clone(), requires_grad=False)
+    return family
+
+
+def goes_on(pack: Any, family: Family, user: Any, call: int, **how: Any) -> None:
+    """Assert that a training that is cancelled at a call goes on from there, and ends as if it never had been."""
+    import comfy.model_management as mm  # noqa: PLC0415
+
+    whole, losses, *_ = train(pack, family, **how)
+    assert not list(user.glob("*")), "a finished fit leaves nothing"
+    model, made = stopped_at(family, call)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(pack, family, model, **how)
+    assert len(made) == call, "it stopped within one call"
+    assert len(list(user.glob("*.safetensors"))) == 1
+    resumed, again, report, _ = train(pack, family, model, **how)
+    assert "before it was stopped" in report
+    ours, theirs = whole.predictor.state_dict(), resumed.predictor.state_dict()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert again["loss"] == losses["loss"]
+    assert not list(user.glob("*"))
+
+
+def survives_little_memory(pack: Any, family: Family, **how: Any) -> None:
+    """Assert that training halves its batch on a device with room for 4 rows, which is 2 samples with guidance."""
+    made: list[int] = []
+
+    def hear(parameters: Any) -> None:
+        made.append(len(parameters["input"]))
+        if made[-1] > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    how = {"trajectories": 4, "batch_size": 4, "held_out": 2} | how
+    small, large = (train(pack, family, model, **how)[0] for model in (heard(family.model, hear), None))
+    first = made.index(8)
+    assert made[first : first + 3] == [8, 4, 4]
+    assert max(made[first + 1 :]) == 4, "nor does the report try again"
+    ours, theirs = small.predictor.state_dict(), large.predictor.state_dict()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-2, atol=1e-2)

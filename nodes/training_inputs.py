@@ -1,0 +1,299 @@
+"""What the two training nodes ask for, and what they hand out."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..amed_core.features import LOOKS
+from ..amed_core.fit.call_derivative import GRADIENTS
+from ..amed_core.fit.teacher import TEACHERS
+from ..amed_core.samplers import TYPES
+from ..amed_core.schedules import SCHEDULES, SEARCHED
+from .values import LossMap, PredictorSocket
+
+AUTO = "auto"  # the preset's choice
+RECOMMENDED, PAPER = "recommended", "paper"
+NETWORK, TABLE = "network", "table"
+FINITE = "finite difference"
+# Inputs that are folded away, where the browser can.
+ADVANCED = ("batch_size", "held_out", "teacher_calls")
+PAPER_ADVANCED = (
+    *ADVANCED,
+    *("scheduler", "rho", "scale_dir", "scale_time", "features", "teacher", "teacher_points"),
+    *("learning_rate", "epochs", "gradient"),
+)
+
+
+def defaults(inputs: list[Any]) -> dict[str, Any]:
+    """The values of a node's inputs that nobody touched, by name; None for sockets."""
+    return {one.id: getattr(one, "default", None) for one in inputs}
+
+
+def predictor_inputs() -> list[Any]:
+    """What "AMED Train Predictor" asks for."""
+    return [*_subject(), *_amount(), *_optional()]
+
+
+def paper_inputs() -> list[Any]:
+    """What "AMED Train Paper Predictor" asks for."""
+    return [*_subject(), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional()]
+
+
+def outputs() -> list[Any]:
+    """What both nodes hand out."""
+    return [
+        PredictorSocket.Output(
+            display_name="predictor", tooltip='Save it with "AMED Save Predictor", or use it at once.'
+        ),
+        LossMap.Output(
+            display_name="loss",
+            tooltip="For Plot Loss Graph: the error of the finished picture per iteration; of a network, the squared "
+            "distance to the teacher per batch.",
+        ),
+        io.String.Output(
+            display_name="report",
+            tooltip="What was gained, what it cost, and error and plan of every step. For Preview Any.",
+        ),
+        io.Image.Output(display_name="plot", tooltip="The same as a picture, for Preview Image."),
+    ]
+
+
+def _subject() -> list[Any]:
+    """What is trained on, and for which use."""
+    return [
+        io.Model.Input("model", tooltip="The model to sample faster, with its LoRAs and shift."),
+        io.Conditioning.Input("positive", tooltip="A prompt that is typical of what you will ask for."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt that you will use."),
+        io.Latent.Input(
+            "latent_image", tooltip="An empty latent of the size you will sample; its content is not used."
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Of the training noise and the first weights. The same seed gives the same predictor.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="The cfg you will sample with. A predictor is good near the cfg it was trained at.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=5,
+            min=2,
+            max=100,
+            tooltip="Model calls per picture, 2 to 10 being useful. Choose the same number in the sampler.",
+        ),
+    ]
+
+
+def _student() -> list[Any]:
+    """Which of the paper's students."""
+    return [
+        io.Combo.Input(
+            "sampler_name",
+            options=list(TYPES),
+            default="amed",
+            tooltip='The sampler to make. "amed" is AMED-Solver; the others are the paper\'s plugins for other '
+            "solvers. Odd numbers of steps suit them all.",
+        ),
+        io.Combo.Input(
+            "predictor_type",
+            options=[NETWORK, TABLE],
+            default=NETWORK,
+            tooltip='"network" is the paper\'s. It plans each picture by what it sees of it. "table" has constants for '
+            "every step, fitted to the finished picture: a tenth of the time, and it measured better. Tables alone use "
+            "cfg_max; networks alone use features, teacher, teacher_points, learning_rate, epochs and gradient.",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=[RECOMMENDED, PAPER],
+            default=RECOMMENDED,
+            tooltip='"recommended" is what measured best; "paper" is AMED as published. Every option below that is not '
+            "at auto changes it.",
+        ),
+    ]
+
+
+def _amount() -> list[Any]:
+    """How much is learned from."""
+    return [
+        io.Int.Input(
+            "trajectories",
+            default=0,
+            min=0,
+            max=1_000_000,
+            tooltip="How many noises to learn from. 0 is auto: as many as usual. More is better and slower.",
+        ),
+    ]
+
+
+def _recipe() -> list[Any]:
+    """What the preset decides, unless it is set here."""
+    return [
+        io.Combo.Input(
+            "scheduler",
+            options=[AUTO, *SCHEDULES, SEARCHED],
+            default=AUTO,
+            optional=True,
+            tooltip='The grid between whose points the predictor plans. "auto" is the preset\'s. "polynomial" with '
+            'rho 7 is Karras, "logsnr" is exponential. "discrete" is uniform in timesteps and the choice for flow '
+            'models. "searched" is found on this model, by dynamic programming along a slow run.',
+        ),
+        io.Float.Input(
+            "rho",
+            default=0.0,
+            min=0.0,
+            max=20.0,
+            step=0.1,
+            optional=True,
+            tooltip='Bends the grid toward small noise levels. 0 is auto: the usual one of the schedule. "logsnr" and '
+            '"searched" have none.',
+        ),
+        io.Float.Input(
+            "scale_dir",
+            default=-1.0,
+            min=-1.0,
+            max=0.5,
+            step=0.01,
+            optional=True,
+            tooltip="How far from 1 a step may be stretched; the paper uses 0.01. 0 turns it off, below 0 is auto.",
+        ),
+        io.Float.Input(
+            "scale_time",
+            default=-1.0,
+            min=-1.0,
+            max=0.5,
+            step=0.01,
+            optional=True,
+            tooltip="How far from 1 the noise level told to the model may be scaled at midpoints. The paper uses 0 or "
+            "0.2. 0 turns it off, below 0 is auto.",
+        ),
+    ]
+
+
+def _of_networks() -> list[Any]:
+    """What the paper's network is trained with; tables have no use for it."""
+    return [
+        io.Combo.Input(
+            "features",
+            options=[AUTO, *LOOKS],
+            default=AUTO,
+            optional=True,
+            tooltip='What a network looks at before each step. "bottleneck" is the paper\'s: the middle of a U-Net '
+            '(SD1.5, SD2, SDXL). "latent" is the picture so far, and works with every model. "none" gives all pictures '
+            'the same plan. "auto" takes the bottleneck where there is one.',
+        ),
+        io.Combo.Input(
+            "teacher",
+            options=[AUTO, *TEACHERS],
+            default=AUTO,
+            optional=True,
+            tooltip='The slow sampler that a network imitates. "auto" takes the sampler\'s own family, which is best.',
+        ),
+        io.Int.Input(
+            "teacher_points",
+            default=0,
+            min=0,
+            max=100,
+            optional=True,
+            tooltip="Grid points that a network's teacher adds in every interval: more is more exact and slower. 0 is "
+            "the paper's choice (1 or 2).",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=0.005,
+            min=0.00001,
+            max=1.0,
+            step=0.00001,
+            round=False,
+            optional=True,
+            tooltip="Of a network's training by Adam; the paper's 0.005 suits most models. Lower it if the loss jumps.",
+        ),
+        io.Int.Input(
+            "epochs",
+            default=1,
+            min=1,
+            max=10_000,
+            optional=True,
+            tooltip="How often a network sees the same noises; the teacher sees them once.",
+        ),
+        io.Combo.Input(
+            "gradient",
+            options=list(GRADIENTS),
+            default=FINITE,
+            optional=True,
+            tooltip='How the model is differentiated for a network. "finite difference" works with every model in the '
+            'memory of sampling. "reverse" is autograd: it keeps all activations, several times the memory. It checks '
+            "itself against the former, and gives way where it fails.",
+        ),
+    ]
+
+
+def _optional() -> list[Any]:
+    """What both nodes can do without."""
+    return [
+        io.Int.Input(
+            "batch_size",
+            default=16,
+            min=1,
+            max=4096,
+            optional=True,
+            tooltip="Noises per model call, at most. Lower it if memory runs out; 4 to 32 work.",
+        ),
+        io.Float.Input(
+            "cfg_max",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            optional=True,
+            tooltip="Above cfg, the predictor is made for the whole range from cfg to this, by a fit at both ends and "
+            "one between: three times the work. 0: cfg alone.",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="Encodes the prompts below, to train on many. Without it, positive is all.",
+        ),
+        io.String.Input(
+            "prompts",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="More positive prompts, one per line, or a .txt file of the input folder by its name. From 4 "
+            "prompts on, every fourth is kept to judge by. Needs clip.",
+        ),
+        io.Int.Input(
+            "held_out",
+            default=32,
+            min=1,
+            max=100_000,
+            optional=True,
+            tooltip="Noises that are never trained on. They choose the best predictor, and tell what it gains.",
+        ),
+        io.Guider.Input(
+            "guider",
+            optional=True,
+            tooltip='The guider that you will sample with, if it is another than CFGGuider: for two models ("AMED Two '
+            'Models Guider", DualModelGuider), or more than two prompts. It takes the place of model, positive, '
+            "negative and cfg.",
+        ),
+        io.Int.Input(
+            "teacher_calls",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="Model calls of the slow sampler whose finished pictures are the goal, or judge a network. 0 is "
+            "auto: as many as usual.",
+        ),
+    ]

@@ -1,0 +1,466 @@
+"""What a training node was asked, made into a fit: its inputs, what is trained on, and the job."""
+
+import copy
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, cast
+
+import comfy.sample
+import comfy.samplers
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..amed_core.config import PredictorConfig
+from ..amed_core.fit.grid_search import TEACHER_CALLS, TRAJECTORIES, search
+from ..amed_core.fit.make import Settings, usual_settings
+from ..amed_core.fit.protocol import FitConfig, TrainConfig
+from ..amed_core.fit.trajectories import Metered
+from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
+from ..amed_core.schedules import SEARCHED
+from .bridge import ComfyDenoiser, shows_guidance
+from .fitting import Job, noisy, prompt_names
+from .gradients import without_inference_tensors
+from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, on_several_gpus
+from .streams import Balance, packed_shapes
+from .timesteps import with_interpolated_timesteps
+from .training_inputs import AUTO, NETWORK, PAPER, TABLE, defaults, paper_inputs, predictor_inputs
+from .two_models import TwoModelsGuider
+
+FOLDER = "amed_training"  # in the user's folder: states of fits that were stopped
+CFG_POINTS = 3  # guidance scales of a range
+CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
+PROMPTS_AT_ONCE = 32  # trajectories among which every prompt has a batch of its own
+NETWORK_TRAJECTORIES = 2000  # of a recommended network; the paper's has 10,000
+# Inputs of "AMED Train Paper Predictor" that are for one type of predictor; all others are for both.
+ONLY_FOR = {
+    NETWORK: ("features", "teacher", "teacher_points", "learning_rate", "epochs", "gradient"),
+    TABLE: ("cfg_max",),
+}
+WITHOUT_RHO = ("logsnr", SEARCHED)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained on: a MODEL and how it is asked."""
+
+    model: Any  # asked at every call, and between its timesteps
+    guider: Any  # with all prompts
+    latent: Any  # of the size that will be sampled
+    prompts: tuple[str, ...]  # names under which the guider has the positive prompts
+    digest: str  # of what the prompts say
+    rows: int  # of the longest conditioning: it may have one for each picture of a batch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The inputs of "AMED Train Predictor" but the positive prompts."""
+
+    model: Any
+    negative: Any
+    latent_image: Mapping[str, Any]
+    seed: int
+    cfg: float
+    steps: int
+    trajectories: int
+    batch_size: int
+    cfg_max: float
+    clip: Any
+    prompts: str
+    held_out: int
+    guider: Any
+    teacher_calls: int
+
+    NODE: ClassVar[str] = "AMED Train Predictor"
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "Asked":
+        """From the inputs that were given; the others are as in an untouched node."""
+        return cls(**(cls.defaults() | dict(inputs)))
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The values of an untouched node."""
+        return _without_prompt(defaults(predictor_inputs()))
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The guidance scales to fit at."""
+        if not self.cfg_max:
+            return (self.cfg,)
+        width = (self.cfg_max - self.cfg) / (CFG_POINTS - 1)
+        return tuple(round(self.cfg + n * width, 4) for n in range(CFG_POINTS))
+
+    @property
+    def reverse(self) -> bool:
+        """Whether autograd is to run backwards through the model."""
+        return False
+
+    def refuse_without_effect(self, positives: int) -> None:
+        """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
+        if self.guider is None:
+            if self.cfg_max and self.cfg_max <= self.cfg:
+                self._refuse("cfg_max", f"it is not above cfg {self.cfg:g}", "Set it to 0, or above cfg")
+            return
+        brings = "A guider brings its own prompts and cfg"
+        for name in ("prompts", "cfg_max"):
+            if self.given(name):
+                self._refuse(name, brings, f"{self._back(name)}, or disconnect guider")
+        own = getattr(self.guider, "cfg", None)
+        if self.given("cfg") and own is not None and self.cfg != own:
+            self._refuse("cfg", f"{brings}, which is {own:g}", f"{self._back('cfg')}, or to {own:g}")
+        if positives > 1:
+            raise ValueError(
+                f'{positives} prompts have no effect: {brings}. Connect one to positive of "{self.NODE}", or '
+                "disconnect guider."
+            )
+
+    def given(self, name: str) -> bool:
+        """Whether an input is not as in an untouched node."""
+        value, usual = getattr(self, name), self.defaults()[name]
+        return bool(value.strip() != usual if isinstance(value, str) else value != usual)
+
+    def _back(self, name: str) -> str:
+        usual = self.defaults()[name]
+        return f"Clear {name}" if usual == "" else f"Set {name} to {usual!r}"
+
+    def _refuse(self, name: str, why: str, remedy: str) -> NoReturn:
+        value = getattr(self, name)
+        raise ValueError(f'{name} {value!r:.40} has no effect: {why}. {remedy}, in "{self.NODE}".')
+
+    def config(self, subject: Subject) -> PredictorConfig:
+        """The settings of the predictor."""
+        one_answer = any(abs(scale - 1) < 1e-9 for scale in self.scales)  # at cfg 1
+        facts = model_facts(subject.model, subject.guider, guided=shows_guidance(subject.guider) and not one_answer)
+        switch_sigma = getattr(subject.guider, "switch_sigma", 0.0)
+        return student_config(MULTISTEP_STUDENT, self.steps, facts, **self._at_scales(), switch_sigma=switch_sigma)
+
+    def _at_scales(self) -> dict[str, Any]:
+        return {"guidance": self.cfg, "guidances": self.scales if len(self.scales) > 1 else ()}
+
+    def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
+        """How to fit a predictor of these settings on so many prompts, of which others judge.
+
+        Batches are of whole sets of a conditioning's `rows`, so that none of them counts more than the others.
+        """
+        usual = cast(FitConfig, usual_settings(config))
+        count = self.trajectories or usual.trajectories
+        batch = max(1, min(self.batch_size, count, PROMPTS_AT_ONCE // max(fitted, held_out)))
+        batch -= batch % rows if batch > rows else 0
+        count = max(count, fitted * batch)
+        return replace(
+            usual,
+            trajectories=count,
+            held_out=max(self.held_out, held_out * batch),
+            batch_size=batch,
+            teacher_calls=self.teacher_calls or usual.teacher_calls,
+            budget=usual.budget * -(-count // usual.trajectories),
+        )
+
+    def on_grid(self, config: PredictorConfig, subject: Subject, batch_size: int) -> tuple[PredictorConfig, int]:
+        """The settings with the grid that was asked for, and the model calls that finding it took."""
+        del subject, batch_size
+        return config, 0
+
+
+@dataclass(frozen=True)
+class AskedPaper(Asked):
+    """The inputs of "AMED Train Paper Predictor" but the positive prompts."""
+
+    sampler_name: str
+    predictor_type: str
+    preset: str
+    scheduler: str
+    rho: float
+    scale_dir: float
+    scale_time: float
+    features: str
+    teacher: str
+    teacher_points: int
+    learning_rate: float
+    epochs: int
+    gradient: str
+
+    NODE: ClassVar[str] = "AMED Train Paper Predictor"
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The values of an untouched node."""
+        return _without_prompt(defaults(paper_inputs()))
+
+    @property
+    def table(self) -> bool:
+        """Whether it has constants for every step."""
+        return self.predictor_type == TABLE
+
+    @property
+    def published(self) -> bool:
+        """Whether it is to be as in the paper."""
+        return self.preset == PAPER
+
+    @property
+    def reverse(self) -> bool:
+        """Whether autograd is to run backwards through the model."""
+        return self.gradient == "reverse"
+
+    def refuse_without_effect(self, positives: int) -> None:
+        """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
+        other = NETWORK if self.table else TABLE
+        for name in ONLY_FOR[other]:
+            if self.given(name):
+                why = f"predictor_type is {self.predictor_type!r}, and only a {other} uses it"
+                self._refuse(name, why, f"{self._back(name)}, or predictor_type to {other!r}")
+        if self.scheduler == SEARCHED and self.published:
+            why = "the paper's grids end at sigma_min, searched ones at 0"
+            self._refuse("scheduler", why, f'{self._back("scheduler")}, or preset to "recommended"')
+        super().refuse_without_effect(positives)
+
+    def config(self, subject: Subject) -> PredictorConfig:
+        """The settings of the predictor, on its schedule's grid."""
+        chosen = {
+            "schedule": None if self.scheduler in (AUTO, SEARCHED) else self.scheduler,
+            "rho": self.rho or None,
+            "scale_dir": self.scale_dir if self.scale_dir >= 0 else None,
+            "scale_time": self.scale_time if self.scale_time >= 0 else None,
+            "features": None if self.table or self.features == AUTO else self.features,
+        }
+        config = student_config(
+            self.sampler_name,
+            self.steps,
+            model_facts(subject.model, subject.guider, bottleneck=self._sees_bottleneck(subject)),
+            published=self.published,
+            kind="table" if self.table else "network",
+            **self._at_scales(),
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+        schedule = SEARCHED if self.scheduler == SEARCHED else config.schedule
+        if self.rho and schedule in WITHOUT_RHO:
+            self._refuse("rho", f"the schedule {schedule!r} has none", "Set it to 0, or choose another scheduler")
+        return config
+
+    def _sees_bottleneck(self, subject: Subject) -> bool:
+        """Whether the model has a bottleneck to look at. Raises ValueError if that was asked for, and it has none."""
+        if self.table or self.features not in (AUTO, "bottleneck"):
+            return False
+        found = has_bottleneck(subject, self.seed)
+        if self.features == "bottleneck" and not found:
+            raise ValueError(
+                f"This model ({fingerprint(subject.model)['family']}) has no U-Net bottleneck to look at. Set features "
+                f'to "auto" or "latent" in "{self.NODE}".'
+            )
+        return found
+
+    def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
+        """How to fit a predictor of these settings on so many prompts, of which others judge."""
+        if self.table:
+            return super().settings(config, fitted, held_out, rows)
+        usual = cast(TrainConfig, usual_settings(config))
+        count = self.trajectories or (usual.trajectories if self.published else NETWORK_TRAJECTORIES)
+        return TrainConfig(
+            trajectories=max(count, fitted),
+            epochs=self.epochs,
+            batch_size=min(self.batch_size, count),
+            teacher="" if self.teacher == AUTO else self.teacher,
+            teacher_points=self.teacher_points,
+            learning_rate=self.learning_rate,
+            gradient="reverse" if self.reverse else "finite difference",
+            step=0.0,  # one that suits the model
+            held_out=self.held_out,
+            teacher_calls=self.teacher_calls or usual.teacher_calls,
+        )
+
+    def on_grid(self, config: PredictorConfig, subject: Subject, batch_size: int) -> tuple[PredictorConfig, int]:
+        """The settings with the grid that was asked for, and the model calls that finding it took."""
+        if self.scheduler != SEARCHED:
+            return config, 0
+        count = min(batch_size, TRAJECTORIES)
+        return on_searched_grid(subject, self.seed, config, count), TEACHER_CALLS * count
+
+
+def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "positive"}
+
+
+def subject_of(asked: Asked, positives: Sequence[Any]) -> tuple[Asked, Subject]:
+    """What is trained on, and the inputs with the MODEL and the cfg of a guider, if one is connected.
+
+    Raises ValueError for a guider that brings no positive prompt.
+    """
+    given = asked.guider
+    if given is not None:
+        guider = _ready(given)
+        if guider.cfg is None or "positive" not in guider.original_conds:
+            raise ValueError(
+                f"{type(given).__name__} is no guider with a positive prompt. Connect one such as CFGGuider or "
+                f'"AMED Two Models Guider" to guider of "{asked.NODE}".'
+            )
+        asked = replace(asked, model=guider.model_patcher, cfg=float(guider.cfg), guider=None)
+        names = ["positive"]
+        guider.original_conds = without_inference_tensors(guider.original_conds)
+        about = digest([guider.original_conds, type(guider).__qualname__, guidance(guider)])
+        model = guider.model_patcher
+    else:
+        model = prepared(asked.model)
+        guider, names = comfy.samplers.CFGGuider(model), prompt_names(len(positives))
+        prompts = without_inference_tensors(dict(zip(names, positives, strict=True)))
+        guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
+        guider.set_cfg(asked.cfg)
+        about = digest([*prompts.values(), asked.negative])
+    if asked.reverse and on_several_gpus(model):
+        raise ValueError(
+            "Autograd does not reach the copies of a model that MultiGPU CFG Split asks. Set gradient to "
+            f'"finite difference" in "{asked.NODE}", or connect the model before the MultiGPU node.'
+        )
+    latent, rows = sized_for(model, asked.latent_image), _rows(guider, names)
+    return asked, Subject(model, guider, latent, tuple(names), about, rows)
+
+
+def _ready(given: Any) -> Any:
+    """A copy of a guider to train through."""
+    if isinstance(given, TwoModelsGuider):
+        return given.replaced(prepared(given.model_patcher), prepared(given.low))
+    guider = copy.copy(given)
+    guider.model_patcher = prepared(given.model_patcher)
+    guider.model_options = guider.model_patcher.model_options
+    return guider
+
+
+def _rows(guider: Any, names: Sequence[str]) -> int:
+    """The rows of the longest positive conditioning."""
+    tensors = [cond.get("cross_attn") for name in names for cond in guider.original_conds[name]]
+    return max((len(tensor) for tensor in tensors if tensor is not None), default=1)
+
+
+def sized_for(model: Any, latent: Mapping[str, Any]) -> Any:
+    """The latent as the samplers of this ComfyUI will see it.
+
+    It has the MODEL's channels. Where an empty latent says for which ratio it was made, it has the MODEL's own size.
+    """
+    ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # newer ComfyUI; so it spells them
+    said = {name: latent[name] for name in ratios if latent.get(name) is not None}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **said)
+
+
+def empty(like: Any, batch: int) -> Any:
+    """Zeros (batch, ...) of the shape of a latent; newer ComfyUI has nested ones, of several shapes."""
+    if like.is_nested:
+        return type(like)([torch.zeros(batch, *part.shape[1:]) for part in like.unbind()])
+    return torch.zeros(batch, *like.shape[1:])
+
+
+def prepared(model: Any) -> Any:
+    """A MODEL as it is trained on: asked at every call, and between its timesteps."""
+    return without_caches(with_interpolated_timesteps(model))
+
+
+def without_caches(model: Any) -> Any:
+    """A clone of a MODEL that is asked at every call; itself if no cache answers for it.
+
+    EasyCache and LazyCache expect one run from high noise to low, and training makes many.
+    """
+    keys = [key for key in CACHES if any(key in kinds for kinds in model.wrappers.values())]
+    if not keys:
+        return model
+    clone = model.clone()
+    clone.model_options["transformer_options"].pop("easycache", None)
+    for kind, key in itertools.product(list(clone.wrappers), keys):
+        clone.remove_wrappers_with_key(kind, key)
+    logging.info(f"AMED: training asks the model itself, without {' and '.join(keys)}.")
+    return clone
+
+
+def inside(subject: Subject, batch: int, seed: int, sigmas: Sequence[float], work: Any) -> Any:
+    """The result of `work(model_wrap, like, extra_args)`, run where ComfyUI runs a sampler, on so many zeros."""
+    found, latent = [], empty(subject.latent, batch)
+
+    class Work(comfy.samplers.Sampler):
+        def sample(
+            self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any
+        ) -> Tensor:
+            found.append(work(model_wrap, noise, extra_args))
+            return noise
+
+    subject.guider.sample(latent, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=seed)
+    return found[0]
+
+
+def has_bottleneck(subject: Subject, seed: int) -> bool:
+    """Whether the model shows its bottleneck, found out by one model call."""
+    sampling = subject.model.get_model_object("model_sampling")
+    ends = [float(sampling.sigma_max), float(sampling.sigma_min)]
+
+    def work(model_wrap: Any, like: Tensor, extra_args: Any) -> bool:
+        denoiser = ComfyDenoiser(model_wrap, extra_args, ends, bottleneck=True)
+        return denoiser(like, torch.tensor(ends[0]).to(like))[1] is not None
+
+    return bool(inside(subject, 1, seed, ends, work))
+
+
+def on_searched_grid(subject: Subject, seed: int, config: PredictorConfig, count: int) -> PredictorConfig:
+    """The settings on the grid that is found by a slow run of so many noises."""
+
+    def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
+        balance = Balance.of(packed_shapes(model_wrap), like)
+        denoiser = balance.denoiser(ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False))
+
+        def draw(rows: range) -> tuple[Tensor, Any]:
+            return balance.scaled(noisy(model_wrap, rows, like, config.sigmas[0], seed)), denoiser
+
+        x, metered = Metered(draw)(range(count))  # which knows what to do if memory is short
+        return search(metered, x, config)
+
+    found: PredictorConfig = inside(subject, count, seed, config.sigmas, work)
+    return found
+
+
+def job_of(asked: Asked, subject: Subject) -> Job:
+    """What to fit, for these inputs, and where an unfinished fit is kept."""
+    fitted, held_out = split(len(subject.prompts))
+    config = asked.config(subject)
+    settings = asked.settings(config, len(fitted), len(held_out), subject.rows)
+    config, spent = asked.on_grid(config, subject, settings.batch_size)
+    latent = subject.latent
+    shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
+    about: list[Any] = [asdict(config), asdict(settings), asked.seed, shapes, subject.digest]
+    # Prompts and settings are alike for all fine-tunes of a family.
+    about += [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))]
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
+    return Job(config, settings, asked.seed, fitted, held_out, state, spent, asked.reverse)
+
+
+def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which of so many prompts to fit on, and which to judge by: from 4 on, every fourth."""
+    if count < 4:
+        return tuple(range(count)), tuple(range(count))
+    return tuple(n for n in range(count) if n % 4 != 3), tuple(n for n in range(count) if n % 4 == 3)
+
+
+def digest(value: Any) -> str:
+    """A name for anything that conditionings are made of."""
+    content = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            content.update(repr((tuple(part.shape), str(part.dtype))).encode())
+            content.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, Mapping):
+            for key in sorted(part, key=str):
+                content.update(str(key).encode())
+                add(part[key])
+        elif isinstance(part, (list, tuple)):
+            content.update(f"{len(part)} ".encode())
+            for one in part:
+                add(one)
+        elif isinstance(part, (str, int, float, bool, type(None))):
+            content.update(repr(part).encode())
+        else:  # a ControlNet or a hook: its kind must do
+            content.update(type(part).__qualname__.encode())
+
+    add(value)
+    return content.hexdigest()
