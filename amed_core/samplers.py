@@ -93,7 +93,7 @@ class ModelFacts:
 
 
 def student_config(
-    name: str, calls: int, model: ModelFacts, *, published: bool = False, kind: Kind = "network", **overrides: Any
+    name: str, calls: int, facts: ModelFacts, *, published: bool = False, kind: Kind = "network", **overrides: Any
 ) -> PredictorConfig:
     """The settings of sampler type `name` for a model at `calls` model calls.
 
@@ -106,16 +106,16 @@ def student_config(
     if calls < 2:
         raise ValueError(f"{calls} model calls cannot be planned here: at least 2 are needed.")
     if name == MULTISTEP_STUDENT:
-        grid = (*schedule("polynomial")(calls, model.sigma_min, model.sigma_max, 7.0).tolist(), 0.0)
-        base = PredictorConfig("ipndm", grid, model.sigma_min, model.sigma_max, flow=model.flow)
-        about: dict[str, Any] = {"guided": model.guided, "model": dict(model.fingerprint)}
+        grid = (*schedule("polynomial")(calls, facts.sigma_min, facts.sigma_max, 7.0).tolist(), 0.0)
+        base = PredictorConfig("ipndm", grid, facts.sigma_min, facts.sigma_max, flow=facts.flow)
+        about: dict[str, Any] = {"guided": facts.guided, "model": dict(facts.fingerprint)}
         return replace(multistep_config(base, grid), **about | overrides)
     if name not in TYPES:
         raise ValueError(f"There is no sampler type {name!r}. Choose one of: {', '.join(NAMES)}.")
     sampler = TYPES[name]
     recipe = sampler.published if published else sampler.default
     # The other grids are for noise levels that reach far beyond 1; this one follows a flow model's shift.
-    usual = "discrete" if model.flow and model.sigmas is not None else recipe.schedule
+    usual = "discrete" if facts.flow and facts.sigmas is not None else recipe.schedule
     spacing = overrides.pop("schedule", usual)
     rho = overrides.pop("rho", recipe.rho if spacing == recipe.schedule else USUAL_RHO.get(spacing, 1.0))
     wide = {"scale_dir": TABLE_WIDTH, "scale_time": TABLE_WIDTH, "features": "none"} if kind == "table" else {}
@@ -123,13 +123,13 @@ def student_config(
         "max_order": sampler.max_order,
         "scale_dir": recipe.scale_dir,
         "scale_time": recipe.scale_time,
-        "features": "bottleneck" if model.bottleneck else "latent",
-        "model": dict(model.fingerprint),
+        "features": "bottleneck" if facts.bottleneck else "latent",
+        "model": dict(facts.fingerprint),
         **wide,
         **overrides,
     }
     end: End = settings.pop("end", recipe.end)
-    analytic = published or not model.flow
+    analytic = published or not facts.flow
     several = solver(sampler.solver, {"max_order": sampler.max_order}).multistep
     if end == "plain" and calls % 2 == 0 and (several or not analytic):
         end = "zero"  # where a multistep solver steps by the newest slope alone: as good as a plain call
@@ -141,27 +141,27 @@ def student_config(
         )
     return PredictorConfig(
         solver=sampler.solver,
-        sigmas=_grid((calls + plain + first) // 2, end, spacing, rho, model),
-        sigma_min=model.sigma_min,
-        sigma_max=model.sigma_max,
+        sigmas=_grid((calls + plain + first) // 2, end, spacing, rho, facts),
+        sigma_min=facts.sigma_min,
+        sigma_max=facts.sigma_max,
         schedule=spacing,
         rho=rho,
         analytic_first_step=first,
         plain_last=plain,
-        flow=model.flow,
+        flow=facts.flow,
         kind=kind,
         **settings,
     )
 
 
-def _grid(intervals: int, end: End, spacing: str, rho: float, model: ModelFacts) -> tuple[float, ...]:
+def _grid(intervals: int, end: End, spacing: str, rho: float, facts: ModelFacts) -> tuple[float, ...]:
     """So many intervals of a schedule; where it is even in time, a plain last one is half as long as the others."""
     even = end == "plain" and spacing in ("time_uniform", "discrete")
     points = 2 * intervals if even else intervals + 1
     if spacing == "discrete":
-        grid = discrete(points, model.sigma_min, model.sigma_max, rho, model.sigmas).tolist()
+        grid = discrete(points, facts.sigma_min, facts.sigma_max, rho, facts.sigmas).tolist()
     else:
-        grid = schedule(spacing)(points, model.sigma_min, model.sigma_max, rho).tolist()
+        grid = schedule(spacing)(points, facts.sigma_min, facts.sigma_max, rho).tolist()
     if even:
         grid = [*grid[:-1:2], grid[-1]]
     return (*grid[:-1], grid[-1] if end == "sigma_min" else 0.0)

@@ -199,7 +199,7 @@ class TrainSampler(comfy.samplers.Sampler):
         try:
             for event in fit.events():
                 progress.total, progress.text = spent + fit.expected_calls, f"; {event}"
-                finished = event.interval is None
+                finished = event.finished
                 progress.update(self.model_calls, preview(event.teacher, event.student) if finished else None)
                 if time.monotonic() - saved_at >= SAVED_EVERY:
                     save_state(self.job.state, fit.state_dict())

@@ -223,7 +223,8 @@ class EndToEnd:
 
     def _commit(self, at: Progress, cache: RunCache) -> None:
         self._all_calls = int(self.runs.workers.sum(torch.tensor(self.model_calls)))
-        self.at, self._cache = at, cache
+        last = at.done or at.iteration >= self.runs.settings.iterations
+        self.at, self._cache = at, RunCache(0) if last else cache
 
     def _held_out_errors(self, distances: Tensor, base: Tensor) -> tuple[float, float]:
         """The error of distances (fitted + held_out,) on what is held out, and a base's; both by the base's limit."""

@@ -41,8 +41,9 @@ def usual_settings(config: PredictorConfig, trajectories: int = 0, *, differenti
     if config.kind == "table":
         count = trajectories or 32
         return FitConfig(trajectories=count, held_out=count, iterations=9, budget=0)
-    few = config.calls <= 3  # few calls leave budget for more trajectories
-    return FitConfig(trajectories=trajectories or (96 if few else FitConfig.trajectories))
+    usual = 96 if config.calls <= 3 else FitConfig.trajectories  # few calls leave budget for more
+    count = trajectories or usual
+    return FitConfig(trajectories=count, budget=FitConfig.budget * -(-count // usual))
 
 
 def make_fit(

@@ -190,9 +190,7 @@ class PerInterval:
     ) -> FitEvent:
         finished = interval == self.predictor.config.planned - 1
         samples = (batch.x, batch.teacher.targets[interval])
-        return FitEvent(
-            self.trajectory, loss, held_out, plans, self.model_calls, *samples, None if finished else interval
-        )
+        return FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples, interval, finished)
 
     def keep_best(self) -> None:
         """Give the predictor the weights that did best on what is held out, if that was measured."""

@@ -80,7 +80,8 @@ class FitEvent:
     model_calls: int  # single-sample model calls of this process so far
     student: Sample
     teacher: Sample
-    interval: int | None = None  # where the samples are not finished ones
+    interval: int | None = None  # of a fit per interval
+    finished: bool = True  # whether the samples are finished ones, worth a preview
 
     def __str__(self) -> str:
         held_out = "" if self.held_out is None else f", held out {self.held_out:.4g}"

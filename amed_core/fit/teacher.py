@@ -68,16 +68,22 @@ def teacher(grid: Sequence[float], switch_sigma: float = 0.0) -> Method:
 
 @torch.no_grad()
 def path(denoiser: Denoiser, x: Sample, grid: Sequence[float], switch_sigma: float = 0.0) -> TeacherPath:
-    """Run the teacher on a grid from the noisy sample `x` at its first level, and keep all that it passes, on the CPU.
+    """The teacher's path on a grid, from the noisy sample `x` at its first level."""
+    return path_of(denoiser, x, teacher(grid, switch_sigma))
+
+
+@torch.no_grad()
+def path_of(denoiser: Denoiser, x: Sample, method: Method) -> TeacherPath:
+    """Run a method with one call per interval, and keep all that it passes, on the CPU.
 
     The device holds no more than it does in sampling.
     """
     samples, slopes = [x.cpu()], []
-    for step in trajectory(denoiser, x, teacher(grid, switch_sigma)):
+    for step in trajectory(denoiser, x, method):
         samples.append(step.x.cpu())
         slopes.append(step.start.slope.cpu())
         del step
-    return TeacherPath(tuple(grid), torch.stack(samples), torch.stack(slopes))
+    return TeacherPath(method.sigmas, torch.stack(samples), torch.stack(slopes))
 
 
 @torch.no_grad()
