@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .config import PredictorConfig, at_guidance
 from .features import MAPS, POOLED, Look, look_at_none
-from .types import Evaluation, Method, Planner, Run, Sigma, StepPlan
+from .types import COLUMNS, Evaluation, Method, Planner, Run, Sigma, StepPlan
 
-COLUMNS = ("r", "scale_dir", "scale_time")
+UNTRAINED = (0.5, 1.0, 1.0)  # of every column
 
 
 def plans_text(config: PredictorConfig, planner: "PredictorPlanner") -> str:
@@ -23,12 +23,9 @@ def plans_text(config: PredictorConfig, planner: "PredictorPlanner") -> str:
     blind = torch.zeros(1, MAPS[config.features], POOLED, POOLED)
     for interval, (start, end) in enumerate(list(pairwise(config.sigmas))[: config.planned]):
         plan = planner.own(interval, blind).detach()
-        r, scale_dir, scale_time = (float(v) for v in (plan.r, plan.scale_dir, plan.scale_time))
         sigma = float(plan.midpoint(torch.tensor(start), torch.tensor(end)))
-        lines.append(
-            f"  {start:.4g} to {end:.4g}: r {r:.3f} (sigma {sigma:.4g}), "
-            f"scale_dir {scale_dir:.4f}, scale_time {scale_time:.4f}"
-        )
+        values = ", ".join(f"{name} {float(getattr(plan, name)):.4f}" for name in COLUMNS)
+        lines.append(f"  {start:.4g} to {end:.4g}: {values}, the midpoint at sigma {sigma:.4g}")
     return "\n".join(lines)
 
 
@@ -64,7 +61,7 @@ class PredictorPlanner(Planner):
             value = values[0] if len(plans) == 1 else sum(w * v for (w, _), v in zip(plans, values, strict=True))
             return value.to(start.x).reshape(-1, *[1] * (start.x.ndim - 1))
 
-        return StepPlan(blended("r"), blended("scale_dir"), blended("scale_time"), plans[0][1].sigma_floor)
+        return StepPlan(**{name: blended(name) for name in COLUMNS}, sigma_floor=plans[0][1].sigma_floor)
 
 
 Neighbours = tuple[tuple[float, int], ...]  # weights, summing to 1, and numbers of a predictor's own intervals
@@ -117,7 +114,7 @@ class MidpointTable(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        untrained = torch.tensor([[0.5, 1.0, 1.0]]).repeat(config.planned, 1)
+        untrained = torch.tensor([UNTRAINED]).repeat(config.planned, 1)
         several = (len(config.guidances), 1, 1) if config.guidances else (1, 1)
         self.plans = nn.Parameter(untrained.repeat(*several), requires_grad=False)
 
@@ -127,8 +124,8 @@ class MidpointTable(nn.Module):
 
         def plan(interval: int, features: Tensor) -> StepPlan:
             del features
-            r, scale_dir, scale_time = plans[interval].reshape(3, 1, 1)
-            return StepPlan(r, scale_dir, scale_time, self.config.sigma_min)
+            columns = dict(zip(COLUMNS, plans[interval].reshape(-1, 1, 1), strict=True))
+            return StepPlan(**columns, sigma_floor=self.config.sigma_min)
 
         return planner_of(self.config, run, plan, look_at_none)
 

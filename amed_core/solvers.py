@@ -348,7 +348,7 @@ def _check_order(order: int, highest: int, name: str) -> None:
 
 
 # What a predictor file calls the solvers that take a midpoint: their class, and the options that the name fixes.
-SOLVERS: dict[str, tuple[type[Amed | Dpm2 | Ipndm | DpmSolverPP], dict[str, object]]] = {
+SOLVERS: dict[str, tuple[type[Any], dict[str, object]]] = {
     "amed": (Amed, {}),
     "euler": (Ipndm, {"max_order": 1}),
     "dpm_2": (Dpm2, {}),
@@ -367,4 +367,5 @@ def solver(name: str, settings: Mapping[str, object] | None = None) -> Solver:
     made, fixed = SOLVERS[name]
     known = {field.name for field in fields(made)}
     chosen: dict[str, Any] = {key: value for key, value in (settings or {}).items() if key in known} | fixed
-    return made(**chosen)
+    built: Solver = made(**chosen)
+    return built

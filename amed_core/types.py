@@ -68,6 +68,9 @@ class Evaluation:
 History = tuple[Evaluation, ...]  # oldest first, newest last, never mutated
 
 
+COLUMNS = ("r", "scale_dir", "scale_time")  # of a plan, what may be learned
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """What a planner decides about one interval. Tensors are (batch, 1, ..., 1)."""
@@ -85,10 +88,9 @@ class StepPlan:
 
     def detach(self) -> "StepPlan":
         """The same plan, cut off from autograd."""
-        r, scale_dir, scale_time = (
-            v.detach() if isinstance(v, Tensor) else v for v in (self.r, self.scale_dir, self.scale_time)
-        )
-        return StepPlan(r, scale_dir, scale_time, self.sigma_floor)
+        values: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        detached: dict[str, Any] = {n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()}
+        return replace(self, **detached)
 
     def changed(self, name: str, value: Tensor | float) -> "StepPlan":
         """The same plan with another r, scale_dir or scale_time."""
@@ -97,10 +99,7 @@ class StepPlan:
 
     def mean(self) -> "StepPlan":
         """The same plan in floats, averaged over the batch."""
-        r, scale_dir, scale_time = (
-            float(torch.as_tensor(v).detach().mean()) for v in (self.r, self.scale_dir, self.scale_time)
-        )
-        return StepPlan(r, scale_dir, scale_time, self.sigma_floor)
+        return replace(self, **{n: float(torch.as_tensor(getattr(self, n)).detach().mean()) for n in COLUMNS})
 
 
 @dataclass(frozen=True)

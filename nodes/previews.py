@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..amed_core.fit.report import Learned
+from ..amed_core.types import COLUMNS
 from .streams import Balance, streams
 
 SHOWN = 4  # samples side by side
@@ -97,7 +98,7 @@ def plot(report: Learned, title: str) -> Tensor:
         learned["before"] = [sum(row[:-1]) for row in report.weights]
         _panel(draw, WIDTH, "weights of the newest slope and of those before", learned, labels, font)
     else:
-        means = {name: [float(plan[name].mean()) for plan in report.plans] for name in ("r", "scale_dir", "scale_time")}
+        means = {name: [float(plan[name].mean()) for plan in report.plans] for name in COLUMNS}
         _panel(draw, WIDTH, "plan (mean over samples)", means, labels[: len(report.plans)], font)
     pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(1, sheet.height, sheet.width, 3)
     return pixels.float() / 255

@@ -62,6 +62,10 @@ class Start(Protocol):
         """The baseline, which learns nothing, and then tables, each of which may be better."""
         ...
 
+    def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
+        """What can be had in closed form after a step, with no model call; the same if that is nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class Linearised:
@@ -299,6 +303,7 @@ class EndToEnd:
             trial = parameters.table(at.current, here + change)
             distances, cache = self.runs.fitted_distances(trial.method())
             if (left := compared(distances, at.fitted)) < 1:
+                trial, distances, cache = self.start.refined(trial, distances, cache)
                 better = replace(at, current=trial, fitted=distances, damping=at.damping * EASIER)
                 return better, cache, left < (1 - self.runs.settings.tolerance) ** 2
             at = replace(at, damping=at.damping * HARDER)

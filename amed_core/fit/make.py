@@ -73,7 +73,7 @@ def make_fit(
     if not isinstance(settings, FitConfig):
         raise ValueError("A table is fitted to the end of the trajectory: give a FitConfig.")
 
-    def single(number: int, on: PredictorConfig | None) -> EndToEnd:
+    def single(number: int, on: PredictorConfig | None) -> Fit:
         scale = config.guidances[number] if config.guidances else config.guidance
         own = replace(config, guidance=scale, guidances=())
         runs = Runs.of(own, settings, Metered(listed[number]), workers)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from ..call_list import call_sigmas
 from ..predictor import Predictor
 from ..types import Method
 from .end_to_end import Found
 from .huber import compared
-from .runs import Runs
+from .runs import RunCache, Runs
 
 
 class MidpointStart:
@@ -35,6 +37,10 @@ class MidpointStart:
         if compared(plain.distances, table.distances) < 1:
             yield plain
         yield table
+
+    def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
+        """The same: nothing of it can be had in closed form."""
+        return table, distances, cache
 
     def _found(self, name: str, method: Method, table: Predictor | None = None) -> Found:
         return Found(name, method, *self.runs.fitted_distances(method), table)

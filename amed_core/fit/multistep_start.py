@@ -9,14 +9,15 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..multistep import MultistepTable, multistep_config
-from ..solvers import Ipndm
+from ..predictor import Predictor
+from ..solvers import Ipndm, multistep_vectors
 from ..spectrum import BANDS, gains, moments, shows_frequencies
 from .baselines import Baseline, baseline, solvers
-from .closed_form import Walk, least_squares
+from .closed_form import NormalEquations, Walk, least_squares, solved_apart
 from .end_to_end import Found
 from .grid_search import RULES, Rule, first_levels, searched
 from .huber import compared
-from .runs import Runs
+from .runs import RunCache, Runs
 from .targets import Target, finite
 from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
 
@@ -158,6 +159,40 @@ class MultistepStart:
                 table, least = trial, both
         assert table is not None
         return best_of([best, self._measured(best.name, table)])
+
+    def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
+        """The table with the bands of its last interval solved for again, from where that begins now, if it is better.
+
+        It takes no model call, and is left out where memory was too short to keep all runs.
+        """
+        config, targets = table.config, list(self.runs.fitted)
+        missing = torch.tensor(sum(target.number not in cache.steps for target in targets))
+        if not config.spectral or int(self.runs.workers.sum(missing)):
+            return table, distances, cache
+        made, last = MultistepTable(config), config.intervals - 1
+        made.load_state_dict(table.state_dict())
+        row = made.row(last)
+        products = torch.zeros(BANDS, len(row) + 1, len(row) + 1, dtype=torch.float64)
+        sizes = torch.zeros(BANDS, dtype=torch.float64)
+        for target in targets:
+            steps = cache.get(target.number, target.x.device)
+            start = steps[-1].start
+            added = multistep_vectors(tuple(s.start for s in steps)[made.known(last).start :], guided=config.guided)
+            more, counted = NormalEquations.of(added, (target.end - start.x) / -start.sigma, spectral=True).total()
+            products, sizes = products + more, sizes + counted
+        products, sizes = self.runs.workers.sum(products), self.runs.workers.sum(sizes)
+        made.set_row(last, row, solved_apart(products, sizes, row))
+        method, kept = made.method(), RunCache(cache.keep_bytes)
+
+        def draw(target: Target) -> Tensor:
+            *before, step = cache.get(target.number, target.x.device)
+            history = (*(s.start for s in before), step.start)
+            x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[last])
+            kept.put(target.number, [*before, replace(step, x=x)])
+            return x
+
+        better = self.runs.fitted.distances(draw)
+        return (made, better, kept) if compared(better, distances) < 1 else (table, distances, cache)
 
     def _solved(
         self, begin: Baseline, numbers: Sequence[int], paths: Mapping[int, TeacherPath]

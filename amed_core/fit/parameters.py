@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..midpoints import COLUMNS, MidpointTable
+from ..midpoints import MidpointTable
 from ..multistep import MultistepTable, known_to
 from ..predictor import Predictor
+from ..types import COLUMNS
 
 # From which point of its interval a number acts on: the level told at the start, the midpoint, or the last update.
 Acts = Literal["start", "mid", "update"]

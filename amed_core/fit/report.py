@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..driver import trajectory
 from ..features import Look
-from ..midpoints import COLUMNS
 from ..multistep import ToldLevels
 from ..predictor import Predictor
 from ..solvers import Multistep
-from ..types import Denoiser, Sample
+from ..types import COLUMNS, Denoiser, Sample
 from .teacher import levels, passed_at
 
 
@@ -36,7 +35,7 @@ class Learned:
 
     def text(self) -> str:
         """A table to read."""
-        columns = f"{'r':>8}{'scale_dir':>11}{'scale_time':>12}"
+        columns = "".join(f"{name:>12}" for name in COLUMNS)
         if self.weights:
             columns = f"{'told':>8}   weights of the slopes, oldest first; of the first denoised sample"
             columns += "; of what guidance adds to the slopes" if self.guided else ""
@@ -48,8 +47,7 @@ class Learned:
         for k, (start, end) in enumerate(pairwise(self.levels)):
             line = f"{f'{start:.4g} to {end:.4g}':18}{self.errors[k]:9.4f}{self.base_errors[k]:9.4f}"
             if k < len(self.plans):
-                r, scale_dir, scale_time = (float(self.plans[k][name].mean()) for name in COLUMNS)
-                line += f"{r:8.3f}{scale_dir:11.3f}{scale_time:12.3f}"
+                line += "".join(f"{float(self.plans[k][name].mean()):12.3f}" for name in COLUMNS)
             elif self.weights:
                 line += f"{self.told[k]:8.3f}   " + " ".join(f"{w:.3f}" for w in self.weights[k])
                 line += f"; {self.first[k]:.3f}"

@@ -8,6 +8,7 @@ import pytest
 from problems import GRID, SIGMA_MAX, SIGMA_MIN, multistep_config
 
 from amed_core import PredictorConfig, polynomial
+from amed_core.solvers import SOLVERS
 
 PLANNED = tuple(polynomial(4, SIGMA_MIN, SIGMA_MAX).tolist())
 CONFIG = PredictorConfig("amed", PLANNED, SIGMA_MIN, SIGMA_MAX, scale_dir=0.01, scale_time=0.2)
@@ -16,7 +17,7 @@ CONFIG = PredictorConfig("amed", PLANNED, SIGMA_MIN, SIGMA_MAX, scale_dir=0.01, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"solver": "rk4"}, "amed, euler, dpm_2, ipndm, dpmpp"),
+        ({"solver": "rk4"}, ", ".join(SOLVERS)),
         ({"schedule": "karras"}, "polynomial"),
         ({"sigmas": (80.0,)}, "at least 2 points"),
         ({"sigmas": (80.0, 90.0, 1.0)}, "must fall"),

@@ -10,7 +10,7 @@ from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, mixture, nois
 from torch import Tensor
 
 from amed_core import Amed, Dpm2, DpmSolverPP, FixedMidpoint, Ipndm, NoMidpoint, logsnr, polynomial, sample, trajectory
-from amed_core.solvers import dynamic_threshold, restarted, solver
+from amed_core.solvers import SOLVERS, dynamic_threshold, restarted, solver
 from amed_core.types import Evaluation, Planner, Solver, Stage, StepPlan
 
 NO, HALF, END = NoMidpoint(), FixedMidpoint(0.5), FixedMidpoint(1.0)
@@ -179,7 +179,7 @@ def test_dynamic_thresholding_is_imagens() -> None:
         (lambda: DpmSolverPP(4), "orders 1 to 3"),
         (lambda: DpmSolverPP(2, "velocity"), '"data" or "noise"'),  # type: ignore[arg-type]
         (lambda: DpmSolverPP(2, "noise", thresholding=True), "data prediction"),
-        (lambda: solver("rk4"), "amed, euler, dpm_2, ipndm, dpmpp"),
+        (lambda: solver("rk4"), ", ".join(SOLVERS)),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(build: object, words: str) -> None:
