@@ -31,8 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed_core.fit.teacher import heun_calls, heun_samples
-
 sys.path += [str(Path(__file__).parents[1] / "tests" / "nodes"), str(Path(__file__).parents[1])]
 from comfyui import load_pack
 
@@ -45,6 +43,7 @@ from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
 from comfy_extras.nodes_gits import GITSScheduler
 from comfy_extras.nodes_optimalsteps import OptimalStepsScheduler
 
+from amed_core.fit.teacher import heun_calls, heun_samples
 from amed_core.tools import measures
 from benchmarks.comfyui_models import Subject, subject
 from benchmarks.quality_rows import Row, cells
