@@ -34,6 +34,7 @@ LEARNED_NEXT, PLAIN_NEXT = 8, 5  # and on each of the next ones
 LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
 GOOD = 0.8  # of the best plain candidate's error: two pictures in a row below it end the learning
 MOST_PICTURES = 8
+PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Candidate:
     equations: list[list[NormalEquations]] = field(default_factory=list)  # of every interval, by picture
     seen: list[float] = field(default_factory=list)  # squared errors of pictures that it had learned from
     held_out: list[float] = field(default_factory=list)  # of pictures that it had not
+    ends: list[float] = field(default_factory=list)  # squared errors at the very end, of what it had learned from
 
     @property
     def score(self) -> float:
@@ -119,7 +121,9 @@ class Learner:
         if not self.candidates:
             raise ValueError("Nothing was learned yet: give the learner a picture's path first.")
         learned, plain = self._best(plain=False), self._best(plain=True)
-        return learned if learned.score <= plain.score else plain
+        mine = learned.held_out or learned.ends
+        theirs = plain.held_out[-len(mine) :]
+        return plain if capped_mean(theirs) < PLAIN_WINS * capped_mean(mine) else learned
 
     def _best(self, *, plain: bool) -> Candidate:
         return min((c for c in self.candidates if c.plain is plain), key=lambda c: c.score)
@@ -257,7 +261,11 @@ class Learner:
         ends = _squares(x, passed.end.to(x))
         cost = self._cost(grid, equations, rows, passed)
         return replace(
-            before, table=table, equations=[[one] for one in equations], seen=[math.sqrt(end * cost) for end in ends]
+            before,
+            table=table,
+            equations=[[one] for one in equations],
+            seen=[math.sqrt(end * cost) for end in ends],
+            ends=ends,
         )
 
     def _solved(self, grid: Sequence[float], equations: Sequence[Sequence[NormalEquations]]) -> MultistepTable:
@@ -284,6 +292,7 @@ class Learner:
                     "first": one.table.first,
                     "seen": list(one.seen),
                     "held_out": list(one.held_out),
+                    "ends": list(one.ends),
                     "products": [torch.cat([e.products for e in of]) for of in one.equations],
                     "sizes": [of[0].sizes for of in one.equations],
                 }
@@ -312,9 +321,8 @@ class Learner:
             [NormalEquations(products, sizes)]
             for products, sizes in zip(saved["products"], saved["sizes"], strict=True)
         ]
-        return Candidate(
-            str(saved["name"]), table, bool(saved["plain"]), equations, list(saved["seen"]), list(saved["held_out"])
-        )
+        errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
+        return Candidate(str(saved["name"]), table, bool(saved["plain"]), equations, *errors)
 
 
 def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
