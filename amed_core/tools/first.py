@@ -19,6 +19,7 @@ from ..samplers import MULTISTEP_STUDENT, student_config
 from ..types import Answer, Denoiser, Method, Model, Sample, Sigma
 
 USES = (("noise", None, 0), ("image 0.75", 0.75, 0), ("image 0.5", 0.5, 1), ("image 0.3", 0.3, 2))
+USE_NAMES = tuple(use[0] for use in USES)
 TEACHER_CALLS = 100  # of the converged sampler that errors are measured against
 TEST_ROWS, DRAW_ROWS, ROWS_EACH = 1000, 5000, 100  # numbers of trajectories: of the test, and of each draw
 TEST_SEED, IMAGE_SEED = 0x5EED_0000, 0x1A6E_0000
@@ -122,7 +123,7 @@ def first(
     draws: int,
     samples: int,
     *,
-    uses: Sequence[str] = tuple(name for name, _, _ in USES),
+    uses: Sequence[str] = USE_NAMES,
     teacher_calls: int = 24,
     batch: int = 100,
     seed: int = 0,

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from families import Family, make
 from toys import heard, k_sample
 
