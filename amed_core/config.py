@@ -95,10 +95,8 @@ class PredictorConfig:
     def _check_multistep(self) -> None:
         """What only multistep tables have, and what they cannot have."""
         grid = self.sigmas
-        if self.kind == "multistep" and (grid[-1] != 0 or self.analytic_first_step or self.plain_last):
-            raise ValueError(
-                f"A multistep predictor calls the model once per interval and ends at 0, not {list(grid)}."
-            )
+        if self.kind == "multistep" and (self.analytic_first_step or self.plain_last):
+            raise ValueError("A multistep predictor calls the model once per interval, the first and the last, too.")
         if bool(self.first_sigma) != bool(self.channels) or not 0 <= self.first_sigma < grid[0]:
             raise ValueError(
                 f"A first step without a call leads from {grid[0]} to a lower level, for samples of some channels, but "

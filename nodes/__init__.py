@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import registration
 from .demo_model import AMEDDemoModel
+from .learning import AMEDLearn
 from .pictures_model import AMEDDemoCheckpoint
 from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
@@ -22,6 +23,7 @@ class AMEDExtension(ComfyExtension):
             AMEDTrainPaperPredictor,
             AMEDSavePredictor,
             AMEDLoadPredictor,
+            AMEDLearn,
             AMEDApplyPredictor,
             AMEDSampler,
             AMEDScheduler,

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..amed_core.call_list import all_plain, call_sigmas, read
 from ..amed_core.config import PredictorConfig
-from ..amed_core.driver import Total, answers_of, raise_if_not_finite, trajectory
 from ..amed_core.predictor import Predictor
-from ..amed_core.samplers import NAMES, sampler_name
-from ..amed_core.types import Run, Sample, Sigma
-from .bridge import ComfyDenoiser, foreign_code, guider_of, look, shows_guidance
+from ..amed_core.samplers import MULTISTEP_STUDENT, NAMES, sampler_name
+from ..amed_core.types import Run, Sample
+from .bridge import foreign_code, guider_of, look, shows_guidance
+from .drawing import draw
+from .learning import NEVER, learning_of, sample_learning
+from .own_grid import placeholder
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
 from .values import ATTACHMENT, NotedPredictor, warn
 
 SCHEDULER = "amed"
+LEARNING = ("amed", MULTISTEP_STUDENT)  # entries of the sampler list that learn where there is no predictor
 
 
 @torch.no_grad()
@@ -36,7 +38,8 @@ def sample_amed(
 ) -> Sample:
     """Sample with `predictor`, or with the one applied to the model, and return the sample at the last level.
 
-    `x` (batch, ...) is noisy at the first of `sigmas` (levels,). `name` is the chosen entry of the sampler list.
+    Without one, and where a multistep one was made for other levels, it learns (see `learning`). `x` (batch, ...) is
+    noisy at the first of `sigmas` (levels,). `name` is the chosen entry of the sampler list.
     Raises ValueError for a predictor of another model or sampler, and for levels that no sampler could follow.
     Raises FloatingPointError if the model answered NaN or infinity.
     """
@@ -45,10 +48,12 @@ def sample_amed(
     guider = guider_of(model)
     patcher = guider.model_patcher
     predictor = predictor or patcher.get_attachment(ATTACHMENT)
+    if predictor is None and name in LEARNING:
+        return sample_learning(model, x, sigmas, extra_args or {}, callback, disable)
     if predictor is None:
         raise ValueError(
             f'The sampler "{name}" needs a predictor, but the MODEL has none. Add the node "AMED Apply Predictor" '
-            "between your model and the sampler, or choose another sampler."
+            'between your model and the sampler, or choose another sampler: "amed" learns while it samples.'
         )
     config = predictor.config
     made_for = sampler_name(config)
@@ -60,6 +65,8 @@ def sample_amed(
     found = fingerprint(patcher)
     refuse_other_model(config, found)
     levels = sigmas.tolist()
+    if not _covers(config, levels) and learning_of(patcher).mode != NEVER:
+        return sample_learning(model, x, sigmas, extra_args or {}, callback, disable, config)
     run = read(levels, config)
     unplanned = _why_unplanned(run, config, guider)
     second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
@@ -70,29 +77,28 @@ def sample_amed(
         run, method = all_plain(levels), config.plain_method(levels)
     else:
         method = learned.method(run, guidance=scale(guider), look=look(config, model))
-    mask = (extra_args or {}).get("denoise_mask")
-    with tqdm(total=run.calls, disable=disable) as bar:
-        report = Report(callback, bar, run.calls if levels[-1] == 0 else 0)
-        adds = scale_of_plan(config, scale(guider)) if config.guided and run.own_grid and not unplanned else None
-        denoiser = ComfyDenoiser(
-            model,
-            extra_args or {},
-            levels,
-            bottleneck=config.features == "bottleneck" and bool(run.planned),
-            guidance=adds,
-            per_call=True,
-            on_call=report,
-        )
-        answers: list[Total] = []
-        for step in trajectory(denoiser, x, method):
-            answers += answers_of(step)
-            x = step.x
-            if mask is not None and step.index == len(run.sigmas) - 2 and levels[-1] == 0:
-                x = torch.where(mask > 0, x, step.start.denoised)  # masked pixels are exact in the last answer
-            del step  # its evaluations need not live through the next model call
-        report.finish(x)
-    raise_if_not_finite(answers)
-    return x
+    adds = scale_of_plan(config, scale(guider)) if config.guided and run.own_grid and not unplanned else None
+    return draw(
+        model,
+        x,
+        levels,
+        method,
+        extra_args or {},
+        callback,
+        disable,
+        bottleneck=config.features == "bottleneck" and bool(run.planned),
+        guidance=adds,
+    )
+
+
+def _covers(config: PredictorConfig, levels: list[float]) -> bool:
+    """Whether a predictor knows what to do at these levels; a multistep one does only on its own."""
+    if config.kind != "multistep" or config.switch:
+        return True
+    try:
+        return read(levels, config).own_grid
+    except ValueError:  # it was made for another number of calls, or the levels are none
+        return False
 
 
 def _on(device: torch.device, predictor: Predictor) -> Predictor:
@@ -100,39 +106,6 @@ def _on(device: torch.device, predictor: Predictor) -> Predictor:
     if next(predictor.parameters()).device == device:
         return predictor
     return copy.deepcopy(predictor).to(device)
-
-
-class Report:
-    """Tells ComfyUI of every model call as it comes.
-
-    In a run to 0 it tells of the `last` call with the finished sample in place of the model's answer. Previews and
-    `denoised_output` show that. A learned last step is nearer to the truth than the answer itself.
-    """
-
-    def __init__(self, callback: Callable[[dict[str, Any]], None] | None, bar: Any, last: int) -> None:
-        self.callback = callback
-        self.bar = bar
-        self.last = last  # 0 if the run ends above 0
-        self.calls = 0
-        self.held: dict[str, Any] = {}
-
-    def __call__(self, x: Sample, sigma: Sigma, denoised: Sample) -> None:
-        told = {"x": x, "i": self.calls, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
-        self.calls += 1
-        if self.calls == self.last:
-            self.held = told
-        else:
-            self._tell(told)
-
-    def finish(self, x: Sample) -> None:
-        """The run is over, and this is its sample."""
-        if self.held:
-            self._tell({**self.held, "denoised": x})
-
-    def _tell(self, told: dict[str, Any]) -> None:
-        if self.callback is not None:
-            self.callback(told)
-        self.bar.update()
 
 
 def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None:
@@ -170,12 +143,11 @@ def sampler_functions() -> dict[str, Callable[..., Sample]]:
 
 
 def scheduler(model_sampling: Any, steps: int) -> Tensor:
-    """The scheduler list's entry: the applied predictor's noise levels, one per model call."""
+    """The scheduler list's entry: the applied predictor's noise levels, one per model call.
+
+    Without a predictor a sampler that learns chooses its own, and these only say where pictures start and end.
+    """
     predictor = getattr(model_sampling, ATTACHMENT, None)
     if predictor is None:
-        raise ValueError(
-            f'The scheduler "{SCHEDULER}" gives the grid of an applied predictor, but the MODEL has none. Add the '
-            'node "AMED Apply Predictor" last before the sampler (after any model sampling or shift node), or choose '
-            "another scheduler."
-        )
+        return placeholder(model_sampling, steps)
     return torch.tensor(call_sigmas(predictor.config, steps), dtype=torch.float32)

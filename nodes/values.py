@@ -71,12 +71,21 @@ def fold(inputs: Sequence[Any], names: Sequence[str]) -> list[Any]:
     return list(inputs)
 
 
+def note(sentences: Sequence[str]) -> None:
+    """As `warn`, of what is as it should be."""
+    _tell(sentences, logging.INFO)
+
+
 def warn(sentences: Sequence[str]) -> None:
     """Tell the log, and the browser on the node that is running, whichever it is."""
+    _tell(sentences, logging.WARNING)
+
+
+def _tell(sentences: Sequence[str], level: int) -> None:
     if not sentences:
         return
     text = "AMED: " + " ".join(sentences)
-    logging.warning(text)
+    logging.log(level, text)
     if (running := get_executing_context()) is not None:
         _show(text, running.node_id)
 

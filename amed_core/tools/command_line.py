@@ -1,4 +1,4 @@
-"""`python -m amed_core`: demo, train, sample, bench, inspect."""
+"""`python -m amed_core`: demo, train, sample, bench, first, inspect."""
 
 import argparse
 import contextlib
@@ -31,6 +31,7 @@ from ..predictor import Predictor
 from ..samplers import MULTISTEP_STUDENT, NAMES, Kind, student_config
 from ..schedules import SCHEDULES, SEARCHED
 from ..types import Model
+from . import first
 from .bench import Settings, as_json, bench_with_bar, best_of_each, method_of, table
 
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
@@ -248,6 +249,19 @@ def run_bench(arguments: argparse.Namespace) -> None:
         write_json(arguments.json, as_json(rows))
 
 
+def run_first(arguments: argparse.Namespace) -> None:
+    model = load_denoiser(arguments.denoiser, arguments.cfg)
+    rows = []
+    with tqdm(unit="draw") as bar:
+        counts = (arguments.calls, arguments.pictures, arguments.draws, arguments.samples)
+        about = {"uses": arguments.uses, "teacher_calls": arguments.teacher_calls, "batch": arguments.batch}
+        for row in first.first(model, *counts, **about, seed=arguments.seed, progress=lambda text: bar.update()):
+            rows.append(row)
+            if arguments.json:
+                write_json(arguments.json, first.as_json(rows))
+    print(first.table(rows))
+
+
 def run_inspect(arguments: argparse.Namespace) -> None:
     predictor = load_predictor(arguments.file)
     config = predictor.config
@@ -314,6 +328,17 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", nargs="+", default=["*"], help="shell patterns of method names")
     compare.add_argument("--best", action="store_true", help="print only the best row of every unlearned solver")
     compare.add_argument("--json", type=Path, help="file for the rows")
+
+    teach = command("first", run_first, "What the first pictures teach, over the best stock pair at equal calls.")
+    model_options(teach)
+    teach.add_argument("--calls", type=int, nargs="+", default=[5, 8], help="model calls per picture")
+    teach.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of pictures learned from")
+    teach.add_argument("--draws", type=int, default=5, help="how often to begin anew, with other pictures")
+    teach.add_argument("--samples", type=int, default=100, help="other pictures, that judge")
+    teach.add_argument("--uses", nargs="+", default=first.USE_NAMES, choices=first.USE_NAMES, help="where pictures start")
+    teach.add_argument("--teacher-calls", type=int, default=24, help="of the slow sampler that is learned from")
+    teach.add_argument("--batch", type=int, default=100, help="samples per model call in evaluation")
+    teach.add_argument("--json", type=Path, help="file for the rows")
 
     show = command("inspect", run_inspect, "Show what a predictor file holds.")
     show.add_argument("file", type=Path)

@@ -1,0 +1,364 @@
+"""Learning while sampling: weights of a multistep method from the first pictures that are drawn.
+
+A picture teaches by its path: where a slow sampler took its noise, level by level. Along a candidate grid the student
+runs from the same noise, and weights that lead it back to the path follow in closed form. What remains of a picture are
+its normal equations, a few kilobytes. Each later picture is drawn before it is learned from, so that its error is
+honest. Candidates that learn nothing run beside them, and win where learning does not pay.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import PredictorConfig
+from ..driver import NoMidpoint, Resume, evaluate, trajectory
+from ..multistep import MultistepTable, multistep_config
+from ..schedules import fine
+from ..solvers import CautiousIpndm, Ipndm, multistep_vectors
+from ..types import Denoiser, Evaluation, History, Method, Sample, Solver
+from .baselines import baseline, grids, solvers
+from .closed_form import NormalEquations, robust_weights
+from .grid_search import RULES, searched
+from .teacher import TeacherPath, path_of, products_of
+
+PRIOR = Ipndm(2)  # weights are held at those of Adams and Bashforth, order 2
+TEACHER = CautiousIpndm(3)
+FAR = 9.0  # times the median: what an outlier's squared error counts at most where candidates are compared
+LEARNED_FIRST, PLAIN_FIRST = 18, 12  # candidates that run on the first picture,
+LEARNED_NEXT, PLAIN_NEXT = 8, 5  # and on each of the next ones
+LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
+GOOD = 0.8  # of the best plain candidate's error: two pictures in a row below it end the learning
+MOST_PICTURES = 8
+PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
+
+
+@dataclass
+class Candidate:
+    """A grid with weights: learned, or those of a plain solver."""
+
+    name: str
+    table: MultistepTable
+    plain: bool
+    equations: list[list[NormalEquations]] = field(default_factory=list)  # of every interval, by picture
+    seen: list[float] = field(default_factory=list)  # squared errors of pictures that it had learned from
+    held_out: list[float] = field(default_factory=list)  # of pictures that it had not
+    ends: list[float] = field(default_factory=list)  # squared errors at the very end, of what it had learned from
+
+    @property
+    def score(self) -> float:
+        """The squared error by which candidates are compared, infinite without any picture.
+
+        Of what was learned and of what was held out the geometric mean, by numbers of pictures: the first is low for
+        all learned candidates alike, but the last has few pictures at first.
+        """
+        parts = [(len(errors), capped_mean(errors)) for errors in (self.seen, self.held_out) if errors]
+        if not parts or any(not math.isfinite(mean) for _, mean in parts):
+            return math.inf
+        logs = sum(count * math.log(max(mean, 1e-30)) for count, mean in parts)
+        return math.exp(logs / sum(count for count, _ in parts))
+
+
+def capped_mean(errors: Sequence[float]) -> float:
+    """The mean of squared errors, of which none counts more than some times the median."""
+    squares = torch.tensor(errors, dtype=torch.float64)
+    return float(squares.clamp(max=FAR * float(squares.median())).mean())
+
+
+class Learner:
+    """Learns the weights of one situation, picture by picture. Deterministic; it asks only what it is given.
+
+    `config` is a multistep table's before any fit, for the model, the number of calls and the level that pictures start
+    at. `levels` is a list that the user chose; without one the learner chooses the grid. `end` is the level where
+    pictures end. `model_sigmas` are a discrete model's levels.
+    """
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        levels: Sequence[float] = (),
+        *,
+        end: float = 0.0,
+        model_sigmas: Tensor | None = None,
+        teacher_calls: int = 24,
+    ) -> None:
+        self.config = replace(config, guided=False)
+        self.levels = tuple(levels)
+        self.end = self.levels[-1] if self.levels else end
+        self.model_sigmas = model_sigmas
+        self.teacher_calls = teacher_calls
+        self.candidates: list[Candidate] = []
+        self.pictures = 0
+        self.good_in_a_row = 0
+
+    @property
+    def teacher_levels(self) -> tuple[float, ...]:
+        """The levels of the teacher, from where pictures start to where they end."""
+        low, high, calls = self.config.sigma_min, self.config.sigmas[0], self.teacher_calls
+        if self.end > 0:
+            return tuple(fine(calls + 1, self.end, high, self.config.flow).tolist())
+        return (*fine(calls, min(low, high / 2), high, self.config.flow).tolist(), 0.0)
+
+    def taught(self, denoiser: Denoiser, x: Sample) -> TeacherPath:
+        """The slow sampler's path from noisy pictures x (batch, ...): teacher_calls calls of each."""
+        return path_of(denoiser, x, Method(self.teacher_levels, TEACHER, NoMidpoint()))
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no need to learn from more pictures."""
+        return self.good_in_a_row >= 2 or self.pictures >= MOST_PICTURES
+
+    @property
+    def chosen(self) -> Candidate:
+        """The learned candidate whose error is least, or the plain one where that is better.
+
+        Raises ValueError before the first picture.
+        """
+        if not self.candidates:
+            raise ValueError("Nothing was learned yet: give the learner a picture's path first.")
+        learned, plain = self._best(plain=False), self._best(plain=True)
+        mine = learned.held_out or learned.ends
+        theirs = plain.held_out[-len(mine) :]
+        return plain if capped_mean(theirs) < PLAIN_WINS * capped_mean(mine) else learned
+
+    def _best(self, *, plain: bool) -> Candidate:
+        return min((c for c in self.candidates if c.plain is plain), key=lambda c: c.score)
+
+    @property
+    def held_out_ratio(self) -> float | None:
+        """The learned candidate's held-out error over the best plain one's on the same pictures; None without any."""
+        learned = self._best(plain=False)
+        if not learned.held_out:
+            return None
+        count = len(learned.held_out)
+        plain = min(capped_mean(c.held_out[-count:]) for c in self.candidates if c.plain)
+        return math.sqrt(capped_mean(learned.held_out) / max(plain, 1e-30))
+
+    def calls_for(self, pictures: int) -> int:
+        """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
+        each = self.config.calls - 1  # the first call is the teacher's
+        if not self.candidates:
+            return (LEARNED_FIRST + PLAIN_FIRST) * each * pictures
+        return len(self.candidates) * each * pictures
+
+    @torch.no_grad()
+    def learn(self, denoiser: Denoiser, x: Sample, passed: TeacherPath) -> None:
+        """Learn from pictures that start as x (batch, ...), whose teacher passed `passed`.
+
+        Nothing changes if it is stopped inside.
+        """
+        before = self.candidates or self._proposed(passed)
+        after = [self._after(candidate, denoiser, x, passed) for candidate in before]
+        ratio = self._ratio(before, after, len(x)) if self.candidates else math.inf
+        self.good_in_a_row = self.good_in_a_row + 1 if ratio <= GOOD else 0
+        self.pictures += len(x)
+        self.candidates = _kept(after)
+
+    def _ratio(self, before: Sequence[Candidate], after: Sequence[Candidate], count: int) -> float:
+        """On the newest pictures: what was chosen before over the best plain candidate."""
+        chosen = min((c for c in before if not c.plain), key=lambda c: c.score)
+        mine = next(c for c in after if c.name == chosen.name)
+        plain = min(capped_mean(c.held_out[-count:]) for c in after if c.plain)
+        return math.sqrt(capped_mean(mine.held_out[-count:]) / max(plain, 1e-30))
+
+    def _proposed(self, passed: TeacherPath) -> list[Candidate]:
+        """The candidates that do best on paper: along the teacher's own path, at no model call."""
+        learned: list[tuple[float, Candidate]] = []
+        plain: dict[str, list[tuple[float, Candidate]]] = {}
+        for name, grid in self._grids(passed).items():
+            equations = _along(passed, grid)
+            table = self._table(grid)
+            rows = [robust_weights([one], table.row(k)) for k, one in enumerate(equations)]
+            empty: list[list[NormalEquations]] = [[] for _ in equations]
+            candidate = Candidate(f"learned, {name}", table, False, empty)
+            learned.append((self._cost(grid, equations, rows, passed), candidate))
+            for solver_name, solver in solvers(self.config.flow).items():
+                table = self._table(grid, solver)
+                rows = [table.row(k) for k in range(len(equations))]
+                cost = self._cost(grid, equations, rows, passed)
+                plain.setdefault(solver_name, []).append((cost, Candidate(f"{solver_name}, {name}", table, True)))
+        # A path shows nothing of overshooting: of every solver the best grid runs.
+        firsts = [min(listed, key=_first) for listed in plain.values()]
+        others = sorted((one for listed in plain.values() for one in listed if one not in firsts), key=_first)
+        learned.sort(key=_first)
+        return [one for _, one in [*learned[:LEARNED_FIRST], *[*firsts, *others][:PLAIN_FIRST]]]
+
+    def _cost(
+        self, grid: Sequence[float], equations: Sequence[NormalEquations], rows: Sequence[Tensor], passed: TeacherPath
+    ) -> float:
+        """What errors of all intervals leave at the end, squared, per value, if none met another."""
+        variance = float(passed.end.double().square().mean())
+        total = 0.0
+        for (sigma, sigma_next), one, row in zip(pairwise(grid), equations, rows, strict=True):
+            signal = 1 - sigma_next if self.config.flow else 1.0
+            left = variance / (signal**2 * variance + sigma_next**2)
+            total += left * (sigma - sigma_next) ** 2 * float(one.residuals(row).mean())
+        return total
+
+    def _grids(self, passed: TeacherPath) -> dict[str, tuple[float, ...]]:
+        """Candidate grids by name: the user's, or the usual, the searched ones, and those of the teacher's shape."""
+        config, n, high = self.config, self.config.calls, self.config.sigmas[0]
+        if self.levels:
+            return {"these levels": self.levels}
+        if self.end > 0:
+            shapes = {
+                "teacher's": fine(n + 1, self.end, high, config.flow),
+                "even": torch.linspace(high, self.end, n + 1),
+            }
+            shapes["log"] = torch.linspace(math.log(high), math.log(self.end), n + 1).exp()
+            return {name: (high, *levels.tolist()[1:-1], self.end) for name, levels in shapes.items()}
+        found: dict[str, tuple[float, ...]] = {}
+        for low in {config.sigma_min, max(config.sigma_min, LOWEST_FLOW)} if config.flow else {config.sigma_min}:
+            if low < high:
+                found |= {f"{name}, {low:g}": grid for name, grid in grids(n, low, high, self.model_sigmas)}
+                found[f"teacher's, {low:g}"] = (*fine(n, low, high, config.flow).tolist(), 0.0)
+        total = products_of(passed)
+        found |= {f"searched for {rule}": searched(total, n, rule, flow=config.flow) for rule in RULES}
+        unique: dict[str, tuple[float, ...]] = {}
+        for name, grid in found.items():
+            if all(a > b for a, b in pairwise(grid)) and not any(_alike(grid, other) for other in unique.values()):
+                unique[name] = grid
+        return unique
+
+    def _table(self, grid: Sequence[float], solver: Solver = PRIOR) -> MultistepTable:
+        one = baseline("", solver, grid, 0.0, self.config.switch_sigma)
+        table = MultistepTable(multistep_config(self.config, grid))
+        table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
+        return table
+
+    def _after(self, before: Candidate, denoiser: Denoiser, x: Sample, passed: TeacherPath) -> Candidate:
+        """The candidate after these pictures: drawn with what it knew, and learned from if it learns."""
+        first = Evaluation(x, torch.tensor(passed.levels[0]).to(x), x - passed.levels[0] * passed.slopes[0].to(x))
+        target = passed.end.to(x)
+        if before.plain or before.held_out or before.seen:
+            steps = list(trajectory(denoiser, x, before.table.method(), resume=Resume(0, first, ())))
+            drawn = replace(before, held_out=before.held_out + _squares(steps[-1].x, target))
+            if before.plain:
+                return drawn
+            history = tuple(step.start for step in steps)
+            more = [_equations(history[: k + 1], passed, before.table, k) for k in range(len(history))]
+            equations = [[*old, new] for old, new in zip(before.equations, more, strict=True)]
+            return replace(drawn, equations=equations, table=self._solved(before.table.config.sigmas, equations))
+        return self._first(before, denoiser, first, passed)
+
+    def _first(self, before: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath) -> Candidate:
+        """The same of the very first pictures: the weights of every interval are solved on the way."""
+        grid, table = before.table.config.sigmas, self._table(before.table.config.sigmas)
+        history: History = (first,)
+        equations, rows = [], []
+        for k, sigma_next in enumerate(grid[1:]):
+            equations.append(_equations(history, passed, table, k))
+            rows.append(robust_weights([equations[k]], table.row(k)))
+            table.set_row(k, rows[k])
+            method, to = table.method(), torch.tensor(sigma_next).to(first.x)
+            x = method.solver.to_next(history, to, None, method.stages[k])
+            if k + 1 < len(grid) - 1:
+                history = (*history, evaluate(denoiser, x, to))
+        ends = _squares(x, passed.end.to(x))
+        cost = self._cost(grid, equations, rows, passed)
+        return replace(
+            before,
+            table=table,
+            equations=[[one] for one in equations],
+            seen=[math.sqrt(end * cost) for end in ends],
+            ends=ends,
+        )
+
+    def _solved(self, grid: Sequence[float], equations: Sequence[Sequence[NormalEquations]]) -> MultistepTable:
+        table = self._table(grid)
+        for k, of_pictures in enumerate(equations):
+            table.set_row(k, robust_weights(of_pictures, table.row(k)))
+        return table
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it knows; `files.save_state` writes it."""
+        return {
+            "config": asdict(self.config),
+            "levels": list(self.levels),
+            "end": self.end,
+            "teacher_calls": self.teacher_calls,
+            "pictures": self.pictures,
+            "good_in_a_row": self.good_in_a_row,
+            "candidates": [
+                {
+                    "name": one.name,
+                    "sigmas": list(one.table.config.sigmas),
+                    "plain": one.plain,
+                    "weights": one.table.weights,
+                    "first": one.table.first,
+                    "seen": list(one.seen),
+                    "held_out": list(one.held_out),
+                    "ends": list(one.ends),
+                    "products": [torch.cat([e.products for e in of]) for of in one.equations],
+                    "sizes": [of[0].sizes for of in one.equations],
+                }
+                for one in self.candidates
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Raises ValueError if it belongs to another situation, or is damaged."""
+        try:
+            config = PredictorConfig.from_header(state["config"])
+            same = (config, list(self.levels), self.end) == (self.config, list(state["levels"]), state["end"])
+            candidates = [self._loaded(saved) for saved in state["candidates"]]
+            pictures, good = int(state["pictures"]), int(state["good_in_a_row"])
+        except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            raise ValueError(f"This state of learning cannot be used: {error}") from error
+        if not same:
+            raise ValueError("This state of learning was made in another situation.")
+        self.candidates, self.pictures, self.good_in_a_row = candidates, pictures, good
+
+    def _loaded(self, saved: Mapping[str, Any]) -> Candidate:
+        table = self._table(saved["sigmas"])
+        table.weights.copy_(saved["weights"])
+        table.first.copy_(saved["first"])
+        equations = [
+            [NormalEquations(products, sizes)]
+            for products, sizes in zip(saved["products"], saved["sizes"], strict=True)
+        ]
+        errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
+        return Candidate(str(saved["name"]), table, bool(saved["plain"]), equations, *errors)
+
+
+def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that go on to the next picture: the best of each kind."""
+    learned = sorted((c for c in candidates if not c.plain), key=lambda c: c.score)[:LEARNED_NEXT]
+    return learned + sorted((c for c in candidates if c.plain), key=lambda c: c.score)[:PLAIN_NEXT]
+
+
+def _along(passed: TeacherPath, grid: Sequence[float]) -> list[NormalEquations]:
+    """The equations of every interval of a grid on the teacher's own path, which take no call."""
+    history: History = ()
+    equations = []
+    for sigma, sigma_next in pairwise(grid):
+        x, slope = passed.at(sigma)
+        history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
+        aim = (passed.at(sigma_next)[0] - x) / (sigma_next - sigma)
+        equations.append(NormalEquations.of(multistep_vectors(history, guided=False), aim, spectral=False))
+    return equations
+
+
+def _equations(history: History, passed: TeacherPath, table: MultistepTable, k: int) -> NormalEquations:
+    """Where interval k of a student should have led: back to the path."""
+    start, sigma_next = history[-1], table.config.sigmas[k + 1]
+    aim = (passed.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - table.config.sigmas[k])
+    known = history[table.known(k).start :]
+    return NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False)
+
+
+def _squares(x: Sample, target: Sample) -> list[float]:
+    """The mean squared error of every picture; infinite where it is not finite."""
+    return (x - target).double().square().flatten(1).mean(1).nan_to_num(torch.inf).tolist()
+
+
+def _first(one: tuple[float, Candidate]) -> float:
+    return one[0]
+
+
+def _alike(grid: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(math.log(a / b)) < 0.02 for a, b in zip(grid[:-1], other[:-1], strict=True))

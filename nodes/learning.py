@@ -1,0 +1,336 @@
+"""Learning while sampling: the first pictures of a situation are drawn slowly, and teach the ones after them."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..amed_core.call_list import read
+from ..amed_core.config import PredictorConfig, plain_facts
+from ..amed_core.driver import raise_if_not_finite
+from ..amed_core.fit.learner import Learner
+from ..amed_core.fit.teacher import TeacherPath
+from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
+from ..amed_core.types import Sample
+from . import situations
+from .bridge import ComfyDenoiser, foreign_code, guider_of
+from .drawing import Callback, LearningReport, draw
+from .own_grid import is_own
+from .pairing import fingerprint, model_facts, scale
+from .situations import Situation, situation
+from .streams import Balance, packed_shapes
+from .values import CATEGORY, note, say, warn
+
+ATTACHED = "amed_learning"  # under this name a MODEL carries how it is to be learned
+AUTOMATICALLY, FROM_PICTURES, NEVER = "automatically", "from N pictures", "never"
+MOST_BYTES = 2 * 1024**3  # of a teacher's path
+DIGITS = 6  # of levels: float32 has 7
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a MODEL is to be learned, from "AMED Learn"."""
+
+    mode: str = AUTOMATICALLY
+    pictures: int = 4  # to learn from, in the mode that counts them
+    teacher_calls: int = 24
+
+    def enough(self, learner: Learner) -> bool:
+        """Whether nothing more is to be learned."""
+        return learner.pictures >= self.pictures if self.mode == FROM_PICTURES else learner.done
+
+
+def learning_of(model: Any) -> Learning:
+    """What "AMED Learn" set on a MODEL, or what is usual."""
+    return model.get_attachment(ATTACHED) or Learning()
+
+
+@torch.no_grad()
+def sample_learning(
+    model: Any,
+    x: Sample,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callback | None,
+    disable: bool | None,
+    made_for: PredictorConfig | None = None,
+) -> Sample:
+    """Sample with what was learned of the situation, or slowly, and learn from it.
+
+    `made_for` is a predictor's on the model that does not cover the situation.
+    Raises ValueError for levels that no sampler could follow, FloatingPointError for NaN or infinity.
+    """
+    guider = guider_of(model)
+    levels = tuple(float(f"{sigma:.{DIGITS}g}") for sigma in sigmas.tolist())
+    config = _config(guider, levels)
+    settings = learning_of(guider.model_patcher)
+    run = _Run(model, x, levels, extra_args, callback, disable, config)
+    if (why := _why_plain(guider, levels, settings, x)) is not None:
+        (note if settings.mode == NEVER else warn)([why])
+        return run.plain()
+    own = is_own(levels, guider.inner_model.model_sampling, made_for)
+    masked = extra_args.get("denoise_mask") is not None
+    here = situation(guider.model_patcher, guider, levels, own, x, masked, settings.teacher_calls)
+    learned = Learned.read(here, _learner(config, levels, own, guider, settings), settings)
+    if learned.due:
+        return _teach(run, learned, guider)
+    method = learned.learner.chosen.table.method()
+    note([learned.text()])
+    drawn = run.draw(method)
+    learned.used()
+    return drawn
+
+
+def _config(guider: Any, levels: Sequence[float]) -> PredictorConfig:
+    """A multistep table's settings before any fit, for this run. Raises ValueError for levels that do not fall."""
+    facts = model_facts(guider.model_patcher, guider)
+    facts = replace(facts, fingerprint=plain_facts(dict(facts.fingerprint)))
+    config = student_config(MULTISTEP_STUDENT, max(len(levels) - 1, 2), facts, guidance=scale(guider) or 1.0)
+    begun = tuple(levels[0] * 0.5**k for k in range(config.calls))
+    config = replace(config, sigmas=(*begun, 0.0))
+    read(levels, config)
+    switch = float(getattr(guider, "switch_sigma", 0.0))
+    return replace(config, switch_sigma=switch) if switch < levels[0] else config
+
+
+def _why_plain(guider: Any, levels: Sequence[float], settings: Learning, x: Sample) -> str | None:
+    """Why nothing is to be learned in this run, as a sentence; None if something is."""
+    if settings.mode == NEVER:
+        return f"{len(levels) - 1} plain calls: AMED Learn says never."
+    if (file := foreign_code(guider)) is not None:
+        return (
+            f"another pack's code answers here in place of ComfyUI's own guider ({type(guider).__name__} of {file}), "
+            "and may do more than answer: all calls are plain ones, and nothing is learned."
+        )
+    if len(levels) < 3:
+        return "1 plain call: learning needs at least 2 steps."
+    if path_bytes(x, settings.teacher_calls) > MOST_BYTES:
+        return (
+            f"plain calls, nothing learned: the batch is too large. A run of {len(x)} samples of this size would take "
+            "more than 2 GB of memory to learn from. A smaller batch teaches it."
+        )
+    return None
+
+
+def path_bytes(x: Sample, calls: int) -> int:
+    """What a teacher's path of so many calls takes: samples and slopes at every level."""
+    return (2 * calls + 1) * x.numel() * x.element_size()
+
+
+def _learner(
+    config: PredictorConfig, levels: Sequence[float], own_grid: bool, guider: Any, settings: Learning
+) -> Learner:
+    """One that knows nothing yet."""
+    return Learner(
+        config,
+        () if own_grid else levels,
+        end=levels[-1],
+        model_sigmas=getattr(guider.inner_model.model_sampling, "sigmas", None),
+        teacher_calls=settings.teacher_calls,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What ComfyUI asked a sampler for."""
+
+    model: Any
+    x: Sample
+    levels: tuple[float, ...]
+    extra_args: dict[str, Any]
+    callback: Callback | None
+    disable: bool | None
+    config: PredictorConfig
+
+    def draw(self, method: Any) -> Sample:
+        """With a method of one call per step."""
+        return draw(self.model, self.x, self.levels, method, self.extra_args, self.callback, self.disable)
+
+    def plain(self) -> Sample:
+        """With iPNDM."""
+        return self.draw(replace(self.config, sigmas=self.levels).base_method())
+
+
+@dataclass
+class Learned:
+    """What is known of a situation, and whether the next run teaches it."""
+
+    here: Situation
+    path: Path
+    learner: Learner
+    settings: Learning
+    teach_next: bool = True  # every other run teaches
+
+    @classmethod
+    def read(cls, here: Situation, learner: Learner, settings: Learning) -> "Learned":
+        """From its file, if there is one that can be used."""
+        path = situations.file_of(here)
+        one = cls(here, path, learner, settings)
+        if state := situations.read(path):
+            try:
+                learner.load_state_dict(state["learner"])
+                one.teach_next = bool(state["teach_next"])
+            except (ValueError, KeyError, TypeError) as error:
+                situations.damaged(path, error)
+        return one
+
+    @property
+    def due(self) -> bool:
+        """Whether this run teaches."""
+        return not self.learner.candidates or (self.teach_next and not self.settings.enough(self.learner))
+
+    def keep(self, *, teach_next: bool) -> None:
+        """Write it."""
+        self.teach_next = teach_next
+        situations.keep(self.path, self.here, {"teach_next": teach_next, "learner": self.learner.state_dict()})
+
+    def used(self) -> None:
+        """A picture was drawn with it."""
+        try:
+            if self.settings.enough(self.learner):
+                os.utime(self.path)
+            else:
+                self.keep(teach_next=True)
+        except OSError as error:
+            logging.warning(f"AMED: what was learned could not be kept: {error}")
+
+    def text(self) -> str:
+        """How good it is, at most 60 characters first."""
+        learner, calls = self.learner, self.learner.config.calls
+        rest = "" if self.settings.enough(learner) else " Still learning: the next run teaches it again."
+        ratio, count = learner.held_out_ratio, learner.pictures
+        if learner.chosen.plain:
+            return f"{calls} calls, plain: {learner.chosen.name} is the best so far.{rest}"
+        if ratio is None:
+            return f"{calls} calls, learned from {count} picture{'s' * (count > 1)}.{rest}"
+        return f"{calls} calls, {ratio:.2f} of the best plain sampler's error (held out).{rest}"
+
+
+def _teach(run: _Run, learned: Learned, guider: Any) -> Sample:
+    """Draw slowly, and learn from it. The picture is the slow one, whatever becomes of the learning."""
+    learner, x = learned.learner, run.x
+    passes, calls = learner.calls_for(1), len(run.levels) - 1
+    note([f"learning {learner.pictures + 1}: {learner.teacher_calls} + up to {passes} calls once, then {calls}."])
+    before = fingerprint(guider.model_patcher)
+    balance = Balance.of(packed_shapes(guider), x)
+    with tqdm(total=learner.teacher_calls + passes, disable=run.disable) as bar:
+        report = LearningReport(run.callback, bar, calls, learner.teacher_calls, to_zero=run.levels[-1] == 0)
+        every = sorted({*run.levels, *learner.teacher_levels}, reverse=True)
+        denoiser = ComfyDenoiser(run.model, run.extra_args, every, bottleneck=False, on_call=report)
+        asked, start = balance.denoiser(denoiser), balance.scaled(x)
+        try:
+            path = learner.taught(asked, start)
+            finite = bool(path.end.isfinite().all())
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:  # the plain run needs less, and tells what is wrong if it fails, too
+            warn([f"plain calls, nothing learned: {_short(error)}"])
+            path, finite = None, False
+        else:
+            if not finite:
+                warn(["plain calls, nothing learned: NaN in the slow run."])
+        if path is None or not finite:
+            bar.close()
+            comfy.model_management.soft_empty_cache()
+            return run.plain()
+        picture = _picture(path, balance, report, run)
+        report.show(picture)
+        try:
+            learner.learn(asked, start, path)
+            raise_if_not_finite(report.answers)
+            if fingerprint(guider.model_patcher) != before:
+                raise RuntimeError("the model was changed meanwhile")
+            learned.keep(teach_next=False)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:  # whatever it is, the picture is finished
+            warn([f"the slow picture, nothing learned: {_short(error)}"])
+        else:
+            note(
+                [learned.text() if learned.settings.enough(learner) else f"learned; the next run takes {calls} calls."]
+            )
+        report.finish()
+    return picture
+
+
+def _picture(path: TeacherPath, balance: Balance, report: LearningReport, run: _Run) -> Sample:
+    """The teacher's samples, of whose masked pixels the last answer is exact."""
+    picture: Sample = balance.unscaled(path.end.to(run.x))
+    mask = run.extra_args.get("denoise_mask")
+    if mask is not None and run.levels[-1] == 0:
+        picture = torch.where(mask > 0, picture, report.last["denoised"])
+    return picture
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}. {error}"
+
+
+class AMEDLearn(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDLearn",
+            display_name="AMED Learn",
+            category=CATEGORY,
+            description='How the samplers "amed" and "amed_multistep" learn a model that has no predictor. They learn '
+            "without this node, too: the first picture of a model at a number of steps, cfg and size is drawn slowly, "
+            "and from then on every picture takes as many calls as steps says. While that is still being learned, the "
+            'same seed may change from run to run; once it is finished it never does. "never" gives plain iPNDM, '
+            "which is the same bit by bit at every run.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to sample with. Connect LoRA and shift nodes before, KSampler after."
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=[AUTOMATICALLY, FROM_PICTURES, NEVER],
+                    default=AUTOMATICALLY,
+                    tooltip="automatically: every other run teaches, until it is good enough or 8 pictures taught. "
+                    "from N pictures: until so many taught. never: nothing is learned or read; plain iPNDM.",
+                ),
+                io.Int.Input(
+                    "pictures",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip='For "from N pictures": how many teach. 1 is fastest to finish; 8 is nearly as good as it '
+                    "gets. Every picture of a batch counts.",
+                ),
+                io.Int.Input(
+                    "teacher_calls",
+                    default=24,
+                    min=12,
+                    max=100,
+                    tooltip="Model calls of a slow picture, which teaches. 24 suits most models; more where cfg is "
+                    "high, and 100 takes four times as long. What was learned with another number is kept apart.",
+                ),
+                io.Boolean.Input(
+                    "forget",
+                    default=False,
+                    tooltip="On: when this node runs, all that was learned of this model with its LoRAs is removed, at "
+                    "every number of steps, cfg and size. Turn it off again afterwards.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The same model, with these settings; for KSampler.")
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, mode: str, pictures: int, teacher_calls: int, forget: bool) -> io.NodeOutput:
+        if forget:
+            count = situations.forget(model)
+            say(cls, f"AMED: forgot {count} learned set{'s' * (count != 1)} of this model.")
+        made = model.clone()
+        made.set_attachments(ATTACHED, Learning(mode, pictures, teacher_calls))
+        return io.NodeOutput(made)

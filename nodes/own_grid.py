@@ -1,0 +1,60 @@
+"""The scheduler "amed" where no predictor has a grid: a list that says where pictures start and end, and in how many
+calls, and that is known again by its levels between.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..amed_core.call_list import call_sigmas
+from ..amed_core.config import PredictorConfig
+
+MARK = 1 - 2e-4  # what tells the list from ComfyUI's "simple", which somebody may have chosen for its own sake
+ROUNDING = 2e-5  # relative, of lists in float32
+MOST_STEPS = 1000  # of a whole list, of which a run is a piece
+
+
+def placeholder(model_sampling: Any, steps: int) -> Tensor:
+    """Levels (steps + 1,) as "simple" has them, so that denoise means what it means there, and marked."""
+    levels: Tensor = comfy.samplers.simple_scheduler(model_sampling, steps)
+    levels[1:] *= MARK
+    return levels
+
+
+def is_own(levels: Sequence[float], model_sampling: Any, config: PredictorConfig | None = None) -> bool:
+    """Whether levels came from the scheduler "amed": a whole list, or a piece of one.
+
+    `config` is the predictor's that the scheduler took the grid from, if there is one.
+    """
+    calls, asked = len(levels) - 1, torch.tensor(levels, dtype=torch.float64)
+    return any(_has_piece(whole, asked) for whole in _wholes(calls, model_sampling, config))
+
+
+def _wholes(calls: int, model_sampling: Any, config: PredictorConfig | None) -> Iterable[Tensor]:
+    """What the scheduler gives for every number of steps from this on."""
+    if config is not None:
+        for steps in range(calls, MOST_STEPS // 5 + 1):
+            yield torch.tensor(call_sigmas(config, steps), dtype=torch.float64)
+        return
+    table = model_sampling.sigmas.detach().cpu().double()
+    for steps in range(calls, MOST_STEPS + 1):
+        falling = torch.arange(steps, dtype=torch.float64) * (len(table) / steps)
+        whole = table[-1 - falling.long()]
+        whole[1:] *= MARK
+        yield torch.cat([whole, torch.zeros(1, dtype=torch.float64)])
+
+
+def _has_piece(whole: Tensor, asked: Tensor) -> bool:
+    """Whether the asked levels are there, one after the other; a piece may have its last one set to 0."""
+    begins = ((whole - asked[0]).abs() < ROUNDING * asked[0]).nonzero().flatten().tolist()
+    for begin in begins:
+        piece = whole[begin : begin + len(asked)].clone()
+        if len(piece) == len(asked):
+            if asked[-1] == 0:
+                piece[-1] = 0
+            if torch.allclose(piece, asked, rtol=ROUNDING, atol=1e-9):
+                return True
+    return False

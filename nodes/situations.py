@@ -1,0 +1,147 @@
+"""What decides the best weights, and where what was learned of it is kept."""
+
+import datetime
+import hashlib
+import json
+import logging
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..amed_core.files import PredictorFileError, load_state, save_state
+from . import pairing
+from .streams import packed_shapes
+
+FOLDER = "amed_learned"  # in the user folder
+MOST_FILES = 200
+ALIKE = 1.5  # sizes within this factor are one situation
+OF_WEIGHTS = ("family", "prediction", "loras")  # of a model's fingerprint, what "the same model" means to people
+# Of what ComfyUI hands a model with a prompt, what belongs to every prompt.
+OF_PROMPTS = ("c_crossattn", "y", "attention_mask", "guidance", "t5xxl_ids", "t5xxl_weights", "c_crossattn_mask")
+
+_checkpoints: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Facts that decide the best weights; prompts and seeds are none.
+
+    `weights` are those of the model itself, `facts` all others, but the size: the `elements` of one sample.
+    """
+
+    weights: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    elements: int
+
+    @property
+    def key(self) -> str:
+        """The same for all sizes, and for nothing else."""
+        return f"{_digest(self.weights)[:12]}-{_digest(self.facts)[:20]}"
+
+
+def situation(
+    model: Any, guider: Any, levels: Sequence[float], own_grid: bool, like: Any, masked: bool, teacher_calls: int
+) -> Situation:
+    """The situation of a run of `model`, through `guider`, of samples like `like` (batch, ...).
+
+    Of levels on the sampler's own grid only the ends and their number count.
+    """
+    facts = {
+        "model": pairing.fingerprint(model),
+        "beside": [checkpoint(other) for other in pairing.models_beside(guider)],
+        "guider": {"guider": type(guider).__name__, "guidance": pairing.guidance(guider)} | pairing.of_guider(guider),
+        "guides": guides(guider),
+        "masked": masked,
+        "calls": len(levels) - 1,
+        "levels": [levels[0], levels[-1]] if own_grid else list(levels),
+        "own_grid": own_grid,
+        "dimensions": like.ndim,
+        "streams": len(packed_shapes(guider)),
+        "teacher_calls": teacher_calls,
+    }
+    return Situation(weights_of(model), facts, like[0].numel())
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    """What the weights of a MODEL are known by."""
+    found = pairing.fingerprint(model)
+    return {"checkpoint": checkpoint(model)} | {name: found[name] for name in OF_WEIGHTS}
+
+
+def checkpoint(model: Any) -> str:
+    """`pairing.checkpoint`, of every model once."""
+    if (known := _checkpoints.get(model.model)) is None:
+        known = _checkpoints[model.model] = pairing.checkpoint(model)
+    return known
+
+
+def guides(guider: Any) -> list[str]:
+    """What guides a run beside prompts, by name: ControlNets, pictures, GLIGEN, LoRAs of prompts."""
+    found = set()
+    for kind, conds in guider.conds.items():
+        for cond in conds:
+            found |= {f"{kind} {name}" for name in cond.get("model_conds", {}) if name not in OF_PROMPTS}
+            found |= {f"{kind} {name}" for name in ("gligen", "hooks") if cond.get(name) is not None}
+            control = cond.get("control")
+            while control is not None:
+                found.add(f"{kind} {type(control).__name__} {getattr(control, 'strength', 1.0):g}")
+                control = getattr(control, "previous_controlnet", None)
+    return sorted(found)
+
+
+def folder() -> Path:
+    """Where learned sets are kept."""
+    return Path(folder_paths.get_user_directory()) / FOLDER
+
+
+def file_of(one: Situation) -> Path:
+    """The file of a situation: one of nearly its size that is there, else its own."""
+    near = []
+    for path in folder().glob(f"{one.key}-*.safetensors"):
+        size = path.stem.rpartition("-")[2]
+        if size.isdecimal() and 1 / ALIKE <= int(size) / one.elements <= ALIKE:
+            near.append((abs(math.log(int(size) / one.elements)), path))
+    return min(near)[1] if near else folder() / f"{one.key}-{one.elements}.safetensors"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was kept there; empty if nothing was, or if it is damaged, which the log tells."""
+    if not path.exists():
+        return {}
+    try:
+        return load_state(path)
+    except (PredictorFileError, KeyError, TypeError, ValueError) as error:
+        damaged(path, error)
+        return {}
+
+
+def damaged(path: Path, error: Exception) -> None:
+    """Tell of a file that cannot be used."""
+    logging.warning(f"AMED: {path.name} cannot be used, and learning begins anew: {error}")
+
+
+def keep(path: Path, one: Situation, state: Mapping[str, Any]) -> None:
+    """Write what was learned, whole or not at all; of too many files the one whose use is longest ago goes."""
+    about = {"weights": dict(one.weights), "facts": dict(one.facts), "elements": one.elements}
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    save_state(path, {"situation": about, "date": date, **state})
+    files = sorted(folder().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for old in [file for file in files if file != path][: max(0, len(files) - MOST_FILES)]:
+        old.unlink(missing_ok=True)
+
+
+def forget(model: Any) -> int:
+    """Remove all that was learned of a MODEL's weights; how many situations that were."""
+    files = list(folder().glob(f"{_digest(weights_of(model))[:12]}-*.safetensors"))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Learning from the first pictures: what it costs, what it keeps, and that it is better than not learning."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from problems import SIGMA_MAX, Counting, Mixture
+from torch import Tensor
+
+from amed_core import Method, NoMidpoint, sample
+from amed_core.files import load_state, save_state
+from amed_core.fit.closed_form import NormalEquations, robust_weights
+from amed_core.fit.learner import Learner
+from amed_core.fit.teacher import heun_samples
+from amed_core.fit.trajectories import noise
+from amed_core.samplers import ModelFacts, student_config
+from amed_core.solvers import CautiousIpndm, Ipndm
+
+FACTS = ModelFacts(0.002, SIGMA_MAX)
+SHAPE = (2, 6)
+
+
+def noisy(row: int, count: int = 1) -> Tensor:
+    return SIGMA_MAX * noise(range(row, row + count), SHAPE, 3)
+
+
+def learner(calls: int = 5, levels: tuple[float, ...] = (), **changes: float) -> Learner:
+    config = student_config("amed_multistep", calls, FACTS)
+    if levels:
+        config = replace(config, sigmas=(levels[0], *config.sigmas[1:]) if levels[0] > config.sigmas[1] else levels)
+    return Learner(config, levels, **changes)
+
+
+def taught(made: Learner, model: Mixture, rows: range) -> Learner:
+    for row in rows:
+        x = noisy(row)
+        made.learn(model, x, made.taught(model, x))
+    return made
+
+
+def weights(made: Learner) -> list[Tensor]:
+    return [part for one in made.candidates for part in (one.table.weights, one.table.first)]
+
+
+def test_the_first_picture_is_the_teachers() -> None:
+    made, x, model = learner(), noisy(0), Mixture()
+    method = Method(made.teacher_levels, CautiousIpndm(3), NoMidpoint())
+    assert torch.equal(made.taught(model, x).end, sample(model, x, method))
+
+
+@pytest.mark.parametrize(("calls", "first", "next_ones"), [(5, 150, 80), (8, 250, 130)])
+def test_a_picture_costs_no_more_than_it_says(calls: int, first: int, next_ones: int) -> None:
+    made = learner(calls)
+    for row, most in enumerate((first, next_ones, next_ones)):
+        asked, x = Counting(Mixture()), noisy(row)
+        expected = made.calls_for(1)
+        path = made.taught(asked, x)
+        assert asked.calls == 24
+        made.learn(asked, x, path)
+        assert asked.calls <= 24 + expected
+        assert asked.calls <= most
+
+
+def test_learning_goes_on_from_a_file_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    model, at_once, again = Mixture(), taught(learner(), Mixture(), range(3)), learner()
+    for row in range(3):
+        taught(again, model, range(row, row + 1))
+        save_state(tmp_path / "learned.safetensors", again.state_dict())
+        again = learner()
+        again.load_state_dict(load_state(tmp_path / "learned.safetensors"))
+    assert again.chosen.name == at_once.chosen.name
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(at_once), strict=True))
+    assert again.held_out_ratio == at_once.held_out_ratio
+
+
+def test_stopped_inside_a_picture_it_has_learned_nothing_of_it() -> None:
+    made = taught(learner(), Mixture(), range(1))
+    before = [part.clone() for part in weights(made)]
+    x = noisy(1)
+    path = made.taught(Mixture(), x)
+
+    class Stops(Mixture):
+        left = 7
+
+        def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().__call__(x, sigma)
+
+    with pytest.raises(KeyboardInterrupt):
+        made.learn(Stops(), x, path)
+    assert made.pictures == 1
+    assert all(torch.equal(a, b) for a, b in zip(weights(made), before, strict=True))
+
+
+def test_a_state_of_another_situation_is_refused() -> None:
+    state = taught(learner(), Mixture(), range(1)).state_dict()
+    with pytest.raises(ValueError, match="another situation"):
+        learner(6).load_state_dict(state)
+    with pytest.raises(ValueError, match="cannot be used"):
+        learner().load_state_dict({"candidates": 3})
+
+
+def test_a_list_of_levels_is_kept_and_may_end_above_0() -> None:
+    for levels in ((80.0, 20.0, 5.0, 1.0, 0.2, 0.0), (80.0, 20.0, 5.0, 1.0)):
+        made = taught(learner(len(levels) - 1, levels), Mixture(), range(1))
+        assert all(one.table.config.sigmas == levels for one in made.candidates)
+        assert made.taught(Mixture(), noisy(9)).levels[-1] == levels[-1]
+
+
+def test_after_a_few_pictures_it_is_nearer_to_the_truth_than_plain_solvers() -> None:
+    model, x = Mixture(), noisy(1000, 64)
+    goal = heun_samples(model, x, 0.002, SIGMA_MAX, 100)
+    made = taught(learner(), model, range(4))
+    plain = [one for one in made.candidates if one.plain]
+
+    def error(method: Method) -> float:
+        return float((sample(model, x, method) - goal).square().mean().sqrt())
+
+    assert error(made.chosen.table.method()) < min(error(one.table.method()) for one in plain)
+
+
+def test_it_stops_after_eight_pictures_at_the_latest() -> None:
+    made = learner(3)
+    for row in range(8):
+        assert not made.done or made.good_in_a_row >= 2
+        taught(made, Mixture(), range(row, row + 1))
+    assert made.done
+
+
+def test_one_odd_trajectory_does_not_rule_the_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, 6, 1, 50, generator=generator)
+    aim = 0.7 * vectors[0] + 0.3 * vectors[1] + 0.01 * torch.randn(6, 1, 50, generator=generator)
+    aim[5] = -20 * vectors[0, 5]
+    equations = NormalEquations.of(list(vectors), aim, spectral=False)
+    found = robust_weights([equations], torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert (found - torch.tensor([0.7, 0.3])).abs().max() < 0.1
+
+
+def test_a_cautious_teacher_has_the_order_that_its_slopes_allow() -> None:
+    """On a smooth ODE the error falls as iPNDM's of order 3; where slopes jump about, it is Euler."""
+    model, x = Mixture(), noisy(0, 8)
+    goal = heun_samples(model, x, 0.002, SIGMA_MAX, 200)
+    grid = learner().teacher_levels
+    errors = [
+        float((sample(model, x, Method(grid, solver, NoMidpoint())) - goal).square().mean())
+        for solver in (CautiousIpndm(3), Ipndm(1))
+    ]
+    assert errors[0] < errors[1] / 4
