@@ -335,7 +335,8 @@ def parser() -> argparse.ArgumentParser:
     teach.add_argument("--pictures", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of pictures learned from")
     teach.add_argument("--draws", type=int, default=5, help="how often to begin anew, with other pictures")
     teach.add_argument("--samples", type=int, default=100, help="other pictures, that judge")
-    teach.add_argument("--uses", nargs="+", default=first.USE_NAMES, choices=first.USE_NAMES, help="where pictures start")
+    uses: dict[str, Any] = {"nargs": "+", "default": first.USE_NAMES, "choices": first.USE_NAMES}
+    teach.add_argument("--uses", **uses, help="where pictures start")
     teach.add_argument("--teacher-calls", type=int, default=24, help="of the slow sampler that is learned from")
     teach.add_argument("--batch", type=int, default=100, help="samples per model call in evaluation")
     teach.add_argument("--json", type=Path, help="file for the rows")

@@ -55,7 +55,8 @@ def test_a_file_with_a_network_that_corrects_a_table_is_refused_in_a_sentence() 
 
 def test_settings_that_no_multistep_table_has_are_refused() -> None:
     config = multistep_config(5)
-    for changes in ({"sigmas": GRID[:-1]}, {"analytic_first_step": True}, {"plain_last": True}):
+    assert multistep_config(len(GRID) - 2, sigmas=GRID[:-1]).sigmas[-1] > 0, "it may end where another sampler goes on"
+    for changes in ({"analytic_first_step": True}, {"plain_last": True}):
         with pytest.raises(ValueError, match="once per interval"):
             replace(config, **changes)
 
