@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..amed_core.call_list import read
 from ..amed_core.config import PredictorConfig, plain_facts
 from ..amed_core.driver import raise_if_not_finite
+from ..amed_core.files import load_state, provenance
 from ..amed_core.fit.learner import Learner
 from ..amed_core.fit.teacher import TeacherPath
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
@@ -27,7 +28,7 @@ from .own_grid import is_own
 from .pairing import fingerprint, model_facts, scale
 from .situations import Situation, situation
 from .streams import Balance, packed_shapes
-from .values import CATEGORY, note, say, warn
+from .values import CATEGORY, NotedPredictor, note, say, warn
 
 ATTACHED = "amed_learning"  # under this name a MODEL carries how it is to be learned
 AUTOMATICALLY, FROM_PICTURES, NEVER = "automatically", "from N pictures", "never"
@@ -139,6 +140,21 @@ def _learner(
     )
 
 
+def predictor_of(path: Path) -> NotedPredictor:
+    """What was learned, as a predictor. Raises ValueError if the file is damaged."""
+    state = load_state(path)
+    try:
+        known = state["learner"]
+        config, calls = PredictorConfig.from_header(known["config"]), int(known["teacher_calls"])
+        learner = Learner(config, known["levels"], end=known["end"], teacher_calls=calls)
+        learner.load_state_dict(known)
+        chosen, learned_from = learner.chosen, {"pictures": learner.pictures, "held_out_ratio": learner.held_out_ratio}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is damaged. Let the sampler learn again. ({error})") from error
+    about = {"method": f"learned while sampling: {chosen.name}", "teacher_calls": calls, **learned_from}
+    return NotedPredictor(chosen.table, {**provenance(about), "date": state["date"]})
+
+
 @dataclass(frozen=True)
 class _Run:
     """What ComfyUI asked a sampler for."""
@@ -169,6 +185,7 @@ class Learned:
     learner: Learner
     settings: Learning
     teach_next: bool = True  # every other run teaches
+    date: Mapping[str, str] = field(default_factory=dict)  # of the first lesson, if that is past
 
     @classmethod
     def read(cls, here: Situation, learner: Learner, settings: Learning) -> "Learned":
@@ -179,6 +196,7 @@ class Learned:
             try:
                 learner.load_state_dict(state["learner"])
                 one.teach_next = bool(state["teach_next"])
+                one.date = {"date": str(state["date"])}
             except (ValueError, KeyError, TypeError) as error:
                 situations.damaged(path, error)
         return one
@@ -191,7 +209,8 @@ class Learned:
     def keep(self, *, teach_next: bool) -> None:
         """Write it."""
         self.teach_next = teach_next
-        situations.keep(self.path, self.here, {"teach_next": teach_next, "learner": self.learner.state_dict()})
+        state = {"teach_next": teach_next, "learner": self.learner.state_dict(), **self.date}
+        situations.keep(self.path, self.here, state)
 
     def used(self) -> None:
         """A picture was drawn with it."""

@@ -151,8 +151,8 @@ def test_every_use_is_a_situation_of_its_own(pack: Any, demo: Family, kept: Path
         "leftover noise": {"last_step": 2, "force_full_denoise": False},
         "from the middle": {"start_step": 2, "latent": picture, "disable_noise": True},
     }
-    for number, (what, how) in enumerate(uses.items(), start=1):
-        how = {"cfg": 1.0, "steps": STEPS} | how
+    for number, (what, changes) in enumerate(uses.items(), start=1):
+        how = {"cfg": 1.0, "steps": STEPS} | changes
         calls = {"leftover noise": 2, "from the middle": STEPS - 2}.get(what, how["steps"])
         asked.clear()
         k_sample(demo, model, **how)
@@ -306,6 +306,36 @@ def test_callback_and_bar_count_and_previews_are_of_the_picture(
     torch.testing.assert_close(heard_of[-1][2], drawn, rtol=1e-3, atol=1e-3)
     assert shown[-1] == (len(asked), len(asked))
     assert [value for value, _ in shown] == sorted(value for value, _ in shown)
+
+
+@pytest.mark.parametrize("name", ["digits", "flux"])
+def test_what_was_learned_is_a_predictor_like_any_other(
+    pack: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import folder_paths  # noqa: PLC0415
+
+    nodes = pack.nodes
+    family = digits(pack, 8) if name == "digits" else make(name)
+    teach = learning(pack, family.model, "from N pictures", pictures=1)
+    k_sample(family, teach, STEPS, CFG)
+    drawn = k_sample(family, teach, STEPS, CFG)
+    options = nodes.AMEDLoadPredictor.define_schema().inputs[0].options
+    (listed,) = [option for option in options if option.startswith("learned/")]
+    assert "4 calls" in listed
+    assert "cfg 3" in listed
+    assert nodes.AMEDLoadPredictor.validate_inputs(listed) is True
+    assert nodes.AMEDLoadPredictor.fingerprint_inputs(listed)
+    (made,) = nodes.AMEDLoadPredictor.execute(listed).args
+    (applied,) = nodes.AMEDApplyPredictor.execute(family.model, made).args
+    again = k_sample(family, applied, STEPS, CFG, "amed_multistep")
+    scale = float(drawn.abs().max())
+    torch.testing.assert_close(again, drawn, rtol=1e-2, atol=1e-2 * scale), "but for interpolated timesteps"
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda _: [str(tmp_path / "predictors")])
+    (saved,) = nodes.AMEDSavePredictor.execute(made, "learned_set").args
+    loaded = pack.amed_core.files.load_predictor(tmp_path / "predictors" / saved)
+    assert (loaded.weights == made.predictor.weights).all()
+    files(kept)[0].write_bytes(b"no file of ours")
+    assert listed not in nodes.AMEDLoadPredictor.define_schema().inputs[0].options
 
 
 # What can go wrong
