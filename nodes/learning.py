@@ -130,9 +130,9 @@ def path_bytes(x: Sample, calls: int) -> int:
 def _learner(
     config: PredictorConfig, levels: Sequence[float], own_grid: bool, guider: Any, settings: Learning
 ) -> Learner:
-    """One that knows nothing yet."""
+    """One that knows nothing yet. Of two models it learns the weights across the change, too."""
     return Learner(
-        config,
+        replace(config, switch_sigma=0.0),
         () if own_grid else levels,
         end=levels[-1],
         model_sigmas=getattr(guider.inner_model.model_sampling, "sigmas", None),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import Family, make
+from families import Family, control_net, make, prompt
 from stock import stock
 from test_modes import lora
-from toys import flat, guided, heard, image, inside, k_sample, stopped_at
+from toys import dual_cfg, flat, guided, heard, image, inside, k_sample, stopped_at
 
 CFG, STEPS, TEACHER = 3.0, 4, 24
 
@@ -232,6 +232,77 @@ def test_two_parts_with_leftover_noise(pack: Any, demo: Family, kept: Path) -> N
     assert len(asked) == 6
     plain = k_sample(demo, demo.model, 6, 1.0, "euler", "simple")
     assert (fast - slow).square().mean() < (plain - slow).square().mean()
+
+
+def through(guider: Any, family: Family, sampler: str, scheduler: str, steps: int = STEPS) -> torch.Tensor:
+    """What SamplerCustomAdvanced does with noise of seed 3."""
+    import comfy.samplers  # noqa: PLC0415
+
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+    noise, chosen = stock("RandomNoise", noise_seed=3)[0], stock("KSamplerSelect", sampler_name=sampler)[0]
+    inputs = {"noise": noise, "guider": guider, "sampler": chosen, "sigmas": sigmas, "latent_image": family.latent}
+    with torch.inference_mode():
+        drawn: torch.Tensor = stock("SamplerCustomAdvanced", **inputs).args[0]["samples"]
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["Basic", "DualCFG", "PerpNeg", "two models"])
+def test_other_guiders_are_situations_of_their_own(pack: Any, kept: Path, kind: str) -> None:
+    family, other = make("flux"), prompt("flux", 4)
+    model, asked = counted(family)
+    prompts = {"positive": family.positive, "negative": family.negative}
+    low, asked_low = counted(make("flux", seed=1))
+    guider = {
+        "Basic": lambda: stock("BasicGuider", model=model, conditioning=family.positive)[0],
+        "DualCFG": lambda: dual_cfg(family, other, model),
+        "PerpNeg": lambda: stock("PerpNegGuider", model=model, **prompts, empty_conditioning=other, cfg=2.0)[0],
+        "two models": lambda: pack.nodes.AMEDTwoModelsGuider.execute(model, low, *prompts.values(), CFG, 0.9).args[0],
+    }[kind]()
+    k_sample(family, model, STEPS, CFG)
+    through(guider, family, "amed", "amed")
+    assert len(files(kept)) == 2
+    asked.clear()
+    asked_low.clear()
+    assert through(guider, family, "amed", "amed").isfinite().all()
+    ours = len(asked) + len(asked_low)
+    asked.clear()
+    asked_low.clear()
+    through(guider, family, "euler", "simple")
+    assert ours == len(asked) + len(asked_low), "as many calls as Euler's method"
+
+
+@pytest.mark.parametrize("guidance", ["ControlNet", "another strength"])
+def test_a_control_net_is_another_situation(pack: Any, kept: Path, guidance: str) -> None:
+    del pack
+    family = make("sd15")
+    hint, net = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(8)), control_net()
+
+    def controlled(strength: float) -> dict[str, Any]:
+        (positive,) = stock(
+            "ControlNetApply", conditioning=family.positive, control_net=net, image=hint, strength=strength
+        ).args
+        return {"positive": positive}
+
+    k_sample(family, family.model, 3, CFG, **({} if guidance == "ControlNet" else controlled(0.5)))
+    k_sample(family, family.model, 3, CFG, **controlled(1.0))
+    assert len(files(kept)) == 2
+
+
+def test_the_frames_of_a_video_teach_as_one_picture(pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, shapes = pack.nodes.learning.Learner, []
+    learn = learner.learn
+    monkeypatch.setattr(pack.nodes.learning, "frames_are_batch", lambda guider: True)
+    monkeypatch.setattr(
+        learner, "learn", lambda self, denoiser, x, path: [shapes.append(x.shape), learn(self, denoiser, x, path)]
+    )
+    family = digits(pack, 3)
+    model, asked = counted(family)
+    k_sample(family, model, STEPS, 1.0)
+    asked.clear()
+    assert k_sample(family, model, STEPS, 1.0).isfinite().all()
+    assert len(asked) == STEPS
+    assert shapes == [(1, *family.latent["samples"].shape)]
 
 
 # Control
