@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ from tqdm.auto import tqdm
 from ..amed_core.call_list import read
 from ..amed_core.config import PredictorConfig, plain_facts
 from ..amed_core.driver import raise_if_not_finite
+from ..amed_core.files import load_state, provenance
 from ..amed_core.fit.learner import Learner
 from ..amed_core.fit.teacher import TeacherPath
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
-from ..amed_core.types import Sample
+from ..amed_core.types import Answer, Denoiser, Sample, Sigma
 from . import situations
-from .bridge import ComfyDenoiser, foreign_code, guider_of
+from .bridge import ComfyDenoiser, foreign_code, frames_are_batch, guider_of
 from .drawing import Callback, LearningReport, draw
 from .own_grid import is_own
 from .pairing import fingerprint, model_facts, scale
 from .situations import Situation, situation
 from .streams import Balance, packed_shapes
-from .values import CATEGORY, note, say, warn
+from .values import CATEGORY, NotedPredictor, note, say, warn
 
 ATTACHED = "amed_learning"  # under this name a MODEL carries how it is to be learned
 AUTOMATICALLY, FROM_PICTURES, NEVER = "automatically", "from N pictures", "never"
@@ -73,7 +74,7 @@ def sample_learning(
     config = _config(guider, levels)
     settings = learning_of(guider.model_patcher)
     run = _Run(model, x, levels, extra_args, callback, disable, config)
-    if (why := _why_plain(guider, levels, settings, x)) is not None:
+    if (why := _why_plain(guider, levels, settings)) is not None:
         (note if settings.mode == NEVER else warn)([why])
         return run.plain()
     own = is_own(levels, guider.inner_model.model_sampling, made_for)
@@ -81,7 +82,13 @@ def sample_learning(
     here = situation(guider.model_patcher, guider, levels, own, x, masked, settings.teacher_calls)
     learned = Learned.read(here, _learner(config, levels, own, guider, settings), settings)
     if learned.due:
-        return _teach(run, learned, guider)
+        if path_bytes(x, settings.teacher_calls) <= MOST_BYTES:
+            return _teach(run, learned, guider)
+        warn(
+            [f"nothing learned: the slow run of {len(x)} at this size would take over 2 GB. Fewer at once would teach."]
+        )
+        if not learned.learner.candidates:
+            return run.plain()
     method = learned.learner.chosen.table.method()
     note([learned.text()])
     drawn = run.draw(method)
@@ -94,14 +101,14 @@ def _config(guider: Any, levels: Sequence[float]) -> PredictorConfig:
     facts = model_facts(guider.model_patcher, guider)
     facts = replace(facts, fingerprint=plain_facts(dict(facts.fingerprint)))
     config = student_config(MULTISTEP_STUDENT, max(len(levels) - 1, 2), facts, guidance=scale(guider) or 1.0)
-    begun = tuple(levels[0] * 0.5**k for k in range(config.calls))
+    begun = tuple(levels[0] * 0.5**k for k in range(len(levels) - 1))
     config = replace(config, sigmas=(*begun, 0.0))
     read(levels, config)
     switch = float(getattr(guider, "switch_sigma", 0.0))
     return replace(config, switch_sigma=switch) if switch < levels[0] else config
 
 
-def _why_plain(guider: Any, levels: Sequence[float], settings: Learning, x: Sample) -> str | None:
+def _why_plain(guider: Any, levels: Sequence[float], settings: Learning) -> str | None:
     """Why nothing is to be learned in this run, as a sentence; None if something is."""
     if settings.mode == NEVER:
         return f"{len(levels) - 1} plain calls: AMED Learn says never."
@@ -112,11 +119,6 @@ def _why_plain(guider: Any, levels: Sequence[float], settings: Learning, x: Samp
         )
     if len(levels) < 3:
         return "1 plain call: learning needs at least 2 steps."
-    if path_bytes(x, settings.teacher_calls) > MOST_BYTES:
-        return (
-            f"plain calls, nothing learned: the batch is too large. A run of {len(x)} samples of this size would take "
-            "more than 2 GB of memory to learn from. A smaller batch teaches it."
-        )
     return None
 
 
@@ -128,14 +130,29 @@ def path_bytes(x: Sample, calls: int) -> int:
 def _learner(
     config: PredictorConfig, levels: Sequence[float], own_grid: bool, guider: Any, settings: Learning
 ) -> Learner:
-    """One that knows nothing yet."""
+    """One that knows nothing yet. Of two models it learns the weights across the change, too."""
     return Learner(
-        config,
+        replace(config, switch_sigma=0.0),
         () if own_grid else levels,
         end=levels[-1],
         model_sigmas=getattr(guider.inner_model.model_sampling, "sigmas", None),
         teacher_calls=settings.teacher_calls,
     )
+
+
+def predictor_of(path: Path) -> NotedPredictor:
+    """What was learned, as a predictor. Raises ValueError if the file is damaged."""
+    state = load_state(path)
+    try:
+        known = state["learner"]
+        config, calls = PredictorConfig.from_header(known["config"]), int(known["teacher_calls"])
+        learner = Learner(config, known["levels"], end=known["end"], teacher_calls=calls)
+        learner.load_state_dict(known)
+        chosen, learned_from = learner.chosen, {"pictures": learner.pictures, "held_out_ratio": learner.held_out_ratio}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} is damaged. Let the sampler learn again. ({error})") from error
+    about = {"method": f"learned while sampling: {chosen.name}", "teacher_calls": calls, **learned_from}
+    return NotedPredictor(chosen.table, {**provenance(about), "date": state["date"]})
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,7 @@ class Learned:
     learner: Learner
     settings: Learning
     teach_next: bool = True  # every other run teaches
+    date: Mapping[str, str] = field(default_factory=dict)  # of the first lesson, if that is past
 
     @classmethod
     def read(cls, here: Situation, learner: Learner, settings: Learning) -> "Learned":
@@ -178,6 +196,7 @@ class Learned:
             try:
                 learner.load_state_dict(state["learner"])
                 one.teach_next = bool(state["teach_next"])
+                one.date = {"date": str(state["date"])}
             except (ValueError, KeyError, TypeError) as error:
                 situations.damaged(path, error)
         return one
@@ -190,7 +209,8 @@ class Learned:
     def keep(self, *, teach_next: bool) -> None:
         """Write it."""
         self.teach_next = teach_next
-        situations.keep(self.path, self.here, {"teach_next": teach_next, "learner": self.learner.state_dict()})
+        state = {"teach_next": teach_next, "learner": self.learner.state_dict(), **self.date}
+        situations.keep(self.path, self.here, state)
 
     def used(self) -> None:
         """A picture was drawn with it."""
@@ -208,7 +228,8 @@ class Learned:
         rest = "" if self.settings.enough(learner) else " Still learning: the next run teaches it again."
         ratio, count = learner.held_out_ratio, learner.pictures
         if learner.chosen.plain:
-            return f"{calls} calls, plain: {learner.chosen.name} is the best so far.{rest}"
+            solver = learner.chosen.name.split(",")[0]
+            return f"{calls} calls of plain {solver}: better than what was learned.{rest}"
         if ratio is None:
             return f"{calls} calls, learned from {count} picture{'s' * (count > 1)}.{rest}"
         return f"{calls} calls, {ratio:.2f} of the best plain sampler's error (held out).{rest}"
@@ -219,55 +240,76 @@ def _teach(run: _Run, learned: Learned, guider: Any) -> Sample:
     learner, x = learned.learner, run.x
     passes, calls = learner.calls_for(1), len(run.levels) - 1
     note([f"learning {learner.pictures + 1}: {learner.teacher_calls} + up to {passes} calls once, then {calls}."])
-    before = fingerprint(guider.model_patcher)
-    balance = Balance.of(packed_shapes(guider), x)
+    balance, video = Balance.of(packed_shapes(guider), x), frames_are_batch(guider)
     with tqdm(total=learner.teacher_calls + passes, disable=run.disable) as bar:
         report = LearningReport(run.callback, bar, calls, learner.teacher_calls, to_zero=run.levels[-1] == 0)
         every = sorted({*run.levels, *learner.teacher_levels}, reverse=True)
         denoiser = ComfyDenoiser(run.model, run.extra_args, every, bottleneck=False, on_call=report)
-        asked, start = balance.denoiser(denoiser), balance.scaled(x)
-        try:
-            path = learner.taught(asked, start)
-            finite = bool(path.end.isfinite().all())
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:  # the plain run needs less, and tells what is wrong if it fails, too
-            warn([f"plain calls, nothing learned: {_short(error)}"])
-            path, finite = None, False
-        else:
-            if not finite:
-                warn(["plain calls, nothing learned: NaN in the slow run."])
-        if path is None or not finite:
-            bar.close()
-            comfy.model_management.soft_empty_cache()
-            return run.plain()
-        picture = _picture(path, balance, report, run)
-        report.show(picture)
-        try:
-            learner.learn(asked, start, path)
-            raise_if_not_finite(report.answers)
-            if fingerprint(guider.model_patcher) != before:
-                raise RuntimeError("the model was changed meanwhile")
-            learned.keep(teach_next=False)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:  # whatever it is, the picture is finished
-            warn([f"the slow picture, nothing learned: {_short(error)}"])
-        else:
-            note(
-                [learned.text() if learned.settings.enough(learner) else f"learned; the next run takes {calls} calls."]
-            )
-        report.finish()
-    return picture
+        asked: Denoiser = balance.denoiser(denoiser)
+        start = balance.scaled(x)
+        if video:
+            asked, start = OneVideo(asked), start[None]
+        if (path := _slow(learner, asked, start)) is not None:
+            end = path.end[0] if video else path.end
+            picture = _picture(balance.unscaled(end.to(x)), report, run)
+            report.show(picture)
+            _learn(learned, asked, start, path, report, guider.model_patcher)
+            report.finish()
+            return picture
+    comfy.model_management.soft_empty_cache()
+    return run.plain()
 
 
-def _picture(path: TeacherPath, balance: Balance, report: LearningReport, run: _Run) -> Sample:
+def _slow(learner: Learner, asked: Denoiser, start: Sample) -> TeacherPath | None:
+    """The teacher's path; None if there is none, which the log tells."""
+    try:
+        path = learner.taught(asked, start)
+        if path.end.isfinite().all():
+            return path
+        warn(["plain calls, nothing learned: NaN in the slow run."])
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # the plain run needs less, and tells what is wrong if it fails, too
+        warn([f"plain calls, nothing learned: {_short(error)}"])
+    return None
+
+
+def _learn(
+    learned: Learned, asked: Denoiser, start: Sample, path: TeacherPath, report: LearningReport, model: Any
+) -> None:
+    """Learn from a path and keep it. Whatever fails, what was kept before stays, and the log tells."""
+    learner, before = learned.learner, fingerprint(model)
+    try:
+        learner.learn(asked, start, path)
+        raise_if_not_finite(report.answers)
+        if fingerprint(model) != before:
+            raise RuntimeError("The model was changed meanwhile.")
+        learned.keep(teach_next=False)
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # the picture is finished, and is worth more than the lesson
+        warn([f"the slow picture, nothing learned: {_short(error)}"])
+    else:
+        note([f"learned from {learner.pictures}; the next picture takes {learner.config.calls} calls."])
+
+
+def _picture(end: Sample, report: LearningReport, run: _Run) -> Sample:
     """The teacher's samples, of whose masked pixels the last answer is exact."""
-    picture: Sample = balance.unscaled(path.end.to(run.x))
     mask = run.extra_args.get("denoise_mask")
-    if mask is not None and run.levels[-1] == 0:
-        picture = torch.where(mask > 0, picture, report.last["denoised"])
-    return picture
+    if mask is None or run.levels[-1] > 0:
+        return end
+    return torch.where(mask > 0, end, report.last["denoised"])
+
+
+@dataclass(frozen=True)
+class OneVideo:
+    """A model whose batch is the frames of one video, as a model of a batch of one."""
+
+    inner: Any
+
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        denoised, *_ = self.inner(x[0], sigma)
+        return denoised[None], None, None
 
 
 def _short(error: Exception) -> str:

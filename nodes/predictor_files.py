@@ -1,4 +1,7 @@
-"""Predictor files: saved into models/amed_predictors, loaded from there or from those shipped with this pack."""
+"""Predictor files: saved into models/amed_predictors, loaded from there or from those shipped with this pack.
+
+What the samplers have learned is listed with them.
+"""
 
 import hashlib
 from pathlib import Path
@@ -7,10 +10,16 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..amed_core.files import load_predictor, read_notes, save_predictor
+from .learning import predictor_of
 from .registration import FOLDER
+from .situations import named
 from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say
 
 NONE_FOUND = "(no predictor found)"
+
+
+def _names() -> list[str]:
+    return [*folder_paths.get_filename_list(FOLDER), *named()]
 
 
 class AMEDSavePredictor(io.ComfyNode):
@@ -22,7 +31,7 @@ class AMEDSavePredictor(io.ComfyNode):
             category=CATEGORY,
             description="Writes a predictor to models/amed_predictors. Nothing is overwritten: names are numbered.",
             inputs=[
-                PredictorSocket.Input("predictor", tooltip='From "AMED Train Predictor".'),
+                PredictorSocket.Input("predictor", tooltip='From "AMED Train Predictor" or "AMED Load Predictor".'),
                 io.String.Input(
                     "filename_prefix",
                     default="amed",
@@ -55,7 +64,7 @@ class AMEDSavePredictor(io.ComfyNode):
 class AMEDLoadPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = folder_paths.get_filename_list(FOLDER)
+        names = _names()
         return io.Schema(
             node_id="AMEDLoadPredictor",
             display_name="AMED Load Predictor",
@@ -65,8 +74,8 @@ class AMEDLoadPredictor(io.ComfyNode):
                 io.Combo.Input(
                     "predictor_name",
                     options=names or [NONE_FOUND],
-                    tooltip="Files in models/amed_predictors, and those that come with this pack. Press R to refresh "
-                    "the list after saving a new one.",
+                    tooltip="Files in models/amed_predictors, those that come with this pack, and as learned/... what "
+                    "the samplers have learned by themselves. Press R to refresh the list after saving a new one.",
                 )
             ],
             outputs=[
@@ -80,7 +89,7 @@ class AMEDLoadPredictor(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, predictor_name: str) -> bool | str:
-        names = folder_paths.get_filename_list(FOLDER)
+        names = _names()
         if predictor_name in names:
             return True
         places = " and ".join(folder_paths.get_folder_paths(FOLDER))
@@ -92,12 +101,15 @@ class AMEDLoadPredictor(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, predictor_name: str) -> str:
-        path = folder_paths.get_full_path(FOLDER, predictor_name)
+        path = named().get(predictor_name) or folder_paths.get_full_path(FOLDER, predictor_name)
         return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
     @classmethod
     def execute(cls, predictor_name: str) -> io.NodeOutput:
-        path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
-        predictor = NotedPredictor(load_predictor(path), read_notes(path))
+        if (learned := named().get(predictor_name)) is not None:
+            predictor = predictor_of(learned)
+        else:
+            path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
+            predictor = NotedPredictor(load_predictor(path), read_notes(path))
         say(cls, describe(predictor.config))
         return io.NodeOutput(predictor)

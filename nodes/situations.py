@@ -13,12 +13,14 @@ from typing import Any
 
 import folder_paths
 
+from ..amed_core.config import plain_text
 from ..amed_core.files import PredictorFileError, load_state, save_state
 from . import pairing
 from .streams import packed_shapes
 
 FOLDER = "amed_learned"  # in the user folder
 MOST_FILES = 200
+LISTED = "learned/"  # how names of learned sets begin where predictors are listed
 ALIKE = 1.5  # sizes within this factor are one situation
 OF_WEIGHTS = ("family", "prediction", "loras")  # of a model's fingerprint, what "the same model" means to people
 # Of what ComfyUI hands a model with a prompt, what belongs to every prompt.
@@ -126,13 +128,31 @@ def damaged(path: Path, error: Exception) -> None:
 
 
 def keep(path: Path, one: Situation, state: Mapping[str, Any]) -> None:
-    """Write what was learned, whole or not at all; of too many files the one whose use is longest ago goes."""
+    """Write what was learned, whole or not at all; of too many files the one whose use is longest ago goes.
+
+    The date is that of the first lesson, so that the name of the set stays.
+    """
     about = {"weights": dict(one.weights), "facts": dict(one.facts), "elements": one.elements}
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    save_state(path, {"situation": about, "date": date, **state})
+    save_state(path, {"situation": about, "date": datetime.date.today().isoformat(), **state})
     files = sorted(folder().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     for old in [file for file in files if file != path][: max(0, len(files) - MOST_FILES)]:
         old.unlink(missing_ok=True)
+
+
+def named() -> dict[str, Path]:
+    """The files of all learned sets that can be read, by names for people."""
+    found = {}
+    for path in sorted(folder().glob("*.safetensors")):
+        try:
+            state = load_state(path)
+            facts = state["situation"]["facts"]
+            levels = f"{facts['levels'][0]:.3g} to {facts['levels'][-1]:.3g}"
+            about = (facts["model"]["family"], f"{facts['calls']} calls", facts["guider"]["guidance"], levels)
+            name = plain_text(f"{', '.join(about)}, {state['date']} {path.stem[13:19]}")
+        except (PredictorFileError, KeyError, TypeError, ValueError):
+            continue
+        found[f"{LISTED}{name}"] = path
+    return found
 
 
 def forget(model: Any) -> int:

@@ -142,7 +142,8 @@ class Learner:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
         each = self.config.calls - 1  # the first call is the teacher's
         if not self.candidates:
-            return (LEARNED_FIRST + PLAIN_FIRST) * each * pictures
+            own = 1 + len(solvers(self.config.flow))  # on the user's levels
+            return (own if self.levels else LEARNED_FIRST + PLAIN_FIRST) * each * pictures
         return len(self.candidates) * each * pictures
 
     @torch.no_grad()
@@ -170,8 +171,8 @@ class Learner:
         learned: list[tuple[float, Candidate]] = []
         plain: dict[str, list[tuple[float, Candidate]]] = {}
         for name, grid in self._grids(passed).items():
-            equations = _along(passed, grid)
             table = self._table(grid)
+            equations = _along(passed, table)
             rows = [robust_weights([one], table.row(k)) for k, one in enumerate(equations)]
             empty: list[list[NormalEquations]] = [[] for _ in equations]
             candidate = Candidate(f"learned, {name}", table, False, empty)
@@ -304,7 +305,8 @@ class Learner:
         """Go on from a state. Raises ValueError if it belongs to another situation, or is damaged."""
         try:
             config = PredictorConfig.from_header(state["config"])
-            same = (config, list(self.levels), self.end) == (self.config, list(state["levels"]), state["end"])
+            found = (config, tuple(state["levels"]), state["end"], state["teacher_calls"])
+            same = found == (self.config, self.levels, self.end, self.teacher_calls)
             candidates = [self._loaded(saved) for saved in state["candidates"]]
             pictures, good = int(state["pictures"]), int(state["good_in_a_row"])
         except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
@@ -331,15 +333,16 @@ def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
     return learned + sorted((c for c in candidates if c.plain), key=lambda c: c.score)[:PLAIN_NEXT]
 
 
-def _along(passed: TeacherPath, grid: Sequence[float]) -> list[NormalEquations]:
-    """The equations of every interval of a grid on the teacher's own path, which take no call."""
+def _along(passed: TeacherPath, table: MultistepTable) -> list[NormalEquations]:
+    """The equations of every interval of a table's grid on the teacher's own path, which take no call."""
     history: History = ()
     equations = []
-    for sigma, sigma_next in pairwise(grid):
+    for k, (sigma, sigma_next) in enumerate(pairwise(table.config.sigmas)):
         x, slope = passed.at(sigma)
         history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
         aim = (passed.at(sigma_next)[0] - x) / (sigma_next - sigma)
-        equations.append(NormalEquations.of(multistep_vectors(history, guided=False), aim, spectral=False))
+        known = history[table.known(k).start :]
+        equations.append(NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False))
     return equations
 
 

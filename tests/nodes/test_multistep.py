@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import Family, make
 from stock import stock
-from toys import apply, dual_cfg, flat, guided, inside, k_sample, train
+from toys import apply, dual_cfg, flat, guided, heard, inside, k_sample, train
 
 from amed_core import evaluate
 
@@ -85,11 +85,32 @@ def test_k_sampler_custom_sampling_and_a_file_give_the_same_picture(
     assert (k_sample(flux, apply(pack, flux, loaded), STEPS, CFG, STUDENT) == drawn).all()
 
 
-def test_on_other_levels_it_is_comfyuis_ipndm_and_says_so(
-    pack: Any, flux: Family, made: Any, applied: Any, caplog: pytest.LogCaptureFixture
+def test_on_other_levels_it_learns(pack: Any, flux: Family, made: Any, user: Path) -> None:
+    asked: list[Any] = []
+    applied = apply(pack, flux, made, heard(flux.model, asked.append))
+    own = levels(pack, made)
+    (sampler,) = pack.nodes.AMEDSampler.execute(made).args
+    runs = {
+        "another scheduler": (STEPS, lambda: k_sample(flux, applied, STEPS, CFG, STUDENT, "karras")),
+        "another number of steps": (STEPS + 1, lambda: k_sample(flux, applied, STEPS + 1, CFG, STUDENT)),
+        "an image": (STEPS, lambda: custom(flux, applied, sampler, levels(pack, made, 0.5))),
+        "its second part": (2, lambda: custom(flux, applied, sampler, own[2:])),
+    }
+    for number, (what, (calls, run)) in enumerate(runs.items(), start=1):
+        for first in (True, False):
+            asked.clear()
+            assert run().isfinite().all()
+            assert len(asked) > 24 if first else len(asked) == calls, what
+        assert len(list((user.parent / "amed_learned").glob("*"))) == number, what
+
+
+def test_on_other_levels_where_it_must_not_learn_it_is_comfyuis_ipndm_and_says_so(
+    pack: Any, flux: Family, made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     import comfy.samplers  # noqa: PLC0415
 
+    (never,) = pack.nodes.AMEDLearn.execute(flux.model, "never", 4, 24, False).args
+    applied = apply(pack, flux, made, never)
     (ours,), theirs = pack.nodes.AMEDSampler.execute(made).args, comfy.samplers.sampler_object("ipndm")
     own = levels(pack, made)
     karras = k_sample(flux, applied, STEPS, CFG, STUDENT, "karras")
