@@ -93,7 +93,8 @@ def test_a_change_of_guidance_is_warned_of(
     pack: Any, digits: Family, digits_multistep: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed = with_cfg(digits.model, 5.0, 0.0, 0.6)
-    drawn(digits, apply(pack, digits, digits_multistep, changed), "amed_multistep", sigmas(digits.model, "karras"))
+    applied = apply(pack, digits, digits_multistep, changed)
+    drawn(digits, applied, "amed_multistep", sigmas(applied))
     assert "patches was 'none' when the predictor was made" in caplog.text
     assert "override" in caplog.text
 
