@@ -15,6 +15,7 @@ from torch import Tensor
 from .spectrum import combined
 from .types import Evaluation, History, Sample, Sigma, Solver, Stage, StepPlan
 
+TRUST = 0.5  # of CautiousIpndm: measured between 0.25 and 1 as nearly as good on smooth ODEs and safe on stiff ones
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -108,31 +109,15 @@ class Ipndm:
 
 
 @dataclass(frozen=True)
-class CautiousIpndm:
+class CautiousIpndm(Ipndm):
     """iPNDM whose order every sample chooses anew in every step, from the slopes at hand: for teachers.
 
-    The next order is taken only while it changes the increment by less, `trust` times, than the one before did. Where
+    The next order is taken only while it changes the increment by less, TRUST times, than the one before did. Where
     guidance makes the ODE stiff, high orders overshoot, and their changes grow. An update that ends at sigma = 0 may
     have any order.
     """
 
     max_order: int = 3
-    trust: float = 0.5
-    divides_by_r: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_order(self.max_order, len(ADAMS_BASHFORTH), "iPNDM")
-
-    @property
-    def memory(self) -> int:
-        return self.max_order - 1
-
-    @property
-    def multistep(self) -> bool:
-        return self.max_order > 1
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        return self.to_next(history, sigma, None, stage)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         del stage
@@ -143,7 +128,7 @@ class CautiousIpndm:
         for weights in ADAMS_BASHFORTH[1 : len(newest_first)]:
             higher = sum((w * slope for w, slope in zip(weights, newest_first, strict=False)), torch.zeros_like(taken))
             change = _norms(higher - lower)
-            trusted = trusted & (change < self.trust * before)
+            trusted = trusted & (change < TRUST * before)
             taken, before, lower = torch.where(trusted, higher, taken), change, higher
         return start.x + _scale_dir(plan) * (sigma - start.sigma) * taken
 

@@ -66,21 +66,20 @@ class NormalEquations:
         return left.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def robust_weights(equations: Sequence[NormalEquations], start: Tensor, prior: float = PRIOR_WEIGHT) -> Tensor:
+def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> Tensor:
     """The weights (vectors,) that lead nearest to the aim, from few trajectories, some of which may be odd.
 
     The energy of an outlier's residual counts no more than CAP medians. Weights are held at `start` by as much as the
-    residual says that they are uncertain: `prior` times its mean square is added to the normal matrix. So few
+    residual says that they are uncertain: PRIOR_WEIGHT times its mean square is added to the normal matrix. So few
     values move them little, and many freely.
     """
     every = NormalEquations(torch.cat([one.products for one in equations]), equations[0].sizes)
     counted = torch.ones(len(every.products), dtype=torch.float64)
-    eye, noise, weights = torch.eye(len(start), dtype=torch.float64), 0.0, start
+    noise, weights = 0.0, start
     for _ in range(REWEIGHTINGS):
-        total = every.total(counted)[0].sum(0)
-        normal, right = total[:-1, :-1], total[:-1, -1]
-        held = (prior * noise + LEAST_RIDGE * float(normal.diagonal().mean())) * eye
-        weights = torch.linalg.solve(normal + held, right + held @ start)
+        products, _ = every.total(counted)
+        explained = float(products.sum(0).diagonal()[:-1].mean())
+        weights = solved(products, start, LEAST_RIDGE + PRIOR_WEIGHT * noise / explained if explained else LEAST_RIDGE)
         left = every.residuals(weights)
         counted = (CAP * left.median() / left).clamp(max=1)
         noise = float((counted * left).sum() / counted.sum())

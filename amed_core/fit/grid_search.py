@@ -93,7 +93,12 @@ def _variance(passed: PathProducts) -> Tensor:
 
 def left_at_end(passed: PathProducts, flow: bool) -> Tensor:
     """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance."""
-    sigma, variance = torch.tensor(passed.levels, dtype=torch.float64), _variance(passed)
+    return left_of_errors(passed.levels, float(_variance(passed)), flow)
+
+
+def left_of_errors(levels: Sequence[float], variance: float, flow: bool) -> Tensor:
+    """The same for data of a variance."""
+    sigma = torch.tensor(levels, dtype=torch.float64)
     signal = 1 - sigma if flow else torch.ones_like(sigma)
     return variance / (signal**2 * variance + sigma**2)
 

@@ -23,8 +23,10 @@ from ..solvers import CautiousIpndm, Ipndm, multistep_vectors
 from ..types import Denoiser, Evaluation, History, Method, Sample, Solver
 from .baselines import baseline, grids, solvers
 from .closed_form import NormalEquations, robust_weights
-from .grid_search import RULES, searched
-from .teacher import TeacherPath, path_of, products_of
+from .grid_search import RULES, left_of_errors, searched
+from .huber import squares
+from .protocol import StateError, of_kind, of_shape, reading_state
+from .teacher import TeacherPath, levels, path_of, products_of
 
 PRIOR = Ipndm(2)  # weights are held at those of Adams and Bashforth, order 2
 TEACHER = CautiousIpndm(3)
@@ -37,7 +39,7 @@ MOST_PICTURES = 8
 PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
 
 
-@dataclass
+@dataclass(eq=False)  # two are the same only if they are one
 class Candidate:
     """A grid with weights: learned, or those of a plain solver."""
 
@@ -101,7 +103,7 @@ class Learner:
         low, high, calls = self.config.sigma_min, self.config.sigmas[0], self.teacher_calls
         if self.end > 0:
             return tuple(fine(calls + 1, self.end, high, self.config.flow).tolist())
-        return (*fine(calls, min(low, high / 2), high, self.config.flow).tolist(), 0.0)
+        return levels(min(low, high / 2), high, calls, self.config.flow)
 
     def taught(self, denoiser: Denoiser, x: Sample) -> TeacherPath:
         """The slow sampler's path from noisy pictures x (batch, ...): teacher_calls calls of each."""
@@ -132,11 +134,7 @@ class Learner:
     def held_out_ratio(self) -> float | None:
         """The learned candidate's held-out error over the best plain one's on the same pictures; None without any."""
         learned = self._best(plain=False)
-        if not learned.held_out:
-            return None
-        count = len(learned.held_out)
-        plain = min(capped_mean(c.held_out[-count:]) for c in self.candidates if c.plain)
-        return math.sqrt(capped_mean(learned.held_out) / max(plain, 1e-30))
+        return _over_plain(learned, self.candidates, len(learned.held_out)) if learned.held_out else None
 
     def calls_for(self, pictures: int) -> int:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
@@ -154,17 +152,13 @@ class Learner:
         """
         before = self.candidates or self._proposed(passed)
         after = [self._after(candidate, denoiser, x, passed) for candidate in before]
-        ratio = self._ratio(before, after, len(x)) if self.candidates else math.inf
-        self.good_in_a_row = self.good_in_a_row + 1 if ratio <= GOOD else 0
+        good = False
+        if self.candidates:  # on the newest pictures, what was chosen before
+            best = before.index(self._best(plain=False))
+            good = _over_plain(after[best], after, len(x)) <= GOOD
+        self.good_in_a_row = self.good_in_a_row + 1 if good else 0
         self.pictures += len(x)
         self.candidates = _kept(after)
-
-    def _ratio(self, before: Sequence[Candidate], after: Sequence[Candidate], count: int) -> float:
-        """On the newest pictures: what was chosen before over the best plain candidate."""
-        chosen = min((c for c in before if not c.plain), key=lambda c: c.score)
-        mine = next(c for c in after if c.name == chosen.name)
-        plain = min(capped_mean(c.held_out[-count:]) for c in after if c.plain)
-        return math.sqrt(capped_mean(mine.held_out[-count:]) / max(plain, 1e-30))
 
     def _proposed(self, passed: TeacherPath) -> list[Candidate]:
         """The candidates that do best on paper: along the teacher's own path, at no model call."""
@@ -192,13 +186,12 @@ class Learner:
         self, grid: Sequence[float], equations: Sequence[NormalEquations], rows: Sequence[Tensor], passed: TeacherPath
     ) -> float:
         """What errors of all intervals leave at the end, squared, per value, if none met another."""
-        variance = float(passed.end.double().square().mean())
-        total = 0.0
-        for (sigma, sigma_next), one, row in zip(pairwise(grid), equations, rows, strict=True):
-            signal = 1 - sigma_next if self.config.flow else 1.0
-            left = variance / (signal**2 * variance + sigma_next**2)
-            total += left * (sigma - sigma_next) ** 2 * float(one.residuals(row).mean())
-        return total
+        left: list[float] = left_of_errors(
+            grid[1:], float(passed.end.double().square().mean()), self.config.flow
+        ).tolist()
+        made = [float(one.residuals(row).mean()) for one, row in zip(equations, rows, strict=True)]
+        steps = [sigma - sigma_next for sigma, sigma_next in pairwise(grid)]
+        return sum(part * step**2 * error for part, step, error in zip(left, steps, made, strict=True))
 
     def _grids(self, passed: TeacherPath) -> dict[str, tuple[float, ...]]:
         """Candidate grids by name: the user's, or the usual, the searched ones, and those of the teacher's shape."""
@@ -213,7 +206,7 @@ class Learner:
             shapes["log"] = torch.linspace(math.log(high), math.log(self.end), n + 1).exp()
             return {name: (high, *levels.tolist()[1:-1], self.end) for name, levels in shapes.items()}
         found: dict[str, tuple[float, ...]] = {}
-        for low in {config.sigma_min, max(config.sigma_min, LOWEST_FLOW)} if config.flow else {config.sigma_min}:
+        for low in sorted({config.sigma_min, max(config.sigma_min, LOWEST_FLOW if config.flow else 0.0)}):
             if low < high:
                 found |= {f"{name}, {low:g}": grid for name, grid in grids(n, low, high, self.model_sigmas)}
                 found[f"teacher's, {low:g}"] = (*fine(n, low, high, config.flow).tolist(), 0.0)
@@ -237,7 +230,7 @@ class Learner:
         target = passed.end.to(x)
         if before.plain or before.held_out or before.seen:
             steps = list(trajectory(denoiser, x, before.table.method(), resume=Resume(0, first, ())))
-            drawn = replace(before, held_out=before.held_out + _squares(steps[-1].x, target))
+            drawn = replace(before, held_out=before.held_out + squares(steps[-1].x, target).tolist())
             if before.plain:
                 return drawn
             history = tuple(step.start for step in steps)
@@ -259,7 +252,7 @@ class Learner:
             x = method.solver.to_next(history, to, None, method.stages[k])
             if k + 1 < len(grid) - 1:
                 history = (*history, evaluate(denoiser, x, to))
-        ends = _squares(x, passed.end.to(x))
+        ends = squares(x, passed.end.to(x)).tolist()
         cost = self._cost(grid, equations, rows, passed)
         return replace(
             before,
@@ -302,29 +295,27 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises ValueError if it belongs to another situation, or is damaged."""
-        try:
+        """Go on from a state. Raises StateError, a ValueError, if it is of another situation, or damaged."""
+        with reading_state():
             config = PredictorConfig.from_header(state["config"])
             found = (config, tuple(state["levels"]), state["end"], state["teacher_calls"])
-            same = found == (self.config, self.levels, self.end, self.teacher_calls)
+            if found != (self.config, self.levels, self.end, self.teacher_calls):
+                raise StateError("This state of learning was made in another situation.")
             candidates = [self._loaded(saved) for saved in state["candidates"]]
-            pictures, good = int(state["pictures"]), int(state["good_in_a_row"])
-        except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-            raise ValueError(f"This state of learning cannot be used: {error}") from error
-        if not same:
-            raise ValueError("This state of learning was made in another situation.")
+            pictures, good = of_kind(state["pictures"], int), of_kind(state["good_in_a_row"], int)
         self.candidates, self.pictures, self.good_in_a_row = candidates, pictures, good
 
     def _loaded(self, saved: Mapping[str, Any]) -> Candidate:
         table = self._table(saved["sigmas"])
-        table.weights.copy_(saved["weights"])
-        table.first.copy_(saved["first"])
-        equations = [
-            [NormalEquations(products, sizes)]
-            for products, sizes in zip(saved["products"], saved["sizes"], strict=True)
-        ]
+        for name, kept in (("weights", table.weights), ("first", table.first)):
+            kept.copy_(of_shape(saved[name], kept.shape))
+        equations = []
+        for k, (products, sizes) in enumerate(zip(saved["products"], saved["sizes"], strict=True)):
+            count = len(table.row(k)) + 1
+            shaped = of_shape(products, (len(products), 1, count, count))
+            equations.append([NormalEquations(shaped, of_shape(sizes, (1,)))])
         errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
-        return Candidate(str(saved["name"]), table, bool(saved["plain"]), equations, *errors)
+        return Candidate(of_kind(saved["name"], str), table, of_kind(saved["plain"], bool), equations, *errors)
 
 
 def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -333,16 +324,20 @@ def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
     return learned + sorted((c for c in candidates if c.plain), key=lambda c: c.score)[:PLAIN_NEXT]
 
 
+def _over_plain(one: Candidate, candidates: Sequence[Candidate], count: int) -> float:
+    """A candidate's error on the newest pictures over that of the best plain one."""
+    plain = min(capped_mean(c.held_out[-count:]) for c in candidates if c.plain)
+    return math.sqrt(capped_mean(one.held_out[-count:]) / max(plain, 1e-30))
+
+
 def _along(passed: TeacherPath, table: MultistepTable) -> list[NormalEquations]:
     """The equations of every interval of a table's grid on the teacher's own path, which take no call."""
     history: History = ()
     equations = []
-    for k, (sigma, sigma_next) in enumerate(pairwise(table.config.sigmas)):
+    for k, sigma in enumerate(table.config.sigmas[:-1]):
         x, slope = passed.at(sigma)
         history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
-        aim = (passed.at(sigma_next)[0] - x) / (sigma_next - sigma)
-        known = history[table.known(k).start :]
-        equations.append(NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False))
+        equations.append(_equations(history, passed, table, k))
     return equations
 
 
@@ -352,11 +347,6 @@ def _equations(history: History, passed: TeacherPath, table: MultistepTable, k: 
     aim = (passed.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - table.config.sigmas[k])
     known = history[table.known(k).start :]
     return NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False)
-
-
-def _squares(x: Sample, target: Sample) -> list[float]:
-    """The mean squared error of every picture; infinite where it is not finite."""
-    return (x - target).double().square().flatten(1).mean(1).nan_to_num(torch.inf).tolist()
 
 
 def _first(one: tuple[float, Candidate]) -> float:

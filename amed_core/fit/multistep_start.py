@@ -16,7 +16,7 @@ from .baselines import Baseline, baseline, solvers
 from .closed_form import NormalEquations, Walk, least_squares, solved_apart
 from .end_to_end import Found
 from .grid_search import RULES, Rule, first_levels, searched
-from .huber import compared
+from .huber import compared, squares
 from .runs import RunCache, Runs
 from .targets import Target, finite
 from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
@@ -203,13 +203,11 @@ class MultistepStart:
             x, denoiser = self.runs.source(batches[number])
             walks.append(Walk(denoiser, x, paths[number]))
         table = least_squares(self.written(begin, spectral=self.spectral), walks, self.runs.workers)
-        squares = torch.zeros(self.runs.settings.trajectories, dtype=torch.float64)
+        errors = torch.zeros(self.runs.settings.trajectories, dtype=torch.float64)
         for number, walk in zip(numbers, walks, strict=True):
-            apart = walk.x - paths[number].end.to(walk.x)
-            each = apart.cpu().double().square().flatten(1).mean(1).nan_to_num(torch.inf)
-            squares[batches[number].start : batches[number].stop] = each
-        squares = self.runs.workers.sum(squares)
-        return table, squares[squares > 0].sqrt()
+            errors[batches[number].start : batches[number].stop] = squares(walk.x, paths[number].end.to(walk.x))
+        errors = self.runs.workers.sum(errors)
+        return table, errors[errors > 0].sqrt()
 
     def _measured(self, name: str, table: MultistepTable) -> Found:
         method = table.method()
@@ -238,15 +236,15 @@ class MultistepStart:
         """The distances (baselines, rows) of the very first trajectories, of all workers."""
         settings, targets = self.runs.settings, self.runs.fitted
         count = min(SCREENING_TRAJECTORIES, settings.batch_size, settings.trajectories)
-        squares = torch.zeros(len(listed), count, dtype=torch.float64)
+        errors = torch.zeros(len(listed), count, dtype=torch.float64)
         first: Target = next(iter(targets))
         rows = range(first.rows.start, min(first.rows.stop, count))
         if rows:
             few = first.few(self.runs.source, len(rows))
             for n, one in enumerate(listed):
                 end = self.runs.run(few, self.written(one).method())[-1].x
-                squares[n, rows.start : rows.stop] = (end - few.end).cpu().double().square().flatten(1).mean(1)
-        return self.runs.workers.sum(squares.nan_to_num(torch.inf)).sqrt()
+                errors[n, rows.start : rows.stop] = squares(end, few.end)
+        return self.runs.workers.sum(errors).sqrt()
 
 
 def best_of(found: Sequence[Found]) -> Found:

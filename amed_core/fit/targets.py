@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..types import Denoiser, Sample
+from .huber import squares
 from .protocol import of_shape
 from .teacher import SlowSampler
 from .trajectories import Metered
@@ -78,14 +79,13 @@ class Targets:
         With a `count`, of the batches that begin before it.
         """
         columns = len(self.rows) if count is None else self.beginning(count)
-        squares = torch.zeros(columns, dtype=torch.float64)
+        errors = torch.zeros(columns, dtype=torch.float64)
         for target in self:
             begin = target.rows.start - self.rows.start
             if begin >= columns:
                 break
-            each = (draw(target) - target.end).cpu().double().square().flatten(1).mean(1)
-            squares[begin : begin + len(target.rows)] = each.nan_to_num(nan=torch.inf)
-        return self.workers.sum(squares).sqrt()
+            errors[begin : begin + len(target.rows)] = squares(draw(target), target.end)
+        return self.workers.sum(errors).sqrt()
 
     @property
     def model_calls(self) -> int:

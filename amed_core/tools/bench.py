@@ -281,6 +281,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as the JSON file has them."""
+def as_json(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows, which are dataclasses, as the JSON file has them."""
     return [asdict(row) for row in rows]

@@ -258,7 +258,7 @@ def run_first(arguments: argparse.Namespace) -> None:
         for row in first.first(model, *counts, **about, seed=arguments.seed, progress=lambda text: bar.update()):
             rows.append(row)
             if arguments.json:
-                write_json(arguments.json, first.as_json(rows))
+                write_json(arguments.json, as_json(rows))
     print(first.table(rows))
 
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..driver import NoMidpoint, sample
 from ..fit.baselines import grids, solvers
+from ..fit.huber import squares
 from ..fit.learner import Learner
 from ..fit.make import facts_of
 from ..fit.teacher import heun_samples
-from ..fit.trajectories import chunks, conditioned, noise
+from ..fit.trajectories import Metered, chunks, conditioned, noise
 from ..samplers import MULTISTEP_STUDENT, student_config
-from ..types import Answer, Denoiser, Method, Model, Sample, Sigma
+from ..types import Denoiser, Method, Model, Sample
 
 USES = (("noise", None, 0), ("image 0.75", 0.75, 0), ("image 0.5", 0.5, 1), ("image 0.3", 0.3, 2))
 USE_NAMES = tuple(use[0] for use in USES)
@@ -45,19 +46,7 @@ class Row:
     chosen: tuple[str, ...]  # candidate of every draw
 
 
-class Counted:
-    """A denoiser whose single-sample calls are counted."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-        self.calls = 0
-
-    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        self.calls += len(x)
-        return self.denoiser(x, sigma)
-
-
-class Situation:
+class Bed:
     """A model at a start and a number of calls, and pictures that nobody learns from."""
 
     def __init__(self, model: Model, level: float | None, calls: int, samples: int, batch: int) -> None:
@@ -86,7 +75,7 @@ class Situation:
         """The mean squared error (samples,) of a method on the test pictures."""
         parts = zip(self.asked, torch.split(self.x, self.batch), strict=True)
         drawn = torch.cat([sample(a, part, method) for a, part in parts])
-        return (drawn - self.goal).double().square().flatten(1).mean(1).nan_to_num(torch.inf)
+        return squares(drawn, self.goal)
 
     def stock(self) -> dict[str, Tensor]:
         """The errors of every unlearned solver on every usual grid."""
@@ -99,14 +88,14 @@ class Situation:
                     continue
         return found
 
-    def start(self, row: int) -> tuple[Sample, Denoiser]:
-        """The noisy picture of a trajectory that is learned from, and its denoiser."""
-        asked = conditioned(self.model, range(row, row + 1))
-        x = self.top * noise(range(row, row + 1), tuple(self.model.shape), 0)
+    def start(self, rows: range) -> tuple[Sample, Denoiser]:
+        """The noisy pictures of trajectories that are learned from, and their denoiser: a source."""
+        asked = conditioned(self.model, rows)
+        x = self.top * noise(rows, tuple(self.model.shape), 0)
         if self.high == self.top:
             return x, asked
         image = heun_samples(asked, x, self.low, self.top, TEACHER_CALLS, flow=self.flow)
-        return self.noised(image, range(row, row + 1), 1), asked
+        return self.noised(image, rows, 1), asked
 
     def learner(self, teacher_calls: int) -> Learner:
         """A learner of this situation that knows nothing."""
@@ -139,20 +128,20 @@ def first(
         for count in calls:
             if count - less < 2:
                 continue
-            situation = Situation(model, level, count - less, samples, batch)
-            stock = situation.stock()
+            bed = Bed(model, level, count - less, samples, batch)
+            stock = bed.stock()
             best = min(stock, key=lambda name: float(stock[name].mean()))
             measured: dict[int, list[dict[str, Any]]] = {n: [] for n in pictures}
             for draw in range(draws):
                 progress(f"{use}, {count - less} calls, draw {draw + 1}")
-                learner = situation.learner(teacher_calls)
+                learner = bed.learner(teacher_calls)
                 for number in range(max(pictures)):
-                    x, asked = situation.start(DRAW_ROWS + 10**6 * seed + ROWS_EACH * draw + number)
-                    counted = Counted(asked)
-                    learner.learn(counted, x, learner.taught(counted, x))
+                    row, metered = DRAW_ROWS + 10**6 * seed + ROWS_EACH * draw + number, Metered(bed.start)
+                    x, asked = metered(range(row, row + 1))
+                    learner.learn(asked, x, learner.taught(asked, x))
                     if number + 1 in measured:
-                        squares = situation.squares(learner.chosen.table.method())
-                        facts = {"squares": squares, "calls": counted.calls, "name": learner.chosen.name}
+                        errors = bed.squares(learner.chosen.table.method())
+                        facts = {"squares": errors, "calls": metered.calls, "name": learner.chosen.name}
                         measured[number + 1].append(facts | {"held_out": learner.held_out_ratio})
             for n, found in measured.items():
                 yield _row(use, count - less, n, found, best, stock)
@@ -163,7 +152,7 @@ def _row(
 ) -> Row:
     error = [_rmse(one["squares"]) for one in found]
     stock_error = _rmse(stock[best])
-    stock_median = min(math.sqrt(float(squares.median())) for squares in stock.values())
+    stock_median = min(math.sqrt(float(errors.median())) for errors in stock.values())
     medians = [math.sqrt(float(one["squares"].median())) for one in found]
     far = [
         float((one["squares"].sqrt() > FAR * median).double().mean())
@@ -187,8 +176,8 @@ def _row(
     )
 
 
-def _rmse(squares: Tensor) -> float:
-    return math.sqrt(float(squares.mean()))
+def _rmse(errors: Tensor) -> float:
+    return math.sqrt(float(errors.mean()))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -202,8 +191,3 @@ def table(rows: Sequence[Row]) -> str:
             f"{r.median_ratio:8.2f}{r.outliers:10.0%}{held_out:>10}{r.sample_calls:12}"
         )
     return "\n".join(lines)
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as the JSON file has them."""
-    return [asdict(row) for row in rows]

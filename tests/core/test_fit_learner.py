@@ -103,6 +103,14 @@ def test_a_state_of_another_situation_is_refused() -> None:
         learner().load_state_dict({"candidates": 3})
 
 
+def test_a_damaged_state_is_refused_whole() -> None:
+    state, made = taught(learner(), Mixture(), range(1)).state_dict(), learner()
+    state["candidates"][0]["weights"] = state["candidates"][0]["weights"][0]  # would fit by broadcasting
+    with pytest.raises(ValueError, match="cannot be used"):
+        made.load_state_dict(state)
+    assert not made.candidates
+
+
 def test_a_list_of_levels_is_kept_and_may_end_above_0() -> None:
     for levels in ((80.0, 20.0, 5.0, 1.0, 0.2, 0.0), (80.0, 20.0, 5.0, 1.0)):
         made = taught(learner(len(levels) - 1, levels), Mixture(), range(1))
