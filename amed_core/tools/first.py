@@ -1,5 +1,6 @@
 """What the first pictures teach: the learner's error on pictures it never saw, over that of the best stock pair."""
 
+import contextlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ USE_NAMES = tuple(use[0] for use in USES)
 TEACHER_CALLS = 100  # of the converged sampler that errors are measured against
 TEST_ROWS, DRAW_ROWS, ROWS_EACH = 1000, 5000, 100  # numbers of trajectories: of the test, and of each draw
 TEST_SEED, IMAGE_SEED = 0x5EED_0000, 0x1A6E_0000
+FINALISTS = 20  # unlearned pairs that run on all test pictures, if these are more than a batch
 FAR = 5.0  # medians: an error beyond them is an outlier
 
 
@@ -47,46 +49,46 @@ class Row:
 
 
 class Bed:
-    """A model at a start and a number of calls, and pictures that nobody learns from."""
+    """A model, the level where pictures start (None: pure noise), and pictures that nobody learns from."""
 
-    def __init__(self, model: Model, level: float | None, calls: int, samples: int, batch: int) -> None:
-        self.model, self.calls, self.batch = model, calls, batch
+    def __init__(self, model: Model, level: float | None, samples: int, batch: int = 100) -> None:
+        self.model = model
         self.flow = bool(getattr(model, "flow", False))
         self.low, self.top = float(model.sigma_min), float(model.sigma_max)
         self.high = self.top if level is None else level
-        self.asked = [
-            conditioned(model, range(TEST_ROWS + r.start, TEST_ROWS + r.stop)) for r in chunks(samples, batch)
-        ]
-        x = self.top * noise(range(samples), tuple(model.shape), TEST_SEED)
-        self.x = x if level is None else self.noised(self.converged(x, self.top), range(samples), TEST_SEED)
-        self.goal = self.converged(self.x, self.high)
+        self.parts: list[tuple[Denoiser, Sample, Sample]] = []  # by batch: the denoiser, noisy pictures, their ends
+        for rows in chunks(samples, batch):
+            asked = conditioned(model, range(TEST_ROWS + rows.start, TEST_ROWS + rows.stop))
+            x = self.top * noise(rows, tuple(model.shape), TEST_SEED)
+            if level is not None:
+                x = self.noised(self.converged(asked, x, self.top), rows, TEST_SEED)
+            self.parts.append((asked, x, self.converged(asked, x, self.high)))
 
-    def converged(self, x: Sample, high: float) -> Sample:
-        """Where the converged sampler takes test pictures from a level."""
-        parts = zip(self.asked, torch.split(x, self.batch), strict=True)
-        return torch.cat([heun_samples(a, part, self.low, high, TEACHER_CALLS, flow=self.flow) for a, part in parts])
+    def converged(self, asked: Denoiser, x: Sample, high: float) -> Sample:
+        """Where the converged sampler takes pictures from a level."""
+        return heun_samples(asked, x, self.low, high, TEACHER_CALLS, flow=self.flow)
 
     def noised(self, images: Sample, rows: range, seed: int) -> Sample:
         """Images with noise at the level where pictures start."""
         fresh = noise(rows, tuple(self.model.shape), seed ^ IMAGE_SEED)
         return (1 - self.high) * images + self.high * fresh if self.flow else images + self.high * fresh
 
-    def squares(self, method: Method) -> Tensor:
-        """The mean squared error (samples,) of a method on the test pictures."""
-        parts = zip(self.asked, torch.split(self.x, self.batch), strict=True)
-        drawn = torch.cat([sample(a, part, method) for a, part in parts])
-        return squares(drawn, self.goal)
+    def squares(self, method: Method, batches: slice = slice(None)) -> Tensor:
+        """The mean squared error (samples,) of a method on the test pictures, or on these batches of them."""
+        return torch.cat([squares(sample(asked, x, method), goal) for asked, x, goal in self.parts[batches]])
 
-    def stock(self) -> dict[str, Tensor]:
-        """The errors of every unlearned solver on every usual grid."""
-        found = {}
-        for grid_name, grid in grids(self.calls, self.low, self.high, getattr(self.model, "sigmas", None)):
+    def stock(self, calls: int) -> dict[str, Tensor]:
+        """The errors (samples,) of unlearned solvers on usual grids, the least first: FINALISTS run beyond one batch."""
+        methods, found = {}, {}
+        for grid_name, grid in grids(calls, self.low, self.high, getattr(self.model, "sigmas", None)):
             for solver_name, solver in solvers(self.flow).items():
-                try:
-                    found[f"{solver_name} {grid_name}"] = self.squares(Method(grid, solver, NoMidpoint()))
-                except FloatingPointError:
-                    continue
-        return found
+                methods[name := f"{solver_name} {grid_name}"] = Method(grid, solver, NoMidpoint())
+                with contextlib.suppress(FloatingPointError):
+                    found[name] = self.squares(methods[name], slice(0, 1))
+        best = sorted(found, key=lambda name: float(found[name].mean()))
+        if len(self.parts) == 1:
+            return {name: found[name] for name in best}
+        return {name: self.squares(methods[name]) for name in best[:FINALISTS]}
 
     def start(self, rows: range) -> tuple[Sample, Denoiser]:
         """The noisy pictures of trajectories that are learned from, and their denoiser: a source."""
@@ -94,13 +96,12 @@ class Bed:
         x = self.top * noise(rows, tuple(self.model.shape), 0)
         if self.high == self.top:
             return x, asked
-        image = heun_samples(asked, x, self.low, self.top, TEACHER_CALLS, flow=self.flow)
-        return self.noised(image, rows, 1), asked
+        return self.noised(self.converged(asked, x, self.top), rows, 1), asked
 
-    def learner(self, teacher_calls: int) -> Learner:
+    def learner(self, calls: int, teacher_calls: int) -> Learner:
         """A learner of this situation that knows nothing."""
-        config = student_config(MULTISTEP_STUDENT, self.calls, facts_of(self.model))
-        lower = torch.linspace(self.high, 0, self.calls + 1).tolist()
+        config = student_config(MULTISTEP_STUDENT, calls, facts_of(self.model))
+        lower = torch.linspace(self.high, 0, calls + 1).tolist()
         config = replace(config, sigmas=(self.high, *lower[1:-1], 0.0))
         return Learner(config, model_sigmas=getattr(self.model, "sigmas", None), teacher_calls=teacher_calls)
 
@@ -125,16 +126,16 @@ def first(
     for use, level, less in USES:
         if use not in uses:
             continue
+        bed = Bed(model, level, samples, batch)
         for count in calls:
             if count - less < 2:
                 continue
-            bed = Bed(model, level, count - less, samples, batch)
-            stock = bed.stock()
+            stock = bed.stock(count - less)
             best = min(stock, key=lambda name: float(stock[name].mean()))
             measured: dict[int, list[dict[str, Any]]] = {n: [] for n in pictures}
             for draw in range(draws):
                 progress(f"{use}, {count - less} calls, draw {draw + 1}")
-                learner = bed.learner(teacher_calls)
+                learner = bed.learner(count - less, teacher_calls)
                 for number in range(max(pictures)):
                     row, metered = DRAW_ROWS + 10**6 * seed + ROWS_EACH * draw + number, Metered(bed.start)
                     x, asked = metered(range(row, row + 1))
