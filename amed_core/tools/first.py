@@ -78,7 +78,7 @@ class Bed:
         return torch.cat([squares(sample(asked, x, method), goal) for asked, x, goal in self.parts[batches]])
 
     def stock(self, calls: int) -> dict[str, Tensor]:
-        """The errors (samples,) of unlearned solvers on usual grids, the least first: FINALISTS run beyond one batch."""
+        """The errors (samples,) of unlearned solvers on usual grids, least first: FINALISTS run beyond one batch."""
         methods, found = {}, {}
         for grid_name, grid in grids(calls, self.low, self.high, getattr(self.model, "sigmas", None)):
             for solver_name, solver in solvers(self.flow).items():
