@@ -23,7 +23,7 @@ from ..types import Denoiser, Method, Model, Sample
 USES = (("noise", None, 0), ("image 0.75", 0.75, 0), ("image 0.5", 0.5, 1), ("image 0.3", 0.3, 2))
 USE_NAMES = tuple(use[0] for use in USES)
 TEACHER_CALLS = 100  # of the converged sampler that errors are measured against
-TEST_ROWS, DRAW_ROWS, ROWS_EACH = 1000, 5000, 100  # numbers of trajectories: of the test, and of each draw
+TEST_ROWS, DRAW_ROWS, ROWS_EACH = 1000, 5000, 103  # numbers of trajectories: of the test, and of each draw
 TEST_SEED, IMAGE_SEED = 0x5EED_0000, 0x1A6E_0000
 FINALISTS = 20  # unlearned pairs that run on all test pictures, if these are more than a batch
 FAR = 5.0  # medians: an error beyond them is an outlier
