@@ -29,19 +29,11 @@ def _euler(history: History, sigma: Sigma) -> Sample:
 
 
 @dataclass(frozen=True)
-class Amed:
+class Amed(Solver):
     """AMED-Solver: the whole interval follows the slope found at the midpoint.
 
     x_next = x + scale_dir * (sigma_next - sigma) * slope(x_mid, scale_time * sigma_mid)
     """
-
-    memory: ClassVar[int] = 0
-    multistep: ClassVar[bool] = False
-    divides_by_r: ClassVar[bool] = False
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        del stage
-        return _euler(history, sigma)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         del stage
@@ -52,19 +44,13 @@ class Amed:
 
 
 @dataclass(frozen=True)
-class Dpm2:
+class Dpm2(Solver):
     """DPM-Solver-2 (Lu et al. 2022a) in sigma; with its midpoint at the end (r = 1) it is Heun's method.
 
     x_next = x + scale_dir * (sigma_next - sigma) * (slope_mid / (2 r) + (1 - 1 / (2 r)) * slope)
     """
 
-    memory: ClassVar[int] = 0
-    multistep: ClassVar[bool] = False
     divides_by_r: ClassVar[bool] = True
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        del stage
-        return _euler(history, sigma)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         del stage
@@ -77,14 +63,13 @@ class Dpm2:
 
 
 @dataclass(frozen=True)
-class Ipndm:
+class Ipndm(Solver):
     """Improved PNDM (Zhang & Chen 2023): Adams-Bashforth weights, used also on uneven grids.
 
     Order 1 is Euler's method, which is DDIM. An update that ends at sigma = 0 is of order 1.
     """
 
     max_order: int = 4
-    divides_by_r: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_order(self.max_order, len(ADAMS_BASHFORTH), "iPNDM")
@@ -92,13 +77,6 @@ class Ipndm:
     @property
     def memory(self) -> int:
         return self.max_order - 1
-
-    @property
-    def multistep(self) -> bool:
-        return self.max_order > 1
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        return self.to_next(history, sigma, None, stage)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         order = 1 if stage.to_zero else min(self.max_order, len(history))
@@ -140,7 +118,7 @@ def _norms(x: Sample) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DpmSolverPP:
+class DpmSolverPP(Solver):
     """Multistep DPM-Solver++ (Lu et al. 2022b) of order 1 to 3, predicting data or noise.
 
     With lambda = ln(alpha / sigma), h the step in lambda, m the data prediction D and k = 0 the newest:
@@ -171,13 +149,6 @@ class DpmSolverPP:
     @property
     def memory(self) -> int:
         return self.max_order - 1
-
-    @property
-    def multistep(self) -> bool:
-        return self.max_order > 1
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        return self.to_next(history, sigma, None, stage)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         used = history[-self._order(len(history), stage) :][::-1]  # newest first
@@ -227,7 +198,7 @@ class DpmSolverPP:
 
 
 @dataclass(frozen=True)
-class Restarted:
+class Restarted(Solver):
     """A solver with one update per interval that forgets, at the start of interval `switch`, all that came before.
 
     There another model answers, whose slopes do not go on from those of the first.
@@ -239,14 +210,6 @@ class Restarted:
     @property
     def memory(self) -> int:
         return self.solver.memory
-
-    @property
-    def multistep(self) -> bool:
-        return self.solver.multistep
-
-    @property
-    def divides_by_r(self) -> bool:
-        return self.solver.divides_by_r
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
         del history, sigma, stage
@@ -266,7 +229,7 @@ def restarted(solver: Solver, switch: int) -> Solver:
 
 
 @dataclass(frozen=True)
-class Multistep:
+class Multistep(Solver):
     """A linear multistep method with weights of its own for every interval (Shaul et al. 2024: non-stationary solvers).
 
     In interval k: x_next = x + (sigma_next - sigma) * (w_k0 slope_0 + ... + w_kk slope_k + v_k denoised_0). iPNDM,
@@ -284,8 +247,6 @@ class Multistep:
     # What all these weights differ by in each band of frequency (vectors, BANDS), of every interval; none are zeros.
     spectral: tuple[Tensor, ...] = ()
     switch: int = 0
-    multistep: ClassVar[bool] = True
-    divides_by_r: ClassVar[bool] = False
 
     @property
     def memory(self) -> int:

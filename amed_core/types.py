@@ -142,29 +142,32 @@ class Denoiser(Protocol):
 
 
 class Solver(Protocol):
-    """An immutable update rule. Reads history, returns a sample, keeps nothing, never calls the model."""
+    """An immutable update rule. Reads history, returns a sample, keeps nothing, never calls the model.
+
+    A solver that subclasses it writes `to_next`, and of the others what is not as here.
+    """
 
     @property
     def memory(self) -> int:
         """How many evaluations from before an interval its updates may look at."""
-        ...
+        return 0
 
     @property
     def multistep(self) -> bool:
         """Whether an update looks past its own interval, so that training must follow the student's own path."""
-        ...
+        return self.memory > 0
 
     @property
     def divides_by_r(self) -> bool:
         """Whether an update divides by the midpoint's position, which then must not be 0."""
-        ...
+        return False
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        """Carry the newest evaluation to the midpoint `sigma`."""
-        ...
+        """Carry the newest evaluation to the midpoint `sigma`, as to the end of an interval without one."""
+        return self.to_next(history, sigma, None, stage)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
-        """Finish the interval at `sigma`. `plan` is None when there was no midpoint."""
+        """Finish the interval at `sigma`: the sample (batch, ...) there. `plan` is None if there was no midpoint."""
         ...
 
 
