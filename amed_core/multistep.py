@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,13 @@ from .driver import NoMidpoint, trajectory
 from .features import Look
 from .solvers import Multistep, restarted
 from .spectrum import BANDS, carried
-from .types import Evaluation, Method, Planner, Run, Sample, Sigma
+from .types import Method, Run, Sample, Sigma
 
 TOLERANCE = 5e-3  # relative; grids arrive rounded to float32, or to half precision
 
 
 @dataclass(frozen=True)
-class ToldLevels(Planner):
+class ToldLevels(NoMidpoint):
     """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
 
     With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`. From interval `switch`
@@ -39,12 +38,6 @@ class ToldLevels(Planner):
     gains: Tensor | None = None
     switch: int = 0
     switch_sigma: float = 0.0
-
-    def updates(self, interval: int) -> Literal[1, 2]:
-        return 1
-
-    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> None:
-        del start, sigma_next, interval
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
         scale, lowest, highest = self.scales[interval], self.lowest, self.highest

@@ -138,7 +138,6 @@ class Denoiser(Protocol):
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         """Return the denoised sample and, if the model exposes them, its bottleneck features and its guidance."""
-        ...
 
 
 class Solver(Protocol):
@@ -168,7 +167,6 @@ class Solver(Protocol):
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
         """Finish the interval at `sigma`: the sample (batch, ...) there. `plan` is None if there was no midpoint."""
-        ...
 
 
 class Planner(Protocol):
@@ -180,11 +178,9 @@ class Planner(Protocol):
 
     def updates(self, interval: int) -> Literal[1, 2]:
         """Solver updates in interval `interval` (from 0): 1 without a midpoint, 2 with one."""
-        ...
 
     def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
         """Plan interval `interval`, which begins at `start`; None exactly where `updates` says 1."""
-        ...
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
         """The noise level that the model is told at the start of an interval; its own unless another was learned."""
@@ -251,7 +247,6 @@ class Source(Protocol):
 
         The same trajectory is the same noise and the same condition at every call, whichever others are asked for.
         """
-        ...
 
 
 class Model(Denoiser, Protocol):
@@ -264,7 +259,6 @@ class Model(Denoiser, Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, without the batch."""
-        ...
 
     @property
     def sigma_min(self) -> float: ...

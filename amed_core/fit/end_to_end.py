@@ -51,20 +51,16 @@ class Start(Protocol):
     @property
     def names(self) -> list[str]:
         """What it chooses among, by which a state knows it again."""
-        ...
 
     @property
     def model_calls(self) -> int:
         """The fewest calls, of all workers, up to the first iteration, with the targets."""
-        ...
 
     def found(self) -> Iterator[Found]:
         """The baseline, which learns nothing, and then tables, each of which may be better."""
-        ...
 
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
         """What can be had in closed form after a step, with no model call; the same if that is nothing."""
-        ...
 
 
 @dataclass(frozen=True)

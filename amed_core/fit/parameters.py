@@ -27,32 +27,25 @@ class Parameters(Protocol):
     @property
     def low(self) -> Tensor:
         """(count,), -inf where there is no bound."""
-        ...
 
     @property
     def high(self) -> Tensor:
         """(count,), inf where there is no bound."""
-        ...
 
     def of(self, table: Predictor) -> Tensor:
         """A table's numbers."""
-        ...
 
     def table(self, like: Predictor, numbers: Tensor) -> Predictor:
         """A copy of a table with these numbers; what no number stands for stays."""
-        ...
 
     def differences(self, numbers: Tensor) -> Tensor:
         """By how much to change each for its derivative, with the sign that stays inside its bounds."""
-        ...
 
     def acts(self) -> list[tuple[int, Acts]]:
         """Of every number the interval, and where in it it acts."""
-        ...
 
     def calls_after(self) -> list[int]:
         """Of every number how many model calls depend on it."""
-        ...
 
 
 @dataclass(frozen=True)
