@@ -38,12 +38,6 @@ from amed_core.types import Denoiser
 SOURCE = gaussian(mixture, SHAPE, SIGMA_MAX)
 
 
-def test_every_public_name_exists_once() -> None:
-    assert len(set(amed_core.__all__)) == len(amed_core.__all__)
-    for name in amed_core.__all__:
-        assert getattr(amed_core, name) is not None
-
-
 def test_a_fitted_predictor_is_nearer_to_the_teacher_than_every_unlearned_method() -> None:
     """On noise that the fit has not seen, and every one that a benchmark or a fit compares with."""
     model = Mixture()
