@@ -14,7 +14,7 @@ from torch import Tensor
 from . import solvers
 from .driver import FixedMidpoint, NoMidpoint, analytic_first, analytic_first_flow
 from .features import MAPS
-from .schedules import refuse_unknown
+from .schedules import SEARCHED, schedule
 from .types import First, Method, Run, Solver
 
 LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
@@ -61,7 +61,8 @@ class PredictorConfig:
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
 
     def __post_init__(self) -> None:
-        refuse_unknown(self.schedule)
+        if self.schedule != SEARCHED:
+            schedule(self.schedule)  # raises for an unknown name
         self.build_solver()
         grid = self.sigmas
         if len(grid) < 2:

@@ -6,6 +6,7 @@ sigma_min, both included. `SCHEDULES` is the table from name to function.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ SCHEDULES: dict[str, Schedule] = {
     "time_uniform": time_uniform,
     "discrete": discrete,
 }
-SEARCHED = "searched"  # a grid that `grids.py` found on the model: no function of the settings
+SEARCHED = "searched"  # a grid that `fit/grid_search.py` found on the model: no function of the settings
 USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
 
 
@@ -100,6 +101,11 @@ def schedule(name: str) -> Schedule:
     if name not in SCHEDULES:
         raise ValueError(f"There is no schedule {name!r}. Choose one of: {', '.join(SCHEDULES)}.")
     return SCHEDULES[name]
+
+
+def on_levels(made: Schedule, table: Tensor | None) -> Schedule:
+    """A schedule for a discrete model whose levels (timesteps,) are `table`, rising: only `discrete` looks at them."""
+    return partial(discrete, table=table) if made is discrete else made
 
 
 def _ramp(points: int, first: float, last: float) -> Tensor:
@@ -125,9 +131,3 @@ def _check(points: int, sigma_min: float, sigma_max: float, rho: float) -> None:
         raise ValueError(f"A grid needs 0 < sigma_min < sigma_max, but found {sigma_min} and {sigma_max}.")
     if not 0 < rho < math.inf:
         raise ValueError(f"rho must be positive, but found {rho}.")
-
-
-def refuse_unknown(name: str) -> None:
-    """Raise ValueError if no grid could have come from a schedule of this name."""
-    if name != SEARCHED:
-        schedule(name)
