@@ -18,6 +18,7 @@ from .schedules import SEARCHED, schedule
 from .types import First, Method, Run, Solver
 
 LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
+TOLERANCE = 5e-3  # relative, of levels: lists arrive rounded to float32, or to half precision
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
 
 
@@ -146,6 +147,11 @@ class PredictorConfig:
             return None
         return analytic_first_flow if self.flow else analytic_first
 
+    def begins_at(self, sigmas: Sequence[float]) -> int | None:
+        """The interval that a list of levels begins with as this grid goes on: 0, or a second model's; else None."""
+        begins = dict.fromkeys((0, self.switch))
+        return next((k for k in begins if same_levels(sigmas, self.sigmas[k : k + len(sigmas)])), None)
+
     def base_method(self) -> Method:
         """The base solver at the same model calls: its midpoints at r = 0.5, or iPNDM in place of learned weights."""
         if self.kind == "multistep":
@@ -191,6 +197,12 @@ def switch_of(sigmas: Sequence[float], switch_sigma: float) -> int:
     """The first interval of a grid at whose start a second model answers, which is asked below a level; 0 if none."""
     above = sum(sigma >= switch_sigma for sigma in sigmas[:-1])
     return above if switch_sigma and above < len(sigmas) - 1 else 0
+
+
+def same_levels(sigmas: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two lists of noise levels are the same, but for TOLERANCE."""
+    pairs = zip(sigmas, others, strict=False)
+    return len(sigmas) == len(others) and all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in pairs)
 
 
 def plain_text(text: str, longest: int | None = LONGEST_TEXT) -> str:

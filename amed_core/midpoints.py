@@ -91,18 +91,19 @@ def planner_of(
     return PredictorPlanner(own, plain, look, tuple(neighbours(config, *interval) for interval in pairwise(sigmas)))
 
 
+def length(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
+    """How long an interval is, in ln(sigma), and down to the model's smallest level."""
+    return math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
+
+
 def longest(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
     """How long, in ln(sigma), the predictor's own intervals are where this one lies."""
     own = list(pairwise(config.sigmas))
-    return sum(weight * _length(config, *own[k]) for weight, k in neighbours(config, sigma, sigma_next))
+    return sum(weight * length(config, *own[k]) for weight, k in neighbours(config, sigma, sigma_next))
 
 
 def _centre(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
     return (math.log(sigma) + math.log(max(sigma_next, config.sigma_min))) / 2
-
-
-def _length(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
-    return math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
 
 
 class MidpointTable(nn.Module):

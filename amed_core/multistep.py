@@ -5,7 +5,6 @@ starting noise and of the slopes that the model has answered so far. So a table 
 all of them, and a fit that starts from the best of them can only come nearer to the teacher.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,14 +12,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .config import PredictorConfig, at_guidance
+from .config import TOLERANCE, PredictorConfig, at_guidance
 from .driver import NoMidpoint, trajectory
 from .features import Look
 from .solvers import Multistep, restarted
 from .spectrum import BANDS, carried
 from .types import Method, Run, Sample, Sigma
-
-TOLERANCE = 5e-3  # relative; grids arrive rounded to float32, or to half precision
 
 
 @dataclass(frozen=True)
@@ -92,16 +89,6 @@ class MultistepTable(nn.Module):
         """All its numbers, by name."""
         return dict(self.named_parameters())
 
-    def begins_at(self, sigmas: Sequence[float]) -> int | None:
-        """The interval of this table that a grid begins with: 0, or where a second model takes over; else None."""
-        for begin in dict.fromkeys((0, self.config.switch)):
-            own = self.config.sigmas[begin : begin + len(sigmas)]
-            if len(own) == len(sigmas) and all(
-                math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(sigmas, own, strict=True)
-            ):
-                return begin
-        return None
-
     def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
         """How it samples a run that begins where this table or its second model does, or its own grid.
 
@@ -109,10 +96,9 @@ class MultistepTable(nn.Module):
         """
         del look
         sigmas = self.config.sigmas if run is None else run.sigmas
-        begin = self.begins_at(sigmas)
-        if begin is None:
-            return self.config.plain_method(sigmas)
         config = self.config
+        if (begin := config.begins_at(sigmas)) is None:
+            return config.plain_method(sigmas)
         first = at_guidance(config, self.first, guidance).tolist()
         guided = self._rows(self.guided, guidance)[begin:] if config.guided else ()
         weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
