@@ -104,6 +104,18 @@ def fit_predictor(
     for a name or a number of calls that cannot be.
     """
     config = student_config(name, calls, facts_of(model), guidance=guidance)
+    return fit_config(model, config, trajectories=trajectories, seed=seed, progress=progress)
+
+
+def fit_config(
+    model: Model,
+    config: PredictorConfig,
+    *,
+    trajectories: int = 0,
+    seed: int = 0,
+    progress: Callable[[Fit], object] = lambda fit: None,
+) -> Fit:
+    """The same for a predictor of these settings."""
     settings = usual_settings(config, trajectories, differentiable=differentiable(model))
     device = getattr(model, "device", "cpu")
     source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)

@@ -4,7 +4,8 @@ import fnmatch
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from tqdm import tqdm
 from ..config import PredictorConfig
 from ..driver import sample
 from ..fit.baselines import bench_methods
-from ..fit.make import differentiable, facts_of, make_fit, usual_settings
+from ..fit.make import facts_of, fit_config
 from ..fit.protocol import Fit
 from ..fit.teacher import heun_calls, heun_samples
-from ..fit.trajectories import chunks, conditioned, gaussian
+from ..fit.trajectories import chunks, conditioned
 from ..predictor import Predictor
 from ..samplers import MULTISTEP_STUDENT, TYPES, Kind, student_config
 from ..types import Denoiser, Method, Model, Sample
@@ -68,8 +69,13 @@ class Row:
     error_p90: float | None
     frechet: float | None
     seconds: float
-    fit_calls: int | None
-    fit_seconds: float | None
+    fit_calls: int | None = None
+    fit_seconds: float | None = None
+
+    @property
+    def rank(self) -> float:
+        """What rows are sorted by: the error, or infinity where some samples were not finite."""
+        return math.inf if self.error is None else self.error
 
 
 class Bench:
@@ -83,19 +89,10 @@ class Bench:
         self.x = model.sigma_max * torch.randn(settings.samples, *model.shape, generator=generator)
         data = getattr(model, "data", None)
         self.real: Sample | None = None if data is None else data(settings.samples)
+        calls, flow = settings.teacher_calls, getattr(model, "flow", False)
+        slow = partial(heun_samples, sigma_min=model.sigma_min, sigma_max=model.sigma_max, calls=calls, flow=flow)
         begin = time.perf_counter()
-        self.teacher = self.draw(
-            TEACHER,
-            lambda denoiser, x: heun_samples(
-                denoiser,
-                x,
-                model.sigma_min,
-                model.sigma_max,
-                settings.teacher_calls,
-                flow=getattr(model, "flow", False),
-            ),
-            settings.teacher_calls,
-        )
+        self.teacher = self.draw(TEACHER, slow, calls)
         self.teacher_seconds = time.perf_counter() - begin
 
     def draw(self, name: str, run: Callable[[Denoiser, Sample], Sample], calls: int) -> Sample:
@@ -108,8 +105,7 @@ class Bench:
 
     def teacher_row(self) -> Row:
         """The teacher's own row: no error, and the Frechet distance that others can at best reach."""
-        calls = heun_calls(self.settings.teacher_calls)
-        return self._row(TEACHER, calls, self.teacher, self.teacher_seconds)
+        return self._row(TEACHER, heun_calls(self.settings.teacher_calls), self.teacher, self.teacher_seconds)
 
     def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:
         """Sample with a method and measure."""
@@ -118,38 +114,15 @@ class Bench:
             drawn = self.draw(method.name, lambda denoiser, x: sample(denoiser, x, method), calls)
         except FloatingPointError:  # a solver may blow up where it is not meant to be used; its row says so
             drawn = torch.full_like(self.teacher, math.nan)
-        return self._row(method.name, calls, drawn, time.perf_counter() - begin, fit_calls, fit_seconds)
+        row = self._row(method.name, calls, drawn, time.perf_counter() - begin)
+        return replace(row, fit_calls=fit_calls, fit_seconds=fit_seconds)
 
-    def _row(
-        self,
-        name: str,
-        calls: int,
-        drawn: Sample,
-        seconds: float,
-        fit_calls: int | None = None,
-        fit_seconds: float | None = None,
-    ) -> Row:
+    def _row(self, name: str, calls: int, drawn: Sample, seconds: float) -> Row:
         finite = bool(drawn.isfinite().all())
-        e = measures.error(drawn, self.teacher) if finite else None
+        errors = astuple(measures.error(drawn, self.teacher)) if finite else (None,) * 5
         distance = measures.frechet(drawn, self.real) if finite and self.real is not None else None
-        return Row(
-            name,
-            calls,
-            None if e is None else e.rmse,
-            None if e is None else e.low,
-            None if e is None else e.high,
-            None if e is None else e.median,
-            None if e is None else e.p90,
-            distance,
-            seconds,
-            fit_calls,
-            fit_seconds,
-        )
-
-
-def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that some pattern fits."""
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        measured: tuple[Any, ...] = (*errors, distance, seconds)
+        return Row(name, calls, *measured)
 
 
 Progress = Callable[[str, int], None]  # hears what is going on, and how many sample calls were just made
@@ -166,17 +139,13 @@ def bench(
 
     Raises ValueError if no method fits the patterns.
     """
-    plans = []
-    for calls in settings.calls:
-        methods = {method.name: method for method in bench_methods(model, calls)}
-        names = chosen([*methods, *students()], settings.methods)
-        plans.append((calls, methods, names))
-    if not any(names for _, _, names in plans):
-        listed = ", ".join([*students(), *plans[0][1]])
+    planned = plans(model, settings)
+    if not any(names for _, _, names in planned):
+        listed = ", ".join([*students(), *planned[0][1]])
         raise ValueError(f"No method fits {' '.join(settings.methods)}. There are: {listed}.")
     run = Bench(model, settings, progress)
     yield run.teacher_row()
-    for calls, methods, names in plans:
+    for calls, methods, names in planned:
         for name in names:
             if name in methods:
                 yield run.row(methods[name], calls)
@@ -187,6 +156,20 @@ def bench(
             seconds = time.perf_counter() - begin
             keep(name, fit)
             yield run.row(method_of(fit.predictor, name), calls, fit.model_calls, seconds)
+
+
+def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that some shell pattern fits."""
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def plans(model: Model, settings: Settings) -> list[tuple[int, dict[str, Method], list[str]]]:
+    """Of every number of calls the unlearned methods by name, and the names of all methods that are chosen."""
+    found = []
+    for calls in settings.calls:
+        methods = {method.name: method for method in bench_methods(model, calls)}
+        found.append((calls, methods, chosen([*methods, *students()], settings.methods)))
+    return found
 
 
 def students() -> list[str]:
@@ -207,12 +190,7 @@ def fitted(
 ) -> Fit:
     """The finished fit of a learned method, with the seed and, of a network, the trajectories of the settings."""
     trajectories = settings.fit_trajectories if config.kind == "network" else 0
-    training = usual_settings(config, trajectories, differentiable=differentiable(model))
-    source = gaussian(model, tuple(model.shape), config.sigmas[0], settings.seed)
-    fit = make_fit(config, training, source, model_sigmas=getattr(model, "sigmas", None), seed=settings.seed)
-    for _ in fit.events():
-        progress(fit)
-    return fit
+    return fit_config(model, config, trajectories=trajectories, seed=settings.seed, progress=progress)
 
 
 def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:
@@ -233,11 +211,8 @@ def method_of(predictor: Predictor, name: str, guidance: float | None = None) ->
 
 def total_calls(model: Model, settings: Settings) -> int:
     """Sample calls of the evaluation (not of the fits), for a progress bar."""
-    counted = [
-        len(chosen([*(m.name for m in bench_methods(model, calls)), *students()], settings.methods)) * calls
-        for calls in settings.calls
-    ]
-    return settings.samples * (sum(counted) + settings.teacher_calls)
+    counted = sum(len(names) * calls for calls, _, names in plans(model, settings))
+    return settings.samples * (counted + settings.teacher_calls)
 
 
 def best_of_each(rows: Sequence[Row]) -> list[Row]:
@@ -251,13 +226,9 @@ def best_of_each(rows: Sequence[Row]) -> list[Row]:
     best: dict[tuple[int, str], Row] = {}
     for row in rows:
         other = best.get(group(row))
-        if other is None or _error(row) < _error(other):
+        if other is None or row.rank < other.rank:
             best[group(row)] = row
     return list(best.values())
-
-
-def _error(row: Row) -> float:
-    return math.inf if row.error is None else row.error
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -266,7 +237,7 @@ def table(rows: Sequence[Row]) -> str:
         f"{'calls':>5}  {'method':34}{'error':>8}  {'95 %':17}{'median':>8}{'p90':>8}{'Frechet':>9}{'fit calls':>11}"
     ]
     for calls in dict.fromkeys(row.calls for row in rows):
-        some = sorted((r for r in rows if r.calls == calls), key=_error)
+        some = sorted((r for r in rows if r.calls == calls), key=lambda row: row.rank)
         best = next((r for r in some if r.fit_calls is None and r.method != TEACHER and r.error is not None), None)
         for r in some:
             numbers = (r.error, r.error_low, r.error_high, r.error_median, r.error_p90)

@@ -80,7 +80,9 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
         bench = Bench(judged, settings, lambda name, calls: None)
         ours = method_of(fit.predictor, MULTISTEP_STUDENT)
         learned = bench.row(ours, CALLS, fit.model_calls, seconds)
-        unlearned = sorted((bench.row(pair, CALLS) for pair in screened(pairs, judged, bench)), key=_error)
+        unlearned = sorted(
+            (bench.row(pair, CALLS) for pair in screened(pairs, judged, bench)), key=lambda row: row.rank
+        )
         winner = next(pair for pair in pairs if pair.name == unlearned[0].method)
         asked, x, teacher = judged.for_rows(range(SHOWN)), bench.x[:SHOWN], bench.teacher[:SHOWN]
         latents = (teacher, sample(asked, x, winner), sample(asked, x, ours))
@@ -131,7 +133,3 @@ def labelled(learned: Row, unlearned: Row, latents: Sequence[Tensor], model: Pic
         rows.append((f"{label}\n{CALLS} calls\nerror {row.error or 0.0:.3f}", drawn))
         rows.append((f"{GAIN} x its\ndifference", GAIN * (drawn - teacher).abs() - 1))  # black is none
     return rows
-
-
-def _error(row: Row) -> float:
-    return float("inf") if row.error is None else row.error
