@@ -57,17 +57,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
+        self.layers = nn.Sequential(*_normalised(channels, channels), *_normalised(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)  # type: ignore[no-any-return]
+
+
+def _normalised(channels: int, channels_out: int) -> tuple[nn.Module, ...]:
+    return nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels_out, 3, padding=1)
 
 
 def _larger(channels: int, channels_out: int) -> nn.Sequential:
@@ -93,9 +90,7 @@ class PicturesVae(nn.Module):
             nn.Conv2d(middle, coarse, 4, stride=2, padding=1),
             ResidualBlock(coarse),
             ResidualBlock(coarse),
-            nn.GroupNorm(8, coarse),
-            nn.SiLU(),
-            nn.Conv2d(coarse, CHANNELS, 3, padding=1),
+            *_normalised(coarse, CHANNELS),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(CHANNELS, coarse, 3, padding=1),
@@ -107,9 +102,7 @@ class PicturesVae(nn.Module):
             _larger(middle, fine),
             ResidualBlock(fine),
             ResidualBlock(fine),
-            nn.GroupNorm(8, fine),
-            nn.SiLU(),
-            nn.Conv2d(fine, 12, 3, padding=1),
+            *_normalised(fine, 12),
             nn.PixelShuffle(2),
         )
         self.register_buffer("mean", torch.zeros(1, CHANNELS, 1, 1))

@@ -183,7 +183,8 @@ class PerInterval:
             self._batch = None
             if error is not None:
                 yield self._event(batch, batch.interval - 1, self.losses[-1], (), error)
-        self.keep_best()
+        if self._best is not None:
+            self.predictor.load_state_dict(self._best)
 
     def _event(
         self, batch: Batch, interval: int, loss: float, plans: tuple[StepPlan, ...], held_out: float | None = None
@@ -191,11 +192,6 @@ class PerInterval:
         finished = interval == self.predictor.config.planned - 1
         samples = (batch.x, batch.teacher.targets[interval])
         return FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples, interval, finished)
-
-    def keep_best(self) -> None:
-        """Give the predictor the weights that did best on what is held out, if that was measured."""
-        if self._best is not None:
-            self.predictor.load_state_dict(self._best)
 
     @torch.no_grad()
     def _validated(self, count: int) -> float | None:

@@ -7,7 +7,7 @@ import inspect as inspection
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from .bench import Settings, as_json, bench_with_bar, best_of_each, method_of, t
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
 REQUIRED = ("shape", "sigma_min", "sigma_max")
 SHAPING = ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")  # what is fitted
+TRAINING = ("epochs", "teacher", "teacher_points", "learning_rate", "held_out", "gradient", "batch_size")  # and how
 
 
 def load_denoiser(place: str, cfg: float | None = None) -> Model:
@@ -161,9 +162,14 @@ def _train(
             print(summary.sentence())
 
 
+def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The arguments of these names that were not left out."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
 def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
     """The settings of what the arguments ask to fit."""
-    chosen = {name: getattr(arguments, name) for name in SHAPING if getattr(arguments, name) is not None}
+    chosen = given(arguments, SHAPING)
     several = tuple(scale for scale in scales if scale is not None) if len(models) > 1 else ()
     facts = [facts_of(model) for model in models]
     about = replace(
@@ -174,8 +180,8 @@ def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequ
     told: dict[str, Any] = {"guidance": 1.0 if scales[0] is None else scales[0], "guidances": several}
     switches = ("table", "published", "thresholding", "no_lower_order_final")
     if arguments.solver == MULTISTEP_STUDENT:
-        if given := [*chosen, *(name for name in switches if getattr(arguments, name))]:
-            options = ", ".join("--" + name.replace("_", "-") for name in given)
+        if refused := [*chosen, *(name for name in switches if getattr(arguments, name))]:
+            options = ", ".join("--" + name.replace("_", "-") for name in refused)
             raise ValueError(f"{MULTISTEP_STUDENT} finds its own grid and weights: leave out {options}.")
         return student_config(MULTISTEP_STUDENT, arguments.calls, about, **told)
     if arguments.table and arguments.published:
@@ -196,19 +202,7 @@ def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequ
 def _settings(arguments: argparse.Namespace, config: PredictorConfig, model: Model) -> TrainConfig | FitConfig:
     """How to fit it."""
     usual = usual_settings(config, arguments.trajectories, differentiable=differentiable(model))
-    if arguments.batch_size:
-        usual = replace(usual, batch_size=arguments.batch_size)
-    if not isinstance(usual, TrainConfig):
-        return usual
-    return replace(
-        usual,
-        epochs=arguments.epochs,
-        teacher=arguments.teacher or "",
-        teacher_points=arguments.teacher_points,
-        learning_rate=arguments.learning_rate,
-        held_out=arguments.held_out,
-        **({"gradient": arguments.gradient} if arguments.gradient else {}),
-    )
+    return replace(usual, **given(arguments, TRAINING if isinstance(usual, TrainConfig) else ["batch_size"]))
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
@@ -234,15 +228,8 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 def run_bench(arguments: argparse.Namespace) -> None:
     model = load_denoiser(arguments.denoiser, arguments.cfg)
-    settings = Settings(
-        calls=tuple(arguments.calls),
-        samples=arguments.samples,
-        trajectories=arguments.trajectories,
-        teacher_calls=arguments.teacher_calls,
-        batch=arguments.batch,
-        seed=arguments.seed,
-        methods=tuple(arguments.methods),
-    )
+    about = given(arguments, ("samples", "trajectories", "teacher_calls", "batch", "seed"))
+    settings = Settings(calls=tuple(arguments.calls), methods=tuple(arguments.methods), **about)
     rows = bench_with_bar(model, settings)
     print(table(best_of_each(rows) if arguments.best else rows))
     if arguments.json:
@@ -362,7 +349,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--gradient", choices=GRADIENTS, help="through the model; reverse if left out and the model allows it"
     )
-    train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
+    train.add_argument("--batch-size", type=int, help="noises per model call; 4 to 32 if left out")
     train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
     train.add_argument("--schedule", choices=[*SCHEDULES, SEARCHED], help="of the grid; the recipe's if left out")
     train.add_argument("--rho", type=float, help="of the schedule; its usual one if left out")
