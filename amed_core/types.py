@@ -88,13 +88,7 @@ class StepPlan:
 
     def detach(self) -> "StepPlan":
         """The same plan, cut off from autograd."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
-        detached: dict[str, Any] = {n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()}
-        return replace(self, **detached)
-
-    def changed(self, name: str, value: Tensor | float) -> "StepPlan":
-        """The same plan with another r, scale_dir or scale_time."""
-        values: dict[str, Any] = {name: value}
+        values: dict[str, Any] = {n: v.detach() for n in COLUMNS if isinstance(v := getattr(self, n), Tensor)}
         return replace(self, **values)
 
     def mean(self) -> "StepPlan":

@@ -401,7 +401,7 @@ class Neighbourhood:
 
     def ask(self, name: str, value: Any) -> Sample:
         """The answer with another value of one number."""
-        plan = self.plan.detach().changed(name, value)
+        plan = replace(self.plan.detach(), **{name: value})
         asked = midpoint(self.method, self.interval, self.history, self.sigma_next, plan)
         return evaluate(self.denoiser, *asked).denoised
 

@@ -77,17 +77,9 @@ class SeveralScales:
         """What came of it: root mean squares of the scales' errors."""
         found = [self.fits[n].summary() for n in sorted(self.fits)]
         errors = [(s.error, s.baseline_error) for s in found if s.error is not None and s.baseline_error is not None]
-        error, base = (
-            (sum(e**2 for e in column) / len(errors)) ** 0.5 if errors else None
-            for column in ([one[place] for one in errors] for place in range(2))
-        )
+        means = [(sum(e**2 for e in column) / len(column)) ** 0.5 for column in zip(*errors, strict=True)]
+        error, base = means or (None, None)
         calls = sum(summary.model_calls for summary in found)
         details = {"scales": {str(self.scales[n]): one.error for n, one in zip(sorted(self.fits), found, strict=True)}}
-        return replace(
-            found[0],
-            baseline="the best baselines",
-            model_calls=calls,
-            error=error,
-            baseline_error=base,
-            details=details,
-        )
+        own: dict[str, Any] = {"model_calls": calls, "error": error, "baseline_error": base, "details": details}
+        return replace(found[0], baseline="the best baselines", **own)

@@ -35,8 +35,7 @@ def gaussian(
     """
 
     def draw(rows: range) -> tuple[Sample, Denoiser]:
-        conditioned: Denoiser = getattr(denoiser, "for_rows", lambda _: denoiser)(rows)
-        return sigma * noise(rows, shape, seed).to(device), conditioned
+        return sigma * noise(rows, shape, seed).to(device), conditioned(denoiser, rows)
 
     return draw
 
