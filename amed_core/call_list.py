@@ -86,10 +86,9 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     if config.kind == "multistep":  # its weights are for slopes from the beginning, of each of its models
         own_grid = config.begins_at(levels) is not None
         return _group(levels, list(range(calls + 1)), analytic=False, own_grid=own_grid)
-    own_boundaries = boundaries_of(config.calls, config.plain_last)
     for offset in range(len(own) - calls):
         if same_levels(levels, own[offset : offset + calls + 1]):
-            boundaries = [b - offset for b in own_boundaries]
+            boundaries = [b - offset for b in boundaries_of(config.calls, config.plain_last)]
             return _group(levels, boundaries, config.analytic_first_step and offset == 0, own_grid=True)
     if config.build_solver().multistep:
         return _group(levels, list(range(calls + 1)), analytic=False, own_grid=False)

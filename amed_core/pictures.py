@@ -314,8 +314,7 @@ class PicturesDenoiser:
 
     def images(self, samples: Sample) -> Tensor:
         """Latents as pictures (batch, 3, 128, 128) in [-1, 1]."""
-        decoded: Tensor = self.model.vae.decode(samples)
-        return decoded
+        return self.model.vae.decode(samples)
 
     def _denoised(self, x: Sample, levels: Tensor, context: Tensor) -> tuple[Sample, Tensor]:
         seen: list[Tensor] = []

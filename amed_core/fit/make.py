@@ -89,7 +89,7 @@ def make_fit(
 
 def fit_predictor(
     model: Model,
-    name: str = MULTISTEP_STUDENT,
+    student: str | PredictorConfig = MULTISTEP_STUDENT,
     calls: int = 5,
     *,
     trajectories: int = 0,
@@ -97,25 +97,16 @@ def fit_predictor(
     guidance: float = 1.0,
     progress: Callable[[Fit], object] = lambda fit: None,
 ) -> Fit:
-    """Fit a predictor of sampler type `name` to a model at so many model calls, and return the finished fit.
+    """Fit a predictor to a model at so many model calls, and return the finished fit.
 
+    `student` is a sampler type's name, or the settings, which then say how many calls, and at what guidance.
     `trajectories` are those of the fit, 0 for as many as usual. `seed` is that of noise and weights. `guidance` is
     noted in the predictor; the model itself answers at its own scale. `progress` hears of every step. Raises ValueError
-    for a name or a number of calls that cannot be.
+    for a name or a number of calls that cannot be. Raises FloatingPointError for samples that are not finite.
     """
-    config = student_config(name, calls, facts_of(model), guidance=guidance)
-    return fit_config(model, config, trajectories=trajectories, seed=seed, progress=progress)
-
-
-def fit_config(
-    model: Model,
-    config: PredictorConfig,
-    *,
-    trajectories: int = 0,
-    seed: int = 0,
-    progress: Callable[[Fit], object] = lambda fit: None,
-) -> Fit:
-    """The same for a predictor of these settings."""
+    config = student
+    if isinstance(config, str):
+        config = student_config(config, calls, facts_of(model), guidance=guidance)
     settings = usual_settings(config, trajectories, differentiable=differentiable(model))
     device = getattr(model, "device", "cpu")
     source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)

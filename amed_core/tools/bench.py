@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..config import PredictorConfig
 from ..driver import sample
 from ..fit.baselines import bench_methods
-from ..fit.make import facts_of, fit_config
+from ..fit.make import facts_of, fit_predictor
 from ..fit.protocol import Fit
 from ..fit.teacher import heun_calls, heun_samples
 from ..fit.trajectories import chunks, conditioned
@@ -190,7 +190,7 @@ def fitted(
 ) -> Fit:
     """The finished fit of a learned method, with the seed and, of a network, the trajectories of the settings."""
     trajectories = settings.fit_trajectories if config.kind == "network" else 0
-    return fit_config(model, config, trajectories=trajectories, seed=settings.seed, progress=progress)
+    return fit_predictor(model, config, trajectories=trajectories, seed=settings.seed, progress=progress)
 
 
 def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:

@@ -172,11 +172,8 @@ def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequ
     chosen = given(arguments, SHAPING)
     several = tuple(scale for scale in scales if scale is not None) if len(models) > 1 else ()
     facts = [facts_of(model) for model in models]
-    about = replace(
-        facts[0],
-        guided=all(one.guided for one in facts),
-        fingerprint=fingerprint(arguments.denoiser, models[0]),
-    )
+    guided, about_model = all(one.guided for one in facts), fingerprint(arguments.denoiser, models[0])
+    about = replace(facts[0], guided=guided, fingerprint=about_model)
     told: dict[str, Any] = {"guidance": 1.0 if scales[0] is None else scales[0], "guidances": several}
     switches = ("table", "published", "thresholding", "no_lower_order_final")
     if arguments.solver == MULTISTEP_STUDENT:
@@ -307,9 +304,7 @@ def parser() -> argparse.ArgumentParser:
     model_options(compare)
     compare.add_argument("--calls", type=int, nargs="+", default=[3, 5, 7], help="model calls per sample")
     compare.add_argument("--samples", type=int, default=1000, help="evaluation noises; all work grows with it")
-    compare.add_argument(
-        "--trajectories", type=int, default=0, help="of every fit; 0: twice the samples, at most 10000"
-    )
+    compare.add_argument("--trajectories", type=int, default=0, help="of every fit; 0: twice the samples, up to 10000")
     compare.add_argument("--teacher-calls", type=int, default=200, help="model calls of the converged teacher")
     compare.add_argument("--batch", type=int, default=250, help="samples per model call")
     compare.add_argument("--methods", nargs="+", default=["*"], help="shell patterns of method names")
@@ -346,9 +341,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")
     train.add_argument("--held-out", type=int, default=0, help="noises on which a network's best weights are chosen")
-    train.add_argument(
-        "--gradient", choices=GRADIENTS, help="through the model; reverse if left out and the model allows it"
-    )
+    train.add_argument("--gradient", choices=GRADIENTS, help="through the model; if left out, reverse where possible")
     train.add_argument("--batch-size", type=int, help="noises per model call; 4 to 32 if left out")
     train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
     train.add_argument("--schedule", choices=[*SCHEDULES, SEARCHED], help="of the grid; the recipe's if left out")
@@ -361,9 +354,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--no-lower-order-final", action="store_true", help="keep DPM-Solver++'s order to the end")
     train.add_argument("--hidden", type=int, help="hidden width of the predictor; 128 if left out")
     train.add_argument("--teacher", choices=list(TEACHERS), help="the student's own family if left out")
-    train.add_argument(
-        "--teacher-points", type=int, default=0, help="teacher points inside every interval; 0: recipe's"
-    )
+    train.add_argument("--teacher-points", type=int, default=0, help="that it adds in every interval; 0: recipe's")
     train.add_argument("--output", type=Path, default=Path("predictor.safetensors"))
     train.add_argument("--state", type=Path, help="file for the training state, written at Ctrl-C and at the end")
     train.add_argument("--resume", type=Path, help="go on from a training state")

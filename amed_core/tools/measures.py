@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..types import Sample
 
@@ -48,13 +47,8 @@ def frechet(samples: Sample, real: Sample) -> float:
         basis = torch.linalg.qr(directions).Q
         a, b = a @ basis, b @ basis
     difference = (a.mean(0) - b.mean(0)).square().sum()
-    root = _square_root(a.T.cov())
+    values, vectors = torch.linalg.eigh(a.T.cov())
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # C1^(1/2)
     # The eigenvalues of C1^(1/2) C2 C1^(1/2) are those of C1 C2.
     cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp(min=0).sqrt().sum()
     return float(difference + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    return root
