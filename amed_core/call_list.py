@@ -51,7 +51,7 @@ def _one_call_each(config: PredictorConfig, calls: int) -> tuple[float, ...]:
     return (config.sigmas[0], *np.exp(np.interp(positions, np.arange(len(levels)), levels)).tolist()[1:], 0.0)
 
 
-def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
+def run_of(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     """Group a list of levels into the predictor's intervals.
 
     A piece of the predictor's own list keeps the predictor's intervals. Any other list is paired

@@ -19,7 +19,7 @@ from .types import Sample
 
 # By frequency, in half cycles per element along all axes together: the mean, what is below 1/128, and half octaves.
 BANDS = 16
-RIDGE = 1.0  # in coefficients of pure noise: how strongly a gain is held at that of a model that answers 0
+GAIN_RIDGE = 1.0  # in coefficients of pure noise: how strongly a gain is held at that of a model that answers 0
 
 
 def shows_frequencies(shape: Sequence[int]) -> bool:
@@ -100,7 +100,7 @@ def gains(moments: Tensor, sigma: float, sigma_max: float) -> Tensor:
     Held by a ridge at sigma / sigma_max, where a model that answers 0 would lead.
     """
     mixed, squares = moments
-    held = RIDGE * sigma_max**2
+    held = GAIN_RIDGE * sigma_max**2
     return filled((mixed + held * sigma / sigma_max) / (squares + held), (squares == 0).all(0))
 
 

@@ -73,7 +73,7 @@ class Linearised:
 
 
 @dataclass(frozen=True)
-class Progress:
+class FitState:
     """All that changes in a fit. It is replaced as a whole, so that a fit that is stopped inside a step repeats it."""
 
     best: Predictor  # what the fit hands over
@@ -102,7 +102,7 @@ class Progress:
     @classmethod
     def of(
         cls, state: Mapping[str, Any], runs: Runs, parameters: Callable[[PredictorConfig], Parameters], like: Predictor
-    ) -> "Progress":
+    ) -> "FitState":
         """That of a state, whose tables go where the table `like` is."""
 
         def table(header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
@@ -131,7 +131,7 @@ class Progress:
 
 
 # What of it a state holds as it is, and of which kind.
-PLAIN = {one.name: type(one.default) for one in fields(Progress) if isinstance(one.default, str | int | float)}
+PLAIN = {one.name: type(one.default) for one in fields(FitState) if isinstance(one.default, str | int | float)}
 FOUND: Mapping[str, type] = {"sigmas": tuple, "first_sigma": float, "channels": int, "spectral": bool}  # by a start
 DISTANCES = ("fitted", "best_distances", "base_distances")
 
@@ -150,7 +150,7 @@ class EndToEnd:
         self.runs = runs
         self.settings = runs.settings
         self.initial = initial
-        self.at = Progress(initial, initial)
+        self.at = FitState(initial, initial)
         self._cache = RunCache(0)  # runs of the current table
         self._earlier_calls = 0
         self._all_calls = 0  # of all workers, when last measured
@@ -201,7 +201,7 @@ class EndToEnd:
 
     def _begun(self) -> list[FitEvent]:
         """Find the baseline and the first table; it counts as the first iteration."""
-        at, events, cache = Progress(self.initial, self.initial), [], self._cache
+        at, events, cache = FitState(self.initial, self.initial), [], self._cache
         for found in self.start.found():
             table, cache = found.table, found.cache
             at = replace(at, fitted=found.distances, current=at.current if table is None else table)
@@ -215,7 +215,7 @@ class EndToEnd:
         self._commit(at, cache)
         return events
 
-    def _commit(self, at: Progress, cache: RunCache) -> None:
+    def _commit(self, at: FitState, cache: RunCache) -> None:
         self._all_calls = int(self.runs.workers.sum(torch.tensor(self.model_calls)))
         last = at.done or at.iteration >= self.settings.iterations
         self.at, self._cache = at, RunCache(0) if last else cache
@@ -226,7 +226,7 @@ class EndToEnd:
         limit = linear_from(base)
         return float(huber(held_out, limit).sqrt()), float(huber(base, limit).sqrt())
 
-    def _judged(self, at: Progress, method: Method, *, is_table: bool = True) -> tuple[Progress, FitEvent]:
+    def _judged(self, at: FitState, method: Method, *, is_table: bool = True) -> tuple[FitState, FitEvent]:
         """Measure the current table on what is held out, and keep it if it is the best so far on all there is.
 
         There are many more trajectories than numbers, and the more, the less a few odd ones decide. But on what is
@@ -274,7 +274,7 @@ class EndToEnd:
         self._commit(at, cache)
         return event
 
-    def _stepped(self, at: Progress, parameters: Parameters) -> tuple[Progress, RunCache, bool]:
+    def _stepped(self, at: FitState, parameters: Parameters) -> tuple[FitState, RunCache, bool]:
         """The first of some ever shorter steps that leads to a smaller loss, and whether it gained anything."""
         calls, settings, here = self.runs.config.calls, self.settings, parameters.of(at.current)
         normal, gradient = self._summed(at.linearised.values(), here)
@@ -392,7 +392,7 @@ class EndToEnd:
             refuse_other_settings(state, {"config": self.settings, "predictor_config": self.runs.config})
             if state["starts"] != self.start.names:
                 raise StateError("This training state was made with other starts.")
-            at = Progress.of(state, self.runs, self.parameters, self.initial)
+            at = FitState.of(state, self.runs, self.parameters, self.initial)
             calls = [of_kind(state[name], int) for name in ("model_calls", "all_calls")]
             both = (self.runs.fitted, self.runs.judged)
             ends = [targets.read(saved, shape) for targets, saved in zip(both, state["targets"], strict=True)]

@@ -24,7 +24,7 @@ from .teacher import PathProducts, levels, path, products_of
 # two slopes (DPM-Solver++ and learned weights).
 Rule = Literal["euler", "ipndm", "weights"]
 RULES: tuple[Rule, ...] = get_args(Rule)
-TEACHER_CALLS, TRAJECTORIES = 24, 16  # of a search for a student's grid
+SEARCH_CALLS, SEARCH_TRAJECTORIES = 24, 16  # of a search for a student's grid
 
 
 def searched(passed: PathProducts, intervals: int, rule: str, *, flow: bool = False) -> tuple[float, ...]:
@@ -55,7 +55,7 @@ def searched(passed: PathProducts, intervals: int, rule: str, *, flow: bool = Fa
     return tuple(passed.levels[p] for p in reversed(points))
 
 
-def on_searched_grid(config: PredictorConfig, passed: PathProducts) -> PredictorConfig:
+def on_cheapest_grid(config: PredictorConfig, passed: PathProducts) -> PredictorConfig:
     """The settings of a student with two calls per interval on the grid that is cheapest for it.
 
     It is searched call by call. Of those levels every second one is a grid point. Raises ValueError if its grid does
@@ -73,9 +73,9 @@ def on_searched_grid(config: PredictorConfig, passed: PathProducts) -> Predictor
 
 
 def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorConfig:
-    """The same, from noisy samples `x` at the grid's first level: one run of TEACHER_CALLS model calls."""
-    fine = levels(config.sigma_min, config.sigmas[0], TEACHER_CALLS, config.flow)
-    return on_searched_grid(config, products_of(path(denoiser, x, fine)))
+    """The same, from noisy samples `x` at the grid's first level: one run of SEARCH_CALLS model calls."""
+    fine = levels(config.sigma_min, config.sigmas[0], SEARCH_CALLS, config.flow)
+    return on_cheapest_grid(config, products_of(path(denoiser, x, fine)))
 
 
 def first_levels(passed: PathProducts, ratios: Sequence[float], *, flow: bool = False) -> list[float]:

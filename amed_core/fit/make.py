@@ -107,7 +107,7 @@ def fit_predictor(
     config = student
     if isinstance(config, str):
         config = student_config(config, calls, facts_of(model), guidance=guidance)
-    settings = usual_settings(config, trajectories, differentiable=differentiable(model))
+    settings = usual_settings(config, trajectories, differentiable=is_differentiable(model))
     device = getattr(model, "device", "cpu")
     source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)
     fit = make_fit(config, settings, source, model_sigmas=getattr(model, "sigmas", None), seed=seed, device=device)
@@ -130,7 +130,7 @@ def facts_of(model: Model) -> ModelFacts:
     )
 
 
-def differentiable(model: Model) -> bool:
+def is_differentiable(model: Model) -> bool:
     """Whether autograd runs through the model, found out by one call of it."""
     with torch.enable_grad():
         return in_full(_asked_once(model, requires_grad=True))[0].requires_grad

@@ -22,7 +22,7 @@ from .targets import Target, finite
 from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
-FINALISTS = 2  # of the baselines, run on all trajectories
+FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
 FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
@@ -66,7 +66,7 @@ class MultistepStart:
         fitted, held_out = settings.trajectories, settings.held_out
         first = min(settings.batch_size, fitted)
         tried = len(self.baselines) + len(RULES) * len(solvers(self.runs.config.flow))
-        unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALISTS * fitted
+        unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALIST_BASELINES * fitted
         few = sum(targets.beginning(QUICK_TRAJECTORIES) for targets in (self.runs.fitted, self.runs.judged))
         closed = min(SOLVED_GRIDS, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
         quick = self.solved_grids * few if self.on is None else 0
@@ -118,7 +118,7 @@ class MultistepStart:
             for name, solver in solvers(flow).items():
                 listed.append(baseline(f"{name} searched for {rule}", solver, grid, switch_sigma=switch))
         screened = self._screened(listed).log().mean(1)
-        finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALISTS].tolist()]
+        finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALIST_BASELINES].tolist()]
         return best_of([self._measured(one.name, self.written(one)) for one in finalists])
 
     def _worth_solving(self, best: Found, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:

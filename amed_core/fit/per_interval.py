@@ -344,8 +344,8 @@ class PerInterval:
             rows = range(self.config.trajectories)[begin:end]
         x, denoiser = self.metered(self.workers.share(rows))  # a denoiser is in no state: the source gives it again
         with reading_state():
-            weights = weights_of(state["predictor"], self.predictor)
-            best = None if state["best"] is None else weights_of(state["best"], self.predictor)
+            weights = loaded_weights(state["predictor"], self.predictor)
+            best = None if state["best"] is None else loaded_weights(state["best"], self.predictor)
             optimizer = optimizer_state_of(state["optimizer"], self.predictor)
             trajectory, calls = (of_kind(state[name], int) for name in ("trajectory", "model_calls"))
             planned = range(self.predictor.config.planned)
@@ -457,7 +457,7 @@ def _fields(evaluation: Evaluation) -> dict[str, Any]:
     return {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
 
 
-def weights_of(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
+def loaded_weights(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
     """The weights of a predictor, from a state."""
     return {name: of_shape(saved[name], own.shape) for name, own in predictor.state_dict().items()}
 

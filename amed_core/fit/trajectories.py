@@ -71,7 +71,7 @@ class MeteredDenoiser:
             size = min(self.meter.most or count, count)
             parts = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
             try:
-                answers = [in_full(self._for(part, count)(x[part], _rows(sigma, part))) for part in parts]
+                answers = [in_full(self._for(part, count)(x[part], _part_of(sigma, part))) for part in parts]
             except (RuntimeError, ValueError) as error:
                 alone = one_at_a_time(error)
                 if size == 1 or not (alone or out_of_memory(error)):
@@ -104,7 +104,7 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in words or "allocate memory" in words
 
 
-def _rows(sigma: Sigma, part: slice) -> Sigma:
+def _part_of(sigma: Sigma, part: slice) -> Sigma:
     return sigma if sigma.ndim == 0 or sigma.shape[0] == 1 else sigma[part]
 
 

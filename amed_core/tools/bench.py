@@ -23,13 +23,13 @@ from ..samplers import MULTISTEP_STUDENT, TYPES, Kind, student_config
 from ..types import Denoiser, Method, Model, Sample
 from . import measures
 
-TEACHER = "teacher"
+TEACHER_NAME = "teacher"
 PUBLISHED_SUFFIX, TABLE_SUFFIX = " published", " table"
 EVALUATION_SEED = 0x5EED_0000_0000  # fits draw from seeds below it
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How much work to do. All of it grows with `samples`."""
 
     calls: tuple[int, ...] = (3, 5, 7)
@@ -81,7 +81,7 @@ class Row:
 class Bench:
     """The evaluation noise, its converged teacher, and rows measured against them."""
 
-    def __init__(self, model: Model, settings: Settings, progress: "Progress") -> None:
+    def __init__(self, model: Model, settings: BenchSettings, progress: "Listener") -> None:
         self.model = model
         self.settings = settings
         self.progress = progress
@@ -92,7 +92,7 @@ class Bench:
         calls, flow = settings.teacher_calls, getattr(model, "flow", False)
         slow = partial(heun_samples, sigma_min=model.sigma_min, sigma_max=model.sigma_max, calls=calls, flow=flow)
         begin = time.perf_counter()
-        self.teacher = self.draw(TEACHER, slow, calls)
+        self.teacher = self.draw(TEACHER_NAME, slow, calls)
         self.teacher_seconds = time.perf_counter() - begin
 
     def draw(self, name: str, run: Callable[[Denoiser, Sample], Sample], calls: int) -> Sample:
@@ -105,7 +105,7 @@ class Bench:
 
     def teacher_row(self) -> Row:
         """The teacher's own row: no error, and the Frechet distance that others can at best reach."""
-        return self._row(TEACHER, heun_calls(self.settings.teacher_calls), self.teacher, self.teacher_seconds)
+        return self._row(TEACHER_NAME, heun_calls(self.settings.teacher_calls), self.teacher, self.teacher_seconds)
 
     def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:
         """Sample with a method and measure."""
@@ -125,14 +125,14 @@ class Bench:
         return Row(name, calls, *measured)
 
 
-Progress = Callable[[str, int], None]  # hears what is going on, and how many sample calls were just made
+Listener = Callable[[str, int], None]  # hears what is going on, and how many sample calls were just made
 Keep = Callable[[str, Fit], None]  # gets every finished fit
 
 
 def bench(
     model: Model,
-    settings: Settings,
-    progress: Progress = lambda name, calls: None,
+    settings: BenchSettings,
+    progress: Listener = lambda name, calls: None,
     keep: Keep = lambda name, trainer: None,
 ) -> Iterator[Row]:
     """Measure every chosen method at every number of calls, one row after the other.
@@ -150,7 +150,7 @@ def bench(
             if name in methods:
                 yield run.row(methods[name], calls)
                 continue
-            config = config_of(name, calls, model)
+            config = config_named(name, calls, model)
             begin = time.perf_counter()
             fit = fitted(model, config, settings, lambda fit, name=name: progress(f"fit {name}", 0))  # type: ignore[misc]
             seconds = time.perf_counter() - begin
@@ -163,7 +163,7 @@ def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def plans(model: Model, settings: Settings) -> list[tuple[int, dict[str, Method], list[str]]]:
+def plans(model: Model, settings: BenchSettings) -> list[tuple[int, dict[str, Method], list[str]]]:
     """Of every number of calls the unlearned methods by name, and the names of all methods that are chosen."""
     found = []
     for calls in settings.calls:
@@ -177,7 +177,7 @@ def students() -> list[str]:
     return [MULTISTEP_STUDENT, *(name + suffix for suffix in ("", TABLE_SUFFIX, PUBLISHED_SUFFIX) for name in TYPES)]
 
 
-def config_of(name: str, calls: int, model: Model, **overrides: Any) -> PredictorConfig:
+def config_named(name: str, calls: int, model: Model, **overrides: Any) -> PredictorConfig:
     """The settings of a learned method at a number of calls, by its name in the table."""
     published, table = name.endswith(PUBLISHED_SUFFIX), name.endswith(TABLE_SUFFIX)
     plain = name.removesuffix(PUBLISHED_SUFFIX).removesuffix(TABLE_SUFFIX)
@@ -186,14 +186,14 @@ def config_of(name: str, calls: int, model: Model, **overrides: Any) -> Predicto
 
 
 def fitted(
-    model: Model, config: PredictorConfig, settings: Settings, progress: Callable[[Fit], object] = lambda fit: None
+    model: Model, config: PredictorConfig, settings: BenchSettings, progress: Callable[[Fit], object] = lambda fit: None
 ) -> Fit:
     """The finished fit of a learned method, with the seed and, of a network, the trajectories of the settings."""
     trajectories = settings.fit_trajectories if config.kind == "network" else 0
     return fit_predictor(model, config, trajectories=trajectories, seed=settings.seed, progress=progress)
 
 
-def bench_with_bar(model: Model, settings: Settings, keep: Keep = lambda name, trainer: None) -> list[Row]:
+def bench_with_bar(model: Model, settings: BenchSettings, keep: Keep = lambda name, trainer: None) -> list[Row]:
     """All rows, behind a progress bar that counts the evaluation's sample calls."""
     with tqdm(total=total_calls(model, settings), unit="call", unit_scale=True) as bar:
 
@@ -209,7 +209,7 @@ def method_of(predictor: Predictor, name: str, guidance: float | None = None) ->
     return replace(predictor.method(guidance=guidance), name=name)
 
 
-def total_calls(model: Model, settings: Settings) -> int:
+def total_calls(model: Model, settings: BenchSettings) -> int:
     """Sample calls of the evaluation (not of the fits), for a progress bar."""
     counted = sum(len(names) * calls for calls, _, names in plans(model, settings))
     return settings.samples * (counted + settings.teacher_calls)
@@ -220,7 +220,7 @@ def best_of_each(rows: Sequence[Row]) -> list[Row]:
 
     def group(row: Row) -> tuple[int, str]:
         words = row.method.split(" ")
-        unlearned = row.fit_calls is None and row.method != TEACHER
+        unlearned = row.fit_calls is None and row.method != TEACHER_NAME
         return row.calls, " ".join(words[: 2 if "noise" in words else 1]) if unlearned else row.method
 
     best: dict[tuple[int, str], Row] = {}
@@ -238,7 +238,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for calls in dict.fromkeys(row.calls for row in rows):
         some = sorted((r for r in rows if r.calls == calls), key=lambda row: row.rank)
-        best = next((r for r in some if r.fit_calls is None and r.method != TEACHER and r.error is not None), None)
+        best = next((r for r in some if r.fit_calls is None and r.method != TEACHER_NAME and r.error is not None), None)
         for r in some:
             numbers = (r.error, r.error_low, r.error_high, r.error_median, r.error_p90)
             shown = ["-" if v is None else f"{v:.4f}" for v in numbers]

@@ -20,8 +20,8 @@ from ..digits import DigitsDenoiser
 from ..driver import sample
 from ..files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from ..fit.call_derivative import GRADIENTS
-from ..fit.grid_search import TRAJECTORIES, search
-from ..fit.make import differentiable, facts_of, make_fit, usual_settings
+from ..fit.grid_search import SEARCH_TRAJECTORIES, search
+from ..fit.make import facts_of, is_differentiable, make_fit, usual_settings
 from ..fit.protocol import FitConfig, TrainConfig
 from ..fit.teacher import TEACHERS
 from ..fit.trajectories import chunks, conditioned, gaussian
@@ -32,7 +32,7 @@ from ..samplers import MULTISTEP_STUDENT, NAMES, Kind, student_config
 from ..schedules import SCHEDULES, SEARCHED
 from ..types import Model
 from . import first
-from .bench import Settings, as_json, bench_with_bar, best_of_each, method_of, table
+from .bench import BenchSettings, as_json, bench_with_bar, best_of_each, method_of, table
 
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
 REQUIRED = ("shape", "sigma_min", "sigma_max")
@@ -64,8 +64,7 @@ def load_denoiser(place: str, cfg: float | None = None) -> Model:
     if not callable(factory):
         defined = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise ValueError(f"{path} defines no {name}. It defines: {', '.join(defined) or 'nothing callable'}.")
-    takes_cfg = "cfg" in inspection.signature(factory).parameters
-    if cfg is not None and not takes_cfg:
+    if cfg is not None and "cfg" not in inspection.signature(factory).parameters:
         raise ValueError(f"{name} of {path} takes no cfg; leave --cfg out.")
     model = factory(cfg=cfg) if cfg is not None else factory()
     if missing := [attribute for attribute in REQUIRED if not hasattr(model, attribute)]:
@@ -85,7 +84,7 @@ def importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
+def fingerprint_of(place: str, model: Model) -> dict[str, str | int | float]:
     """What a predictor file remembers of the model."""
     own: dict[str, str | int | float] | None = getattr(model, "fingerprint", None)
     return own or {
@@ -96,9 +95,9 @@ def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
     }
 
 
-def refuse_other_model(predictor: Predictor, place: str, model: Model) -> None:
+def check_model(predictor: Predictor, place: str, model: Model) -> None:
     """Raise ValueError if the predictor was made for another model."""
-    made_for, found = predictor.config.model, fingerprint(place, model)
+    made_for, found = predictor.config.model, fingerprint_of(place, model)
     differing = [key for key in found if key in made_for and made_for[key] != found[key]]
     if differing:
         raise ValueError(
@@ -129,10 +128,10 @@ def _train(
 ) -> None:
     """Fit what the arguments ask for, on this worker's part of the trajectories; the first worker saves and speaks."""
     model, device = models[0], getattr(models[0], "device", "cpu")
-    config = _config(arguments, models, scales)
+    config = _asked(arguments, models, scales)
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
     if arguments.schedule == SEARCHED:
-        x, denoiser = sources[0](range(TRAJECTORIES))
+        x, denoiser = sources[0](range(SEARCH_TRAJECTORIES))
         config = search(denoiser, x, config)
     settings = _settings(arguments, config, model)
     about: dict[str, Any] = {"model_sigmas": getattr(model, "sigmas", None), "seed": arguments.seed}
@@ -167,12 +166,12 @@ def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
-def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
+def _asked(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
     """The settings of what the arguments ask to fit."""
     chosen = given(arguments, SHAPING)
     several = tuple(scale for scale in scales if scale is not None) if len(models) > 1 else ()
     facts = [facts_of(model) for model in models]
-    guided, about_model = all(one.guided for one in facts), fingerprint(arguments.denoiser, models[0])
+    guided, about_model = all(one.guided for one in facts), fingerprint_of(arguments.denoiser, models[0])
     about = replace(facts[0], guided=guided, fingerprint=about_model)
     told: dict[str, Any] = {"guidance": 1.0 if scales[0] is None else scales[0], "guidances": several}
     switches = ("table", "published", "thresholding", "no_lower_order_final")
@@ -198,7 +197,7 @@ def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequ
 
 def _settings(arguments: argparse.Namespace, config: PredictorConfig, model: Model) -> TrainConfig | FitConfig:
     """How to fit it."""
-    usual = usual_settings(config, arguments.trajectories, differentiable=differentiable(model))
+    usual = usual_settings(config, arguments.trajectories, differentiable=is_differentiable(model))
     return replace(usual, **given(arguments, TRAINING if isinstance(usual, TrainConfig) else ["batch_size"]))
 
 
@@ -209,7 +208,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
     made_for = None if predictor.config.guidance == 1 else predictor.config.guidance
     cfg = made_for if arguments.cfg is None else arguments.cfg
     model = load_denoiser(arguments.denoiser, cfg)
-    refuse_other_model(predictor, arguments.denoiser, model)
+    check_model(predictor, arguments.denoiser, model)
     method = method_of(predictor, "amed", cfg)
     generator = torch.Generator().manual_seed(arguments.seed)
     x = method.sigmas[0] * torch.randn(arguments.samples, *model.shape, generator=generator)
@@ -226,7 +225,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 def run_bench(arguments: argparse.Namespace) -> None:
     model = load_denoiser(arguments.denoiser, arguments.cfg)
     about = given(arguments, ("samples", "trajectories", "teacher_calls", "batch", "seed"))
-    settings = Settings(calls=tuple(arguments.calls), methods=tuple(arguments.methods), **about)
+    settings = BenchSettings(calls=tuple(arguments.calls), methods=tuple(arguments.methods), **about)
     rows = bench_with_bar(model, settings)
     print(table(best_of_each(rows) if arguments.best else rows))
     if arguments.json:
@@ -237,9 +236,8 @@ def run_first(arguments: argparse.Namespace) -> None:
     model = load_denoiser(arguments.denoiser, arguments.cfg)
     rows = []
     with tqdm(unit="draw") as bar:
-        counts = (arguments.calls, arguments.pictures, arguments.draws, arguments.samples)
-        about = {"uses": arguments.uses, "teacher_calls": arguments.teacher_calls, "batch": arguments.batch}
-        for row in first.first(model, *counts, **about, seed=arguments.seed, progress=lambda text: bar.update()):
+        about = given(arguments, ("calls", "pictures", "draws", "samples", "uses", "teacher_calls", "batch", "seed"))
+        for row in first.first(model, **about, progress=lambda text: bar.update()):
             rows.append(row)
             if arguments.json:
                 write_json(arguments.json, as_json(rows))

@@ -15,7 +15,7 @@ from ..fit.protocol import FitConfig
 from ..pictures import PicturesDenoiser, PicturesModel, load_pictures
 from ..samplers import MULTISTEP_STUDENT
 from ..types import Answer, Method, Sample, Sigma
-from .bench import Bench, Row, Settings, as_json, method_of, table
+from .bench import Bench, BenchSettings, Row, as_json, method_of, table
 from .measures import error
 from .plots import sheet
 
@@ -76,7 +76,7 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
         save_predictor(fit.predictor, output / f"{MULTISTEP_STUDENT}.safetensors", notes)
 
         bar.set_postfix_str("comparison")
-        settings = Settings((CALLS,), samples, teacher_calls=TEACHER_CALLS, batch=BATCH)
+        settings = BenchSettings((CALLS,), samples, teacher_calls=TEACHER_CALLS, batch=BATCH)
         bench = Bench(judged, settings, lambda name, calls: None)
         ours = method_of(fit.predictor, MULTISTEP_STUDENT)
         learned = bench.row(ours, CALLS, fit.model_calls, seconds)

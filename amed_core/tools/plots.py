@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..types import Sample
 
-SIDE = 96  # pixels a sample is at least enlarged to
+LEAST_SIDE = 96  # pixels a sample is at least enlarged to
 
 
 def is_image(samples: Sample) -> bool:
@@ -23,7 +23,7 @@ def is_image(samples: Sample) -> bool:
 
 def as_pixels(samples: Sample) -> Tensor:
     """Samples in [-1, 1] as bytes (n, height, width, 3), enlarged smoothly."""
-    scale = max(1, math.ceil(SIDE / samples.shape[-1]))
+    scale = max(1, math.ceil(LEAST_SIDE / samples.shape[-1]))
     large = functional.interpolate(samples.float().cpu(), scale_factor=scale, mode="bicubic", align_corners=False)
     return ((large.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).movedim(1, -1)
 
