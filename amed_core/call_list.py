@@ -20,10 +20,10 @@ SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be t
 
 
 def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
-    """The levels of `calls` model calls on the predictor's grid, or, for a number it was not made for, on
-    the grid that interpolates its own in ln(sigma).
+    """The levels of `calls` model calls on the predictor's grid, or on one that interpolates it in ln(sigma).
 
-    A number of the other parity than whole intervals have leaves one call for the first interval.
+    A number of the other parity than whole intervals have leaves one call for the first interval. Raises ValueError for
+    fewer calls than 1.
     """
     if calls < 1:
         raise ValueError(f"Sampling needs at least 1 model call, but {calls} were asked for. Raise steps.")

@@ -118,7 +118,7 @@ class PredictorConfig:
 
     @property
     def switch(self) -> int:
-        """The first interval that the second model begins; 0 if one model answers all calls."""
+        """The number of the first interval that the second model begins; 0 if one model answers all calls."""
         return switch_of(self.sigmas, self.switch_sigma)
 
     @property
@@ -179,7 +179,10 @@ class PredictorConfig:
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> "PredictorConfig":
-        """The inverse of `dataclasses.asdict` after JSON. Raises ValueError for unknown or missing settings."""
+        """The inverse of `dataclasses.asdict` after JSON.
+
+        Raises ValueError for unknown, missing or impossible settings.
+        """
         if header.get("centred"):
             raise ValueError("it holds a network that corrects a table, which no longer exists here: train it again")
         header = {name: value for name, value in header.items() if name != "centred"}
@@ -231,7 +234,11 @@ def plain_facts(facts: Any) -> dict[str, str | int | float]:
 
 
 def at_guidance(config: PredictorConfig, table: Tensor, guidance: float | None) -> Tensor:
-    """A table (planned intervals, 3) for one cfg scale: linear between those it was fitted at, constant outside."""
+    """Numbers of a table, (guidances, ...), for one cfg scale: (...).
+
+    They are linear between the scales it was fitted at, and constant outside. A table of one scale has no first
+    axis, and is returned as it is.
+    """
     if not config.guidances:
         return table
     wanted = config.guidance if guidance is None else guidance

@@ -37,6 +37,7 @@ class ToldLevels(NoMidpoint):
     switch_sigma: float = 0.0
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
+        """`scales[interval]` times sigma, within the levels of the model that answers there."""
         scale, lowest, highest = self.scales[interval], self.lowest, self.highest
         if self.switch and interval < self.switch:
             lowest = max(lowest, self.switch_sigma)
@@ -45,6 +46,7 @@ class ToldLevels(NoMidpoint):
         return sigma if scale == 1 else (scale * sigma).clamp(lowest, highest)
 
     def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
+        """In the first interval, with gains: the sample (batch, channels, ...) where they lead, at `first_sigma`."""
         if interval or self.gains is None:
             return x, sigma
         return carried(x, self.gains), torch.full_like(sigma, self.first_sigma)
@@ -86,7 +88,7 @@ class MultistepTable(nn.Module):
 
     @property
     def learned(self) -> dict[str, Tensor]:
-        """All its numbers, by name."""
+        """All its numbers by name, in the shapes above."""
         return dict(self.named_parameters())
 
     def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
@@ -128,7 +130,7 @@ class MultistepTable(nn.Module):
         return torch.cat([self.weights[k, self.known(k)], self.first[k : k + 1], *guided]).detach().double()
 
     def set_row(self, k: int, row: Tensor, apart: Tensor | None = None) -> None:
-        """Set the weights of interval k (vectors,), and of a spectral table what each band's differ by."""
+        """Set the weights (vectors,) of interval k, and of a spectral table what bands differ by (vectors, BANDS)."""
         known = self.known(k)
         weights, first, guided = row.to(self.weights).tensor_split([len(known), len(known) + 1])
         self.weights[k, known], self.first[k] = weights, first[0]
@@ -168,7 +170,7 @@ class MultistepTable(nn.Module):
         return "\n".join(lines)
 
     def alone(self) -> "list[MultistepTable]":
-        """One table for each guidance scale: copies, whose numbers may be changed."""
+        """One table for each guidance scale, without the first axis: copies, whose numbers may be changed."""
         several, scales = bool(self.config.guidances), self.config.guidances or (self.config.guidance,)
         tables = [MultistepTable(replace(self.config, guidance=scale, guidances=())) for scale in scales]
         for number, table in enumerate(tables):

@@ -36,6 +36,7 @@ class Amed(Solver):
     """
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """Along the midpoint's slope; Euler's step where there is no midpoint."""
         del stage
         if plan is None:
             return _euler(history, sigma)
@@ -53,6 +54,7 @@ class Dpm2(Solver):
     divides_by_r: ClassVar[bool] = True
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """Along both slopes, weighed; Euler's step where there is no midpoint."""
         del stage
         if plan is None:
             return _euler(history, sigma)
@@ -76,9 +78,11 @@ class Ipndm(Solver):
 
     @property
     def memory(self) -> int:
+        """One evaluation less than its order."""
         return self.max_order - 1
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The step of the highest order that the history allows."""
         order = 1 if stage.to_zero else min(self.max_order, len(history))
         newest_first = history[::-1]
         weighted = [w * e.slope for w, e in zip(ADAMS_BASHFORTH[order - 1], newest_first, strict=False)]
@@ -98,6 +102,7 @@ class CautiousIpndm(Ipndm):
     max_order: int = 3
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The step of the highest order that each sample may trust."""
         del stage
         newest_first = [e.slope for e in history[::-1][: self.max_order]]
         start, taken = history[-1], newest_first[0]
@@ -148,9 +153,11 @@ class DpmSolverPP(Solver):
 
     @property
     def memory(self) -> int:
+        """One evaluation less than its order."""
         return self.max_order - 1
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The step of the highest order that is allowed; at sigma = 0 its limit, of order 1."""
         used = history[-self._order(len(history), stage) :][::-1]  # newest first
         start = used[0]
         data = self.prediction == "data"
@@ -209,13 +216,16 @@ class Restarted(Solver):
 
     @property
     def memory(self) -> int:
+        """What the solver remembers; across the switch, nothing."""
         return self.solver.memory
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        """Raises ValueError: there are no midpoints."""
         del history, sigma, stage
         raise ValueError("A solver that restarts has one update per interval: its planner must have no midpoints.")
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The solver's own step, from what the model that answers now has answered."""
         interval = stage.interval - self.switch
         if interval < 0:
             return self.solver.to_next(history, sigma, plan, stage)
@@ -250,13 +260,19 @@ class Multistep(Solver):
 
     @property
     def memory(self) -> int:
+        """All evaluations of the run."""
         return len(self.weights) - 1
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        """Raises ValueError: there are no midpoints."""
         del history, sigma, stage
         raise ValueError("A learned multistep method has no midpoints: its planner must be MultistepTable's.")
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The learned sum of all that the model has answered.
+
+        Raises ValueError if it is guided and the model did not show its two answers.
+        """
         del plan
         start, k = history[-1], stage.interval
         weights = (*self.weights[k], self.first[k] if self.first else 0.0, *(self.guided[k] if self.guided else ()))
@@ -270,13 +286,19 @@ class Multistep(Solver):
 
 
 def multistep_vectors(history: History, *, guided: bool) -> list[Sample]:
-    """What a learned multistep method adds up: all slopes, the first denoised sample, and all guidance slopes."""
+    """What a learned multistep method adds up, each (batch, ...): slopes, the first denoised sample, guidance slopes.
+
+    Raises ValueError if it is guided and the model did not show its two answers.
+    """
     listed = [*(e.slope for e in history), history[0].denoised]
     return listed + [e.guidance_slope for e in history] if guided else listed
 
 
 def dynamic_threshold(denoised: Sample, quantile: float = 0.995, floor: float = 1.0) -> Sample:
-    """Clamp to the sample's own quantile s >= floor and divide by s (Imagen, Saharia et al. 2022, section 2.3)."""
+    """Clamp samples (batch, ...) to their own quantile s >= floor, and divide by s.
+
+    From Imagen (Saharia et al. 2022, section 2.3), for the data prediction of pixel models.
+    """
     flat = denoised.abs().flatten(1)
     # torch.quantile refuses more than 16 million elements; two order statistics are the same thing.
     position = quantile * (flat.shape[1] - 1)

@@ -38,7 +38,8 @@ def grids(
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Grids of `calls` intervals that end at 0: after sigma_min, as ComfyUI's own do, or in place of it.
 
-    `model_sigmas` are a discrete model's levels, without which a model may be outside of the discrete schedule's range.
+    They come with their names. `model_sigmas` (levels,) are a discrete model's, without which a model may be outside
+    of the discrete schedule's range.
     """
     for spacing, (schedule, rho) in SPACINGS.items():
         for points, ending in ((calls + 1, "zero"), (calls, "then zero")):
@@ -60,7 +61,10 @@ def baselines(
     model_sigmas: Tensor | None = None,
     switch_sigma: float = 0.0,
 ) -> list[Baseline]:
-    """Every unlearned solver on every usual grid in `calls` model calls; they restart where a second model answers."""
+    """Every unlearned solver on every usual grid in `calls` model calls.
+
+    They restart where a second model answers, below `switch_sigma`. `model_sigmas` (levels,) are a discrete model's.
+    """
     made = []
     for grid_name, grid in grids(calls, sigma_min, sigma_max, model_sigmas):
         listed = solvers(flow).items()

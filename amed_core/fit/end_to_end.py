@@ -54,13 +54,16 @@ class Start(Protocol):
 
     @property
     def model_calls(self) -> int:
-        """The fewest calls, of all workers, up to the first iteration, with the targets."""
+        """The fewest sample calls, of all workers, up to the first iteration, with the targets."""
 
     def found(self) -> Iterator[Found]:
         """The baseline, which learns nothing, and then tables, each of which may be better."""
 
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
-        """What can be had in closed form after a step, with no model call; the same if that is nothing."""
+        """What can be had in closed form after a step, with no model call; the same if that is nothing.
+
+        `distances` (rows,) are those of the table's fitted samples to their targets, of which `cache` has the runs.
+        """
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class FitState:
     linearised: Mapping[int, Linearised] = field(default_factory=dict)  # by the batch's number
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """All of it, as `files.save_state` writes it."""
         return {
             "tables": [[asdict(table.config), dict(table.state_dict())] for table in (self.best, self.current)],
             "progress": {name: getattr(self, name) for name in (*PLAIN, *DISTANCES)},
@@ -103,7 +106,10 @@ class FitState:
     def of(
         cls, state: Mapping[str, Any], runs: Runs, parameters: Callable[[PredictorConfig], Parameters], like: Predictor
     ) -> "FitState":
-        """That of a state, whose tables go where the table `like` is."""
+        """That of a state, whose tables go where the table `like` is.
+
+        Raises StateError if its tables are of other settings; of what else is wrong `reading_state` makes one.
+        """
 
         def table(header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
             config, own = (PredictorConfig.from_header(one) for one in (header, asdict(runs.config)))
@@ -414,7 +420,7 @@ class EndToEnd:
 
 
 def resumed(target: Target, varied: Method, steps: Sequence[Step], interval: int, where: Acts) -> Resume:
-    """Where the run of a varied method leaves the one that is known."""
+    """Where the run of a varied method leaves the known one, whose `steps` are all there: one model call, or none."""
     start, history = steps[interval].start, steps[interval - 1].history if interval else ()
     if where == "start":
         told = varied.planner.told(interval, start.sigma)

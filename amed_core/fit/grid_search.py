@@ -73,7 +73,10 @@ def on_cheapest_grid(config: PredictorConfig, passed: PathProducts) -> Predictor
 
 
 def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorConfig:
-    """The same, from noisy samples `x` at the grid's first level: one run of SEARCH_CALLS model calls."""
+    """The same, from noisy samples `x` (batch, ...) at the grid's first level: SEARCH_CALLS model calls of each.
+
+    Raises ValueError if the student's grid does not end at 0.
+    """
     fine = levels(config.sigma_min, config.sigmas[0], SEARCH_CALLS, config.flow)
     return on_cheapest_grid(config, products_of(path(denoiser, x, fine)))
 
@@ -92,12 +95,15 @@ def _variance(passed: PathProducts) -> Tensor:
 
 
 def left_at_end(passed: PathProducts, flow: bool) -> Tensor:
-    """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance."""
+    """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance.
+
+    At sigma, v / (s^2 v + sigma^2), with the variance v and the signal's scale s.
+    """
     return left_of_errors(passed.levels, float(_variance(passed)), flow)
 
 
 def left_of_errors(levels: Sequence[float], variance: float, flow: bool) -> Tensor:
-    """The same for data of a variance."""
+    """The same (levels,) for data of a known variance."""
     sigma = torch.tensor(levels, dtype=torch.float64)
     signal = 1 - sigma if flow else torch.ones_like(sigma)
     return variance / (signal**2 * variance + sigma**2)

@@ -59,8 +59,8 @@ def make_fit(
 ) -> Fit:
     """The fit of a predictor of these settings, not begun.
 
-    `sources` are one per guidance scale of the config. `model_sigmas` are a discrete model's levels, `seed` that of a
-    network's weights. Raises ValueError for settings of another kind of fit.
+    `sources` are one per guidance scale of the config. `model_sigmas` (levels,) are a discrete model's. `seed` is that
+    of a network's weights. Raises ValueError for settings of another kind of fit, or another number of sources.
     """
     listed = (sources,) if callable(sources) else tuple(sources)
     if len(listed) != max(len(config.guidances), 1):

@@ -58,10 +58,15 @@ class MultistepStart:
 
     @property
     def names(self) -> list[str]:
+        """The given baselines; those on searched grids follow from the targets."""
         return [one.name for one in self.baselines]
 
     @property
     def model_calls(self) -> int:
+        """Sample calls, of all workers: targets, every baseline on a few trajectories, and the best on all.
+
+        Every grid that is solved for then takes a few, the best of them all, and the table is judged.
+        """
         settings, calls = self.runs.settings, self.runs.config.calls
         fitted, held_out = settings.trajectories, settings.held_out
         first = min(settings.batch_size, fitted)
@@ -163,7 +168,8 @@ class MultistepStart:
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
         """The table with the bands of its last interval solved for again, from where that begins now, if it is better.
 
-        It takes no model call, and is left out where memory was too short to keep all runs.
+        `distances` (rows,) are the fitted samples' to their targets. It takes no model call, and is left out where
+        memory was too short to keep all runs.
         """
         config, targets = table.config, list(self.runs.fitted)
         missing = torch.tensor(sum(target.number not in cache.steps for target in targets))
@@ -214,7 +220,7 @@ class MultistepStart:
         return Found(name, method, *self.runs.fitted_distances(method), table)
 
     def written(self, one: Baseline, *, spectral: bool = False) -> MultistepTable:
-        """A baseline as a table."""
+        """A baseline as a table: its weights, and the gains of its first step if that asks no model."""
         channels = self.channels if one.first_sigma else 0
         config = multistep_config(
             self.runs.config, one.levels, first_sigma=one.first_sigma, channels=channels, spectral=spectral

@@ -47,10 +47,12 @@ class TeacherRun:
 
     @property
     def bytes(self) -> int:
+        """The memory that it takes, in bytes."""
         tensors = [*self.targets, *(t for e in self.starts for t in (e.x, e.denoised, e.features) if t is not None)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def to(self, device: torch.device | str) -> "TeacherRun":
+        """The same run on another device."""
         return TeacherRun([t.to(device) for t in self.targets], [e.to(device) for e in self.starts])
 
 
@@ -80,7 +82,11 @@ class Batch:
     def of(
         cls, saved: Mapping[str, Any], rows: range, like: Sample, denoiser: Denoiser, planned: int, starts: int
     ) -> "Batch":
-        """The batch of a state, with so many planned intervals and starts that the teacher has asked for."""
+        """The batch of a state, with so many planned intervals and starts that the teacher has asked for.
+
+        `like` (rows, ...) are its noisy samples, drawn again. Raises StateError if it is of another grid, and
+        TypeError for tensors of other shapes.
+        """
         interval = of_kind(saved["interval"], int)
         if (len(saved["targets"]), len(saved["starts"])) != (planned, starts) or interval not in range(planned + 1):
             raise StateError("This training state holds a batch of another grid.")
@@ -146,7 +152,7 @@ class PerInterval:
 
     @property
     def total(self) -> int:
-        """Trajectories to cross in all."""
+        """Trajectories to cross in all, those of later epochs again."""
         return self.config.trajectories * self.config.epochs
 
     @property
@@ -270,9 +276,10 @@ class PerInterval:
         return self._event(batch, interval, total, (plan.mean(),))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sample, StepPlan, History]:
-        """The loss of the batch's next interval with its graph, the student there, its plan and its history.
+        """The loss () of the batch's next interval with its graph, the student (batch, ...) there, plan and history.
 
-        The loss is this worker's part of the mean over the whole batch.
+        The loss is this worker's part of the mean over the whole batch: squared distances to the teacher, summed over
+        a sample (Zhou et al. 2024).
         """
         interval = batch.interval
         sigmas = self.sigmas.to(batch.x)
@@ -400,24 +407,27 @@ class Neighbourhood:
         return [one for one in ranges if isinstance(getattr(self.plan, one[0]), Tensor)]
 
     def ask(self, name: str, value: Any) -> Sample:
-        """The answer with another value of one number."""
+        """The answer (batch, ...) with another value (batch, 1, ..., 1) of one number."""
         plan = replace(self.plan.detach(), **{name: value})
         asked = midpoint(self.method, self.interval, self.history, self.sigma_next, plan)
         return evaluate(self.denoiser, *asked).denoised
 
     def value(self, name: str) -> Tensor:
-        """A number of the plan, without its graph."""
+        """A number of the plan (batch, 1, ..., 1), without its graph."""
         found: Tensor = getattr(self.plan.detach(), name)
         return found
 
     def differences(self, step: float) -> list[Sample]:
-        """The answer's derivatives by every unknown, by finite differences."""
+        """The answer's derivatives (batch, ...) by every unknown, by finite differences."""
         return [
             central(partial(self.ask, name), self.value(name), low, high, step) for name, low, high in self.unknowns
         ]
 
     def reverse_agrees(self, differences: Sequence[Sequence[Sample]]) -> bool:
-        """Whether autograd finds the derivatives that finite differences of some step find."""
+        """Whether autograd finds the derivatives (batch, ...) that finite differences of some step find.
+
+        `differences` are lists of one for each unknown.
+        """
         names = [name for name, _, _ in self.unknowns]
         try:
             distances = [
@@ -458,12 +468,15 @@ def _fields(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def loaded_weights(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
-    """The weights of a predictor, from a state."""
+    """The weights of a predictor, from a state. Raises TypeError for other shapes."""
     return {name: of_shape(saved[name], own.shape) for name, own in predictor.state_dict().items()}
 
 
 def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> dict[int, dict[str, Tensor]]:
-    """What Adam knows of every weight, from a state; nothing before its first step."""
+    """What Adam knows of every weight, from a state; nothing before its first step.
+
+    Raises TypeError for other shapes.
+    """
     shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in predictor.parameters()]
     return {
         number: {name: of_shape(saved[number][name], shape).clone() for name, shape in names.items()}

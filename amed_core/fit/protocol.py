@@ -172,7 +172,10 @@ class StateError(ValueError):
 
 @contextmanager
 def reading_state() -> Iterator[None]:
-    """Turn whatever goes wrong where a state is read into a StateError; change no fit before it is all read."""
+    """Turn whatever goes wrong where a state is read into a StateError.
+
+    Change no fit before all of the state is read.
+    """
     try:
         yield
     except StateError:

@@ -72,9 +72,10 @@ def report(
     teacher_calls: int = 40,
     parts: Callable[[Sample], Mapping[str, Tensor]] = lambda _: {},
 ) -> IntervalReport:
-    """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise `x`.
+    """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise.
 
-    `x` is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their own.
+    `x` (batch, ...) is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their
+    own.
     """
     config = predictor.config
     fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)

@@ -42,14 +42,19 @@ class SeveralScales:
 
     @property
     def model_calls(self) -> int:
+        """Single-sample model calls of all scales so far, of this process."""
         return sum(fit.model_calls for fit in self.fits.values())
 
     @property
     def expected_calls(self) -> int:
+        """The fewest of all scales; of one that was not begun, as if it took the first one's grid."""
         return sum(self.fits[n].expected_calls if n in self.fits else self._least[n] for n in self.order)
 
     def events(self) -> Iterator[FitEvent]:
-        """Fit one scale after the other."""
+        """Fit one scale after the other; model calls are of all so far.
+
+        Raises FloatingPointError for samples that are not finite.
+        """
         for n in self.order:
             if n not in self.fits:
                 self.fits[n] = self.make(n, self._first.predictor.config)
@@ -58,6 +63,7 @@ class SeveralScales:
                 yield replace(event, model_calls=before + event.model_calls)
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of the scales that were begun, by number."""
         return {"fits": {str(n): fit.state_dict() for n, fit in self.fits.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

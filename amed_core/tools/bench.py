@@ -53,6 +53,7 @@ class BenchSettings:
 
     @property
     def fit_trajectories(self) -> int:
+        """Trajectories of a network's fit: those given, or twice the samples, at most the published 10,000."""
         return self.trajectories or min(10_000, 2 * self.samples)
 
 
@@ -96,7 +97,7 @@ class Bench:
         self.teacher_seconds = time.perf_counter() - begin
 
     def draw(self, name: str, run: Callable[[Denoiser, Sample], Sample], calls: int) -> Sample:
-        """All samples of one method."""
+        """All samples (samples, *shape) that `run` makes of the evaluation noise; `calls` are counted for each."""
         drawn = []
         for rows in chunks(self.settings.samples, self.settings.batch):
             drawn.append(run(conditioned(self.model, rows), self.x[rows.start : rows.stop]))
@@ -108,7 +109,7 @@ class Bench:
         return self._row(TEACHER_NAME, heun_calls(self.settings.teacher_calls), self.teacher, self.teacher_seconds)
 
     def row(self, method: Method, calls: int, fit_calls: int | None = None, fit_seconds: float | None = None) -> Row:
-        """Sample with a method and measure."""
+        """Sample with a method and measure. A row has no errors where samples are not finite."""
         begin = time.perf_counter()
         try:
             drawn = self.draw(method.name, lambda denoiser, x: sample(denoiser, x, method), calls)
@@ -178,7 +179,10 @@ def students() -> list[str]:
 
 
 def config_named(name: str, calls: int, model: Model, **overrides: Any) -> PredictorConfig:
-    """The settings of a learned method at a number of calls, by its name in the table."""
+    """The settings of a learned method at a number of calls, by its name in the table.
+
+    Raises ValueError for what `samplers.student_config` refuses.
+    """
     published, table = name.endswith(PUBLISHED_SUFFIX), name.endswith(TABLE_SUFFIX)
     plain = name.removesuffix(PUBLISHED_SUFFIX).removesuffix(TABLE_SUFFIX)
     kind: Kind = "table" if table else "network"

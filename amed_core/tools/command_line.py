@@ -108,6 +108,7 @@ def check_model(predictor: Predictor, place: str, model: Model) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
+    """Fit and compare on the bundled text-to-picture model."""
     from .demo import demo  # noqa: PLC0415 - needs Pillow
 
     torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -115,6 +116,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
+    """Fit and save a predictor. Raises ValueError for options that contradict each other."""
     scales = arguments.cfg or [None]
     models = [load_denoiser(arguments.denoiser, cfg) for cfg in scales]
     with torchrun(getattr(models[0], "device", "cpu")) as workers:
@@ -202,6 +204,7 @@ def _settings(arguments: argparse.Namespace, config: PredictorConfig, model: Mod
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
+    """Draw samples and save them. Raises ValueError for a predictor of another model, or an output that cannot be."""
     from .plots import save_samples  # noqa: PLC0415 - needs Pillow
 
     predictor = load_predictor(arguments.predictor)
@@ -223,6 +226,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
+    """Print the table, and save its rows if asked to."""
     model = load_denoiser(arguments.denoiser, arguments.cfg)
     about = given(arguments, ("samples", "trajectories", "teacher_calls", "batch", "seed"))
     settings = BenchSettings(calls=tuple(arguments.calls), methods=tuple(arguments.methods), **about)
@@ -233,6 +237,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
 
 def run_first(arguments: argparse.Namespace) -> None:
+    """Print what the first pictures teach; rows are saved as they come."""
     model = load_denoiser(arguments.denoiser, arguments.cfg)
     rows = []
     with tqdm(unit="draw") as bar:
@@ -245,6 +250,7 @@ def run_first(arguments: argparse.Namespace) -> None:
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
+    """Print what a file holds."""
     predictor = load_predictor(arguments.file)
     config = predictor.config
     print(f"{arguments.file}: {sum(p.numel() for p in predictor.parameters()):,} weights")

@@ -49,6 +49,7 @@ class Judged(Counted):
     """The same, asked for the shown prompts first, and then for drawings that no fit has asked for."""
 
     def for_rows(self, rows: Sequence[int]) -> PicturesDenoiser:
+        """The denoiser of samples number `rows`: the shown prompts come first."""
         others = super().for_rows([row + UNSEEN for row in rows]).prompts or ()
         shown = [PROMPTS[row] if row < SHOWN else other for row, other in zip(rows, others, strict=True)]
         return self.for_prompts(shown)
@@ -125,7 +126,10 @@ def conclusion(learned: Row, unlearned: Row, samples: int) -> str:
 
 
 def labelled(learned: Row, unlearned: Row, latents: Sequence[Tensor], model: PicturesModel) -> list[tuple[str, Tensor]]:
-    """The sheet's rows: the teacher's pictures, and each method's with their differences to those."""
+    """The sheet's rows: the teacher's pictures, and each method's with their differences to those.
+
+    `latents` (shown, 8, 16, 16) are the teacher's, the unlearned method's and the learned one's.
+    """
     teacher, theirs, ours = (model.vae.decode(drawn).clamp(-1, 1) for drawn in latents)
     name = unlearned.method.removesuffix(" zero")
     rows = [(f"teacher\n{TEACHER_CALLS} calls", teacher)]

@@ -35,11 +35,11 @@ def error(samples: Sample, teacher: Sample, seed: int = 0) -> Error:
 
 
 def frechet(samples: Sample, real: Sample) -> float:
-    """Frechet distance between Gaussians fitted to two sets of samples, on their elements.
+    """Frechet distance between Gaussians fitted to two sets of samples (n, *shape), on their elements.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson & Landau 1982). Above 256 elements both sets
-    are projected onto the same fixed random directions. It is biased upward by roughly
-    dimensions / n, so compare only values of the same n.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson & Landau 1982). Above 256 elements both sets are projected onto
+    the same fixed random directions. It is biased upward by roughly dimensions / n, so compare only values of the same
+    n.
     """
     a, b = (s.flatten(1).cpu().double() for s in (samples, real))
     if a.shape[1] > FRECHET_DIMENSIONS:

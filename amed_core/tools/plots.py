@@ -29,7 +29,10 @@ def as_pixels(samples: Sample) -> Tensor:
 
 
 def save_samples(samples: Sample, path: Path) -> None:
-    """Write a grid of images to a .png, or the tensor to a .safetensors. Raises ValueError for other endings."""
+    """Write samples (n, *shape) as a grid of images to a .png, or as a tensor to a .safetensors.
+
+    Raises ValueError for other endings, and for a .png of what is no image.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_file({"samples": samples.contiguous()}, path)
