@@ -96,14 +96,10 @@ def run_of(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
     analytic = config.analytic_first_step and starts_like_own and boundaries[1] == 1 and calls > 1
     for begin, end in pairwise(tuple(boundaries)):
-        if end - begin == 2 and not _learned(levels[begin], levels[end], config):
+        interval = (config, levels[begin], levels[end])
+        if end - begin == 2 and length(*interval) > (1 + SLACK) * longest(*interval):
             boundaries = sorted({*boundaries, begin + 1})
     return _group(levels, boundaries, analytic, own_grid=False)
-
-
-def _learned(sigma: float, sigma_next: float, config: PredictorConfig) -> bool:
-    """Whether an interval is no longer than those the predictor learned at such levels."""
-    return length(config, sigma, sigma_next) <= (1 + SLACK) * longest(config, sigma, sigma_next)
 
 
 def all_plain(sigmas: Sequence[float]) -> Run:

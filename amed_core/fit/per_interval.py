@@ -401,10 +401,11 @@ class Neighbourhood:
     plan: StepPlan  # with its graph
 
     @property
-    def unknowns(self) -> list[tuple[str, float, float]]:
-        """The numbers of the plan that the answer depends on, with the ranges that make sense."""
-        ranges = (("r", 0.0, 1.0), ("scale_time", 0.0, math.inf))
-        return [one for one in ranges if isinstance(getattr(self.plan, one[0]), Tensor)]
+    def unknowns(self) -> list[tuple[str, Tensor, float, float]]:
+        """The numbers of the plan that the answer depends on, (batch, 1, ..., 1), and the ranges that make sense."""
+        plan = self.plan.detach()
+        ranges = (("r", plan.r, 0.0, 1.0), ("scale_time", plan.scale_time, 0.0, math.inf))
+        return [(name, value, low, high) for name, value, low, high in ranges if isinstance(value, Tensor)]
 
     def ask(self, name: str, value: Any) -> Sample:
         """The answer (batch, ...) with another value (batch, 1, ..., 1) of one number."""
@@ -412,29 +413,19 @@ class Neighbourhood:
         asked = midpoint(self.method, self.interval, self.history, self.sigma_next, plan)
         return evaluate(self.denoiser, *asked).denoised
 
-    def value(self, name: str) -> Tensor:
-        """A number of the plan (batch, 1, ..., 1), without its graph."""
-        found: Tensor = getattr(self.plan.detach(), name)
-        return found
-
     def differences(self, step: float) -> list[Sample]:
         """The answer's derivatives (batch, ...) by every unknown, by finite differences."""
-        return [
-            central(partial(self.ask, name), self.value(name), low, high, step) for name, low, high in self.unknowns
-        ]
+        return [central(partial(self.ask, name), value, low, high, step) for name, value, low, high in self.unknowns]
 
     def reverse_agrees(self, differences: Sequence[Sequence[Sample]]) -> bool:
         """Whether autograd finds the derivatives (batch, ...) that finite differences of some step find.
 
         `differences` are lists of one for each unknown.
         """
-        names = [name for name, _, _ in self.unknowns]
+        asks = [(partial(self.ask, name), value) for name, value, _, _ in self.unknowns]
         try:
             distances = [
-                max(
-                    reverse_disagreement(partial(self.ask, name), self.value(name), derivative)
-                    for name, derivative in zip(names, found, strict=True)
-                )
+                max(reverse_disagreement(*ask, one) for ask, one in zip(asks, found, strict=True))
                 for found in differences
             ]
         except RuntimeError as error:
@@ -450,11 +441,9 @@ class Neighbourhood:
         D + J_r (r - r0) + J_t (t - t0) has the value and the gradient of the model itself, and no
         autograd runs through the model: memory is that of sampling.
         """
-        zeroth = self.ask("r", self.value("r"))
-        terms = [
-            (slope, getattr(self.plan, name), self.value(name))
-            for slope, (name, _, _) in zip(self.differences(step), self.unknowns, strict=True)
-        ]
+        zeroth = self.ask("r", self.plan.detach().r)
+        unknown = [(getattr(self.plan, name), value) for name, value, _, _ in self.unknowns]
+        terms = [(slope, *one) for slope, one in zip(self.differences(step), unknown, strict=True)]
 
         def linearised(x: Sample, sigma: Sigma) -> Sample:
             del x, sigma

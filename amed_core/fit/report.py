@@ -97,8 +97,7 @@ def report(
         apart.append({name: float((found[name] - end).square().mean().sqrt()) for name, end in ends.items()})
     both = {part: (apart[1][part], apart[0][part]) for part in ends}
     made = IntervalReport(name, base_name, config.sigmas, errors[1], errors[0], plans, parts=both)
-    if isinstance(fitted.solver, Multistep):
-        solver = fitted.solver
+    if isinstance(solver := fitted.solver, Multistep):
         made = replace(made, weights=solver.weights, first=solver.first, guided=solver.guided)
     if isinstance(fitted.planner, ToldLevels):
         made = replace(made, told=fitted.planner.scales, first_sigma=config.first_sigma)
