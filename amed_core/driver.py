@@ -99,11 +99,11 @@ def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
 
 
 def analytic_first_flow(x: Sample, sigma: Sigma) -> Evaluation:
-    """The same for flow models, x = (1 - sigma) x0 + sigma noise, whose sigma ends at 1.
+    """The same for flow models, x = (1 - sigma) x0 + sigma noise (batch, ...), whose sigma ends at 1.
 
-    The denoiser of unit-variance Gaussian data is (1 - sigma) x / ((1 - sigma)^2 + sigma^2): x0 and x have
-    the covariance 1 - sigma, and x has the variance (1 - sigma)^2 + sigma^2. At sigma = 1 it is 0, the mean
-    of any data that is centred, so there the slope x - 0 is right whatever the data's shape.
+    The denoiser of unit-variance Gaussian data is (1 - sigma) x / ((1 - sigma)^2 + sigma^2): x0 and x have the
+    covariance 1 - sigma, and x has the variance (1 - sigma)^2 + sigma^2. At sigma = 1 it is 0, the mean of any data
+    that is centred, so there the slope x - 0 is right whatever the data's shape.
     """
     signal = 1 - sigma
     return Evaluation(x, sigma, signal / (signal**2 + sigma**2) * x, analytic=True)

@@ -75,6 +75,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
 
     def split(value: Any) -> Any:
+        """The value as JSON, in which a tensor is its number."""
         if isinstance(value, Tensor):
             tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
             return {"tensor": len(tensors) - 1}
@@ -92,6 +93,7 @@ def load_state(path: Path) -> dict[str, Any]:
     header, tensors = _read(path, STATE_FORMAT)
 
     def join(value: Any) -> Any:
+        """The inverse of `save_state`'s `split`."""
         if isinstance(value, dict):
             return tensors[str(value["tensor"])] if "tensor" in value else {k: join(v) for k, v in value["items"]}
         return [join(item) for item in value] if isinstance(value, list) else value

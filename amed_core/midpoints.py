@@ -56,6 +56,7 @@ class PredictorPlanner(Planner):
         plans = [(weight, self.own(k, features)) for weight, k in self.made_of[interval]]
 
         def blended(name: str) -> Tensor | float:
+            """A column of the plan: its mean over neighbours, by their weights."""
             values = [getattr(plan, name) for _, plan in plans]
             if not isinstance(values[0], Tensor):  # the same in every interval
                 return float(values[0])

@@ -112,6 +112,7 @@ class FitState:
         """
 
         def table(header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
+            """A table of a state, if it is of these settings but for what a start finds."""
             config, own = (PredictorConfig.from_header(one) for one in (header, asdict(runs.config)))
             found: dict[str, Any] = {name: of_kind(getattr(config, name), kind) for name, kind in FOUND.items()}
             if config != replace(own, **found) or config.calls != own.calls:

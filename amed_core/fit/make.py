@@ -74,6 +74,7 @@ def make_fit(
         raise ValueError("A table is fitted to the end of the trajectory: give a FitConfig.")
 
     def single(number: int, on: PredictorConfig | None) -> Fit:
+        """The fit at guidance scale `number`, on the grid of the table of another scale if there is one."""
         scale = config.guidances[number] if config.guidances else config.guidance
         own = replace(config, guidance=scale, guidances=())
         runs = Runs.of(own, settings, Metered(listed[number]), workers)

@@ -191,6 +191,7 @@ class MultistepStart:
         method, kept = made.method(), RunCache(cache.keep_bytes)
 
         def draw(target: Target) -> Tensor:
+            """The last update done again, from the evaluations that are kept."""
             *before, step = cache.get(target.number, target.x.device)
             history = (*(s.start for s in before), step.start)
             x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[last])

@@ -223,6 +223,7 @@ def best_of_each(rows: Sequence[Row]) -> list[Row]:
     """Of every solver without a predictor only its best schedule and ending at each number of calls; all else."""
 
     def group(row: Row) -> tuple[int, str]:
+        """Rows that compete: of an unlearned solver all that have its number of calls."""
         words = row.method.split(" ")
         unlearned = row.fit_calls is None and row.method != TEACHER_NAME
         return row.calls, " ".join(words[: 2 if "noise" in words else 1]) if unlearned else row.method
