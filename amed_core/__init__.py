@@ -1,4 +1,7 @@
-"""AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024, arXiv 2312.00094) in plain PyTorch."""
+"""AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024, arXiv 2312.00094) in plain PyTorch.
+
+What is imported here is the public interface.
+"""
 
 from .config import PredictorConfig
 from .driver import (
@@ -23,53 +26,3 @@ from .schedules import SCHEDULES, discrete, logsnr, polynomial, time_uniform
 from .solvers import Amed, Dpm2, DpmSolverPP, Ipndm, Multistep
 from .types import Denoiser, Evaluation, Method, Model, Planner, Solver, Stage, Step, StepPlan
 from .version import __version__
-
-__all__ = [
-    "SCHEDULES",
-    "AMEDPredictor",
-    "Amed",
-    "Denoiser",
-    "Dpm2",
-    "DpmSolverPP",
-    "Evaluation",
-    "Fit",
-    "FitConfig",
-    "FitEvent",
-    "FitSummary",
-    "FixedMidpoint",
-    "Ipndm",
-    "Method",
-    "MidpointTable",
-    "Model",
-    "ModelFacts",
-    "Multistep",
-    "MultistepTable",
-    "NoMidpoint",
-    "Planner",
-    "Predictor",
-    "PredictorConfig",
-    "Solver",
-    "Stage",
-    "Step",
-    "StepPlan",
-    "TrainConfig",
-    "__version__",
-    "advance",
-    "analytic_first",
-    "analytic_first_flow",
-    "build",
-    "discrete",
-    "evaluate",
-    "facts_of",
-    "fit_predictor",
-    "load_predictor",
-    "logsnr",
-    "make_fit",
-    "polynomial",
-    "sample",
-    "save_predictor",
-    "student_config",
-    "time_uniform",
-    "trajectory",
-    "usual_settings",
-]

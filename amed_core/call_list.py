@@ -12,19 +12,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from .config import PredictorConfig
-from .midpoints import longest
+from .config import TOLERANCE, PredictorConfig, same_levels
+from .midpoints import length, longest
 from .types import Run
 
-TOLERANCE = 5e-3  # relative; lists arrive rounded to float32, or to half precision
 SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be that a predictor plans
 
 
 def call_sigmas(config: PredictorConfig, calls: int) -> tuple[float, ...]:
-    """The levels of `calls` model calls on the predictor's grid, or, for a number it was not made for, on
-    the grid that interpolates its own in ln(sigma).
+    """The levels of `calls` model calls on the predictor's grid, or on one that interpolates it in ln(sigma).
 
-    A number of the other parity than whole intervals have leaves one call for the first interval.
+    A number of the other parity than whole intervals have leaves one call for the first interval. Raises ValueError for
+    fewer calls than 1.
     """
     if calls < 1:
         raise ValueError(f"Sampling needs at least 1 model call, but {calls} were asked for. Raise steps.")
@@ -52,7 +51,7 @@ def _one_call_each(config: PredictorConfig, calls: int) -> tuple[float, ...]:
     return (config.sigmas[0], *np.exp(np.interp(positions, np.arange(len(levels)), levels)).tolist()[1:], 0.0)
 
 
-def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
+def run_of(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     """Group a list of levels into the predictor's intervals.
 
     A piece of the predictor's own list keeps the predictor's intervals. Any other list is paired
@@ -79,19 +78,17 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
             'Use "AMED Scheduler" with the same predictor, or train a predictor on this model.'
         )
     own = call_sigmas(config, config.calls)
-    if calls != config.calls and _same(levels, call_sigmas(config, calls)):
+    if calls != config.calls and same_levels(levels, call_sigmas(config, calls)):
         raise ValueError(
             f"This predictor was made for {config.calls} model calls, but steps asks for {calls}. "
             f"Set steps to {config.calls}, or train a predictor for {calls} calls."
         )
     if config.kind == "multistep":  # its weights are for slopes from the beginning, of each of its models
-        pieces = [own[begin : begin + calls + 1] for begin in (0, config.switch)]
-        begins = any(len(piece) == calls + 1 and _same(levels, piece) for piece in pieces)
-        return _group(levels, list(range(calls + 1)), analytic=False, own_grid=begins)
-    own_boundaries = boundaries_of(config.calls, config.plain_last)
+        own_grid = config.begins_at(levels) is not None
+        return _group(levels, list(range(calls + 1)), analytic=False, own_grid=own_grid)
     for offset in range(len(own) - calls):
-        if _same(levels, own[offset : offset + calls + 1]):
-            boundaries = [b - offset for b in own_boundaries]
+        if same_levels(levels, own[offset : offset + calls + 1]):
+            boundaries = [b - offset for b in boundaries_of(config.calls, config.plain_last)]
             return _group(levels, boundaries, config.analytic_first_step and offset == 0, own_grid=True)
     if config.build_solver().multistep:
         return _group(levels, list(range(calls + 1)), analytic=False, own_grid=False)
@@ -99,15 +96,10 @@ def read(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     starts_like_own = math.isclose(levels[0], own[0], rel_tol=TOLERANCE)
     analytic = config.analytic_first_step and starts_like_own and boundaries[1] == 1 and calls > 1
     for begin, end in pairwise(tuple(boundaries)):
-        if end - begin == 2 and not _learned(levels[begin], levels[end], config):
+        interval = (config, levels[begin], levels[end])
+        if end - begin == 2 and length(*interval) > (1 + SLACK) * longest(*interval):
             boundaries = sorted({*boundaries, begin + 1})
     return _group(levels, boundaries, analytic, own_grid=False)
-
-
-def _learned(sigma: float, sigma_next: float, config: PredictorConfig) -> bool:
-    """Whether an interval is no longer than those the predictor learned at such levels."""
-    length = math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
-    return length <= (1 + SLACK) * longest(config, sigma, sigma_next)
 
 
 def all_plain(sigmas: Sequence[float]) -> Run:
@@ -126,7 +118,3 @@ def _group(levels: list[float], boundaries: list[int], analytic: bool, own_grid:
     points = sorted({0, last, *(i for i in boundaries if 0 <= i <= last)})
     plain = {n for n, (a, b) in enumerate(pairwise(points)) if b - a == 1 and not (n == 0 and analytic)}
     return Run(tuple(levels[i] for i in points), frozenset(plain), analytic, own_grid)
-
-
-def _same(levels: Sequence[float], others: Sequence[float]) -> bool:
-    return all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-9) for a, b in zip(levels, others, strict=True))

@@ -14,10 +14,11 @@ from torch import Tensor
 from . import solvers
 from .driver import FixedMidpoint, NoMidpoint, analytic_first, analytic_first_flow
 from .features import MAPS
-from .schedules import refuse_unknown
+from .schedules import SEARCHED, schedule
 from .types import First, Method, Run, Solver
 
 LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
+TOLERANCE = 5e-3  # relative, of levels: lists arrive rounded to float32, or to half precision
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
 
 
@@ -61,7 +62,8 @@ class PredictorConfig:
     model: Mapping[str, str | int | float] = field(default_factory=dict)  # fingerprint of the model it was made for
 
     def __post_init__(self) -> None:
-        refuse_unknown(self.schedule)
+        if self.schedule != SEARCHED:
+            schedule(self.schedule)  # raises for an unknown name
         self.build_solver()
         grid = self.sigmas
         if len(grid) < 2:
@@ -116,7 +118,7 @@ class PredictorConfig:
 
     @property
     def switch(self) -> int:
-        """The first interval that the second model begins; 0 if one model answers all calls."""
+        """The number of the first interval that the second model begins; 0 if one model answers all calls."""
         return switch_of(self.sigmas, self.switch_sigma)
 
     @property
@@ -145,6 +147,11 @@ class PredictorConfig:
             return None
         return analytic_first_flow if self.flow else analytic_first
 
+    def begins_at(self, sigmas: Sequence[float]) -> int | None:
+        """The interval that a list of levels begins with as this grid goes on: 0, or a second model's; else None."""
+        begins = dict.fromkeys((0, self.switch))
+        return next((k for k in begins if same_levels(sigmas, self.sigmas[k : k + len(sigmas)])), None)
+
     def base_method(self) -> Method:
         """The base solver at the same model calls: its midpoints at r = 0.5, or iPNDM in place of learned weights."""
         if self.kind == "multistep":
@@ -172,7 +179,10 @@ class PredictorConfig:
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> "PredictorConfig":
-        """The inverse of `dataclasses.asdict` after JSON. Raises ValueError for unknown or missing settings."""
+        """The inverse of `dataclasses.asdict` after JSON.
+
+        Raises ValueError for unknown, missing or impossible settings.
+        """
         if header.get("centred"):
             raise ValueError("it holds a network that corrects a table, which no longer exists here: train it again")
         header = {name: value for name, value in header.items() if name != "centred"}
@@ -190,6 +200,12 @@ def switch_of(sigmas: Sequence[float], switch_sigma: float) -> int:
     """The first interval of a grid at whose start a second model answers, which is asked below a level; 0 if none."""
     above = sum(sigma >= switch_sigma for sigma in sigmas[:-1])
     return above if switch_sigma and above < len(sigmas) - 1 else 0
+
+
+def same_levels(sigmas: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two lists of noise levels are the same, but for TOLERANCE."""
+    pairs = zip(sigmas, others, strict=False)
+    return len(sigmas) == len(others) and all(math.isclose(a, b, rel_tol=TOLERANCE) for a, b in pairs)
 
 
 def plain_text(text: str, longest: int | None = LONGEST_TEXT) -> str:
@@ -218,7 +234,11 @@ def plain_facts(facts: Any) -> dict[str, str | int | float]:
 
 
 def at_guidance(config: PredictorConfig, table: Tensor, guidance: float | None) -> Tensor:
-    """A table (planned intervals, 3) for one cfg scale: linear between those it was fitted at, constant outside."""
+    """Numbers of a table, (guidances, ...), for one cfg scale: (...).
+
+    They are linear between the scales it was fitted at, and constant outside. A table of one scale has no first
+    axis, and is returned as it is.
+    """
     if not config.guidances:
         return table
     wanted = config.guidance if guidance is None else guidance

@@ -44,6 +44,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(channels, channels_out, 1) if channels != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (batch, channels, h, w) and embedding (batch, embedding) to (batch, channels_out, h, w)."""
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv_in(functional.silu(self.norm_in(x)))
         h = self.conv_out(functional.silu(self.norm_out(h) * (1 + scale) + shift))
@@ -62,6 +63,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (batch, channels, h, w) to the same shape."""
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
@@ -105,7 +107,10 @@ class DigitsUNet(nn.Module):
     def forward(
         self, x: Tensor, noise: Tensor, context: Tensor, bottleneck: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Predict; `bottleneck` sees the middle activations (batch, 72, 4, 4) and may replace them."""
+        """Predict (batch, 1, h, w) from x of that shape, noise (batch, ...) and context (batch, tokens, 11).
+
+        `bottleneck` sees the middle activations (batch, 72, h / 4, w / 4) and may replace them.
+        """
         angles = noise.reshape(-1, 1) * self.frequencies
         emb = self.noise_embedding(torch.cat([angles.cos(), angles.sin()], 1))
         emb = functional.silu(emb + self.class_embedding(context.mean(1)))
@@ -137,7 +142,10 @@ def one_hot(labels: Sequence[int] | Tensor) -> Tensor:
 
 
 def load_images() -> tuple[Sample, Tensor]:
-    """The 1,797 scans, enlarged smoothly from 8x8 to (n, 1, 16, 16) in [-1, 1], and their labels (n,)."""
+    """The 1,797 scans, enlarged smoothly from 8x8 to (n, 1, 16, 16) in [-1, 1], and their labels (n,).
+
+    Raises ImportError without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 - not needed to draw digits
     except ImportError as error:
@@ -195,7 +203,7 @@ class DigitsDenoiser:
         return denoised, middle[0]
 
     def data(self, n: int) -> Sample:
-        """n real samples (repeated if there are fewer), for the Frechet distance."""
+        """Real samples (n, 1, 16, 16), repeated if there are fewer, for the Frechet distance."""
         images, _ = load_images()
         return images[torch.arange(n) % len(images)]
 

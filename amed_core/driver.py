@@ -29,6 +29,7 @@ class NoMidpoint(Planner):
     """One update per interval: Euler, and the multistep solvers without a predictor."""
 
     def updates(self, interval: int) -> Literal[1, 2]:
+        """One in every interval."""
         del interval
         return 1
 
@@ -45,6 +46,7 @@ class FixedMidpoint(Planner):
     plain: frozenset[int] = frozenset()
 
     def updates(self, interval: int) -> Literal[1, 2]:
+        """One in plain intervals, else two."""
         return 1 if interval in self.plain else 2
 
     def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
@@ -59,6 +61,7 @@ class Decided(Planner):
     plans: tuple[StepPlan | None, ...]
 
     def updates(self, interval: int) -> Literal[1, 2]:
+        """One where there is no plan, else two."""
         return 1 if self.plans[interval] is None else 2
 
     def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
@@ -67,21 +70,27 @@ class Decided(Planner):
 
 
 def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None) -> Evaluation:
-    """Call the model once; `ask_at` is the noise level the network is told, where that is not sigma."""
+    """Call the model once at `x` (batch, ...), whose noise level is `sigma`, () or (batch, 1, ..., 1).
+
+    `ask_at` is the noise level that the network is told, where that is not sigma.
+    """
     answer = denoiser(x, sigma if ask_at is None else ask_at)
     denoised, features, guidance = in_full(answer)
     return Evaluation(x, sigma, denoised, features, guidance=guidance)
 
 
 def in_full(answer: Answer) -> tuple[Sample, Features | None, Sample | None]:
-    """A model's answer with its features and its guidance, None where it gave none."""
+    """A model's answer (batch, ...) with its features and its guidance (batch, ...), None where it gave none.
+
+    Features are (batch, height, width), or raw (batch, channels, [frames,] height, width).
+    """
     if not isinstance(answer, tuple):
         return answer, None, None
     return answer if len(answer) == 3 else (*answer, None)
 
 
 def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
-    """The network-free first evaluation: slope x / sqrt(1 + sigma^2) (AFS; Dockhorn et al. 2022).
+    """The network-free first evaluation at x (batch, ...): slope x / sqrt(1 + sigma^2) (AFS; Dockhorn et al. 2022).
 
     For unit-variance data the slope is sigma x / (1 + sigma^2): a relative 1 / (2 sigma^2) away, so
     this is for a large sigma only, where the data is negligible.
@@ -90,11 +99,11 @@ def analytic_first(x: Sample, sigma: Sigma) -> Evaluation:
 
 
 def analytic_first_flow(x: Sample, sigma: Sigma) -> Evaluation:
-    """The same for flow models, x = (1 - sigma) x0 + sigma noise, whose sigma ends at 1.
+    """The same for flow models, x = (1 - sigma) x0 + sigma noise (batch, ...), whose sigma ends at 1.
 
-    The denoiser of unit-variance Gaussian data is (1 - sigma) x / ((1 - sigma)^2 + sigma^2): x0 and x have
-    the covariance 1 - sigma, and x has the variance (1 - sigma)^2 + sigma^2. At sigma = 1 it is 0, the mean
-    of any data that is centred, so there the slope x - 0 is right whatever the data's shape.
+    The denoiser of unit-variance Gaussian data is (1 - sigma) x / ((1 - sigma)^2 + sigma^2): x0 and x have the
+    covariance 1 - sigma, and x has the variance (1 - sigma)^2 + sigma^2. At sigma = 1 it is 0, the mean of any data
+    that is centred, so there the slope x - 0 is right whatever the data's shape.
     """
     signal = 1 - sigma
     return Evaluation(x, sigma, signal / (signal**2 + sigma**2) * x, analytic=True)
@@ -111,7 +120,7 @@ def advance(
 ) -> Step:
     """Cross one interval. Sampling and training both call this and nothing else.
 
-    `start` is the evaluation at the interval's beginning, `history` what came before it. `sigma_next` is the
+    `start` is the evaluation at the interval's beginning, `history` what came before it. `sigma_next` () is the
     interval's end, on the sample's device. `known_mid` is the planned midpoint's evaluation, if it was made before.
     """
     plan = method.planner(start, sigma_next, interval)
@@ -127,7 +136,10 @@ def advance(
 def midpoint(
     method: Method, interval: int, history: History, sigma_next: Sigma, plan: StepPlan
 ) -> tuple[Sample, Sigma, Sigma]:
-    """The sample at the planned midpoint, its noise level, and the level to ask the network at."""
+    """The sample (batch, ...) at the planned midpoint, its noise level, and the level to ask the network at.
+
+    `history` ends with the evaluation at the interval's start.
+    """
     sigma, last = plan.midpoint(history[-1].sigma, sigma_next), method.stages[interval]
     x = method.solver.to_mid(history, sigma, Stage(interval, last.index - 1, last.count))
     return x, sigma, plan.scale_time * sigma

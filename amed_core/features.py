@@ -14,7 +14,10 @@ Look = Callable[[Evaluation], Tensor]  # what the predictor sees of an interval'
 
 
 def look_at_bottleneck(start: Evaluation) -> Tensor:
-    """The U-Net's bottleneck (batch, 8, 8), as in the paper; zeros where no model was asked, as in its code."""
+    """The U-Net's bottleneck (batch, 8, 8), as in the paper; zeros where no model was asked, as in its code.
+
+    Raises ValueError if the model gave none.
+    """
     if start.analytic:
         return start.x.new_zeros(len(start.x), POOLED, POOLED)
     if start.features is None:
@@ -40,7 +43,10 @@ LOOKS: dict[str, Look] = {"bottleneck": look_at_bottleneck, "latent": look_at_la
 
 
 def pool(features: Tensor) -> Features:
-    """Average a bottleneck to (batch, 8, 8): from (batch, height, width), or raw (batch, channels, [frames,] h, w)."""
+    """Average a bottleneck to (batch, 8, 8): from (batch, height, width), or raw (batch, channels, [frames,] h, w).
+
+    Raises ValueError for other shapes.
+    """
     if features.ndim >= 4:
         features = features.mean(1)
     if features.ndim == 4:  # video: frames are averaged, too

@@ -37,7 +37,7 @@ def save_predictor(predictor: Predictor, path: Path, notes: Mapping[str, Any] | 
 
 
 def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes for a file: `training` (a Trainer's summary), the version of this package and the date."""
+    """Notes for a file: `training` (the summary of a fit), the version of this package and the date."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {"training": dict(training), "version": __version__, "date": now.isoformat(timespec="seconds")}
 
@@ -62,16 +62,20 @@ def load_predictor(path: Path) -> Predictor:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """How the predictor in `path` was made: teacher, training summary, seed, version, date."""
+    """How the predictor in `path` was made: teacher, training summary, seed, version, date.
+
+    Raises PredictorFileError if the file is damaged or not a predictor.
+    """
     notes: dict[str, Any] = _read(path, FORMAT)[0].get("notes", {})
     return notes
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a nested dict of tensors and JSON values (a Trainer's state), whole or not at all."""
+    """Write a nested dict of tensors and JSON values (the state of a fit), whole or not at all."""
     tensors: dict[str, Tensor] = {}
 
     def split(value: Any) -> Any:
+        """The value as JSON, in which a tensor is its number."""
         if isinstance(value, Tensor):
             tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
             return {"tensor": len(tensors) - 1}
@@ -85,10 +89,11 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote."""
+    """Read what `save_state` wrote. Raises PredictorFileError if the file is damaged or something else."""
     header, tensors = _read(path, STATE_FORMAT)
 
     def join(value: Any) -> Any:
+        """The inverse of `save_state`'s `split`."""
         if isinstance(value, dict):
             return tensors[str(value["tensor"])] if "tensor" in value else {k: join(v) for k, v in value["items"]}
         return [join(item) for item in value] if isinstance(value, list) else value

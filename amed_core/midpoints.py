@@ -43,6 +43,7 @@ class PredictorPlanner(Planner):
     made_of: tuple["Neighbours", ...]  # per interval of the run
 
     def updates(self, interval: int) -> Literal[1, 2]:
+        """One in plain intervals, else two."""
         return 1 if interval in self.plain else 2
 
     def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
@@ -50,11 +51,12 @@ class PredictorPlanner(Planner):
         return None if interval in self.plain else self.plan(start, interval)
 
     def plan(self, start: Evaluation, interval: int) -> StepPlan:
-        """The plan of a planned interval."""
+        """The plan of a planned interval, in numbers (batch or 1, 1, ..., 1) of the sample's dtype."""
         features = self.look(start)
         plans = [(weight, self.own(k, features)) for weight, k in self.made_of[interval]]
 
         def blended(name: str) -> Tensor | float:
+            """A column of the plan: its mean over neighbours, by their weights."""
             values = [getattr(plan, name) for _, plan in plans]
             if not isinstance(values[0], Tensor):  # the same in every interval
                 return float(values[0])
@@ -85,24 +87,28 @@ def neighbours(config: PredictorConfig, sigma: float, sigma_next: float) -> Neig
 def planner_of(
     config: PredictorConfig, run: Run | None, own: Callable[[int, Tensor], StepPlan], look: Look
 ) -> PredictorPlanner:
-    """The planner of a run, or of a predictor's own grid, that blends the plans of its `own` intervals."""
+    """The planner of a run, or of a predictor's own grid, that blends the plans of its `own` intervals.
+
+    `own` plans interval k from what `look` sees, (batch or 1, [maps,] 8, 8).
+    """
     sigmas = config.sigmas if run is None else run.sigmas
     plain = frozenset(range(config.planned, config.intervals)) if run is None else run.plain
     return PredictorPlanner(own, plain, look, tuple(neighbours(config, *interval) for interval in pairwise(sigmas)))
 
 
+def length(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
+    """How long an interval is, in ln(sigma), and down to the model's smallest level."""
+    return math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
+
+
 def longest(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
     """How long, in ln(sigma), the predictor's own intervals are where this one lies."""
     own = list(pairwise(config.sigmas))
-    return sum(weight * _length(config, *own[k]) for weight, k in neighbours(config, sigma, sigma_next))
+    return sum(weight * length(config, *own[k]) for weight, k in neighbours(config, sigma, sigma_next))
 
 
 def _centre(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
     return (math.log(sigma) + math.log(max(sigma_next, config.sigma_min))) / 2
-
-
-def _length(config: PredictorConfig, sigma: float, sigma_next: float) -> float:
-    return math.log(sigma) - math.log(max(sigma_next, config.sigma_min))
 
 
 class MidpointTable(nn.Module):

@@ -5,27 +5,23 @@ starting noise and of the slopes that the model has answered so far. So a table 
 all of them, and a fit that starts from the best of them can only come nearer to the teacher.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .config import PredictorConfig, at_guidance
+from .config import TOLERANCE, PredictorConfig, at_guidance
 from .driver import NoMidpoint, trajectory
 from .features import Look
 from .solvers import Multistep, restarted
 from .spectrum import BANDS, carried
-from .types import Evaluation, Method, Planner, Run, Sample, Sigma
-
-TOLERANCE = 5e-3  # relative; grids arrive rounded to float32, or to half precision
+from .types import Method, Run, Sample, Sigma
 
 
 @dataclass(frozen=True)
-class ToldLevels(Planner):
+class ToldLevels(NoMidpoint):
     """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
 
     With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`. From interval `switch`
@@ -40,13 +36,8 @@ class ToldLevels(Planner):
     switch: int = 0
     switch_sigma: float = 0.0
 
-    def updates(self, interval: int) -> Literal[1, 2]:
-        return 1
-
-    def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> None:
-        del start, sigma_next, interval
-
     def told(self, interval: int, sigma: Sigma) -> Sigma:
+        """`scales[interval]` times sigma, within the levels of the model that answers there."""
         scale, lowest, highest = self.scales[interval], self.lowest, self.highest
         if self.switch and interval < self.switch:
             lowest = max(lowest, self.switch_sigma)
@@ -55,6 +46,7 @@ class ToldLevels(Planner):
         return sigma if scale == 1 else (scale * sigma).clamp(lowest, highest)
 
     def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
+        """In the first interval, with gains: the sample (batch, channels, ...) where they lead, at `first_sigma`."""
         if interval or self.gains is None:
             return x, sigma
         return carried(x, self.gains), torch.full_like(sigma, self.first_sigma)
@@ -96,18 +88,8 @@ class MultistepTable(nn.Module):
 
     @property
     def learned(self) -> dict[str, Tensor]:
-        """All its numbers, by name."""
+        """All its numbers by name, in the shapes above."""
         return dict(self.named_parameters())
-
-    def begins_at(self, sigmas: Sequence[float]) -> int | None:
-        """The interval of this table that a grid begins with: 0, or where a second model takes over; else None."""
-        for begin in dict.fromkeys((0, self.config.switch)):
-            own = self.config.sigmas[begin : begin + len(sigmas)]
-            if len(own) == len(sigmas) and all(
-                math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(sigmas, own, strict=True)
-            ):
-                return begin
-        return None
 
     def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
         """How it samples a run that begins where this table or its second model does, or its own grid.
@@ -116,10 +98,9 @@ class MultistepTable(nn.Module):
         """
         del look
         sigmas = self.config.sigmas if run is None else run.sigmas
-        begin = self.begins_at(sigmas)
-        if begin is None:
-            return self.config.plain_method(sigmas)
         config = self.config
+        if (begin := config.begins_at(sigmas)) is None:
+            return config.plain_method(sigmas)
         first = at_guidance(config, self.first, guidance).tolist()
         guided = self._rows(self.guided, guidance)[begin:] if config.guided else ()
         weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
@@ -149,7 +130,7 @@ class MultistepTable(nn.Module):
         return torch.cat([self.weights[k, self.known(k)], self.first[k : k + 1], *guided]).detach().double()
 
     def set_row(self, k: int, row: Tensor, apart: Tensor | None = None) -> None:
-        """Set the weights of interval k (vectors,), and of a spectral table what each band's differ by."""
+        """Set the weights (vectors,) of interval k, and of a spectral table what bands differ by (vectors, BANDS)."""
         known = self.known(k)
         weights, first, guided = row.to(self.weights).tensor_split([len(known), len(known) + 1])
         self.weights[k, known], self.first[k] = weights, first[0]
@@ -189,7 +170,7 @@ class MultistepTable(nn.Module):
         return "\n".join(lines)
 
     def alone(self) -> "list[MultistepTable]":
-        """One table for each guidance scale: copies, whose numbers may be changed."""
+        """One table for each guidance scale, without the first axis: copies, whose numbers may be changed."""
         several, scales = bool(self.config.guidances), self.config.guidances or (self.config.guidance,)
         tables = [MultistepTable(replace(self.config, guidance=scale, guidances=())) for scale in scales]
         for number, table in enumerate(tables):

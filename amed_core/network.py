@@ -32,7 +32,7 @@ class AMEDPredictor(nn.Module):
         self.reset(generator or torch.Generator().manual_seed(0))
 
     def reset(self, generator: torch.Generator) -> None:
-        """PyTorch's own initialisation of linear layers, drawn from `generator`."""
+        """PyTorch's own initialisation of linear layers, within 1 / sqrt(inputs), drawn from `generator`."""
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, nn.Linear):

@@ -57,17 +57,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
+        self.layers = nn.Sequential(*_normalised(channels, channels), *_normalised(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (batch, channels, h, w) to the same shape."""
         return x + self.layers(x)  # type: ignore[no-any-return]
+
+
+def _normalised(channels: int, channels_out: int) -> tuple[nn.Module, ...]:
+    return nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels_out, 3, padding=1)
 
 
 def _larger(channels: int, channels_out: int) -> nn.Sequential:
@@ -93,9 +91,7 @@ class PicturesVae(nn.Module):
             nn.Conv2d(middle, coarse, 4, stride=2, padding=1),
             ResidualBlock(coarse),
             ResidualBlock(coarse),
-            nn.GroupNorm(8, coarse),
-            nn.SiLU(),
-            nn.Conv2d(coarse, CHANNELS, 3, padding=1),
+            *_normalised(coarse, CHANNELS),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(CHANNELS, coarse, 3, padding=1),
@@ -107,9 +103,7 @@ class PicturesVae(nn.Module):
             _larger(middle, fine),
             ResidualBlock(fine),
             ResidualBlock(fine),
-            nn.GroupNorm(8, fine),
-            nn.SiLU(),
-            nn.Conv2d(fine, 12, 3, padding=1),
+            *_normalised(fine, 12),
             nn.PixelShuffle(2),
         )
         self.register_buffer("mean", torch.zeros(1, CHANNELS, 1, 1))
@@ -118,9 +112,11 @@ class PicturesVae(nn.Module):
         self.register_buffer("preview", torch.zeros(CHANNELS + 1, 3))
 
     def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (batch, 3, h, w) to latents (batch, 8, h / 8, w / 8)."""
         return (self.encoder(pictures) - self.mean) / self.std  # type: ignore[no-any-return]
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents (batch, 8, h, w) to pictures (batch, 3, 8 h, 8 w)."""
         return self.decoder(latents * self.std + self.mean)  # type: ignore[no-any-return]
 
 
@@ -148,7 +144,7 @@ def words_of(text: str) -> list[str]:
 
 
 def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Sine and cosine of each patch's row and column, (height * width, channels)."""
+    """Sine and cosine of each patch's row and column: (height * width, channels)."""
     count = channels // 4
     frequencies = torch.exp(-math.log(100.0) * torch.arange(count, device=device) / count)
     rows, columns = (torch.arange(size, device=device)[:, None] * frequencies for size in (height, width))
@@ -173,6 +169,7 @@ class TransformerBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor, attention: Attention) -> Tensor:
+        """x (batch, tokens, width) and condition (batch, modulation) to the shape of x."""
         scale, shift, gate, scale_2, shift_2, gate_2 = self.modulation(condition)[:, None].chunk(6, -1)
         qkv = self.qkv(self.norm_attention(x) * (1 + scale) + shift)
         q, k, v = qkv.unflatten(-1, (3, self.heads, HEAD)).permute(2, 0, 3, 1, 4)
@@ -212,7 +209,10 @@ class PicturesTransformer(nn.Module):
         middle: Callable[[Tensor], Tensor] | None = None,
         attention: Attention = functional.scaled_dot_product_attention,
     ) -> Tensor:
-        """Predict; sigma is (batch,). `middle` sees the patches (batch, width, h, w) halfway and may replace them."""
+        """Predict (batch, 8, h, w) from x of that shape, sigma (batch,) and context (batch, tokens, width).
+
+        `middle` sees the patches (batch, width, h / 2, w / 2) halfway and may replace them.
+        """
         height, width = x.shape[-2:]
         if height % 2 or width % 2:
             x = functional.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
@@ -320,9 +320,8 @@ class PicturesDenoiser:
         return uncond + self.cfg * guidance, features[: len(x)], guidance
 
     def images(self, samples: Sample) -> Tensor:
-        """Latents as pictures (batch, 3, 128, 128) in [-1, 1]."""
-        decoded: Tensor = self.model.vae.decode(samples)
-        return decoded
+        """Latents (batch, 8, 16, 16) as pictures (batch, 3, 128, 128) in [-1, 1]."""
+        return self.model.vae.decode(samples)
 
     def _denoised(self, x: Sample, levels: Tensor, context: Tensor) -> tuple[Sample, Tensor]:
         seen: list[Tensor] = []

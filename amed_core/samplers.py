@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import PredictorConfig
 from .multistep import multistep_config
-from .schedules import USUAL_RHO, discrete, schedule
+from .schedules import USUAL_RHO, on_levels, schedule
 from .solvers import solver
 
 End = Literal["plain", "zero", "sigma_min"]
@@ -158,10 +158,7 @@ def _grid(intervals: int, end: End, spacing: str, rho: float, facts: ModelFacts)
     """So many intervals of a schedule; where it is even in time, a plain last one is half as long as the others."""
     even = end == "plain" and spacing in ("time_uniform", "discrete")
     points = 2 * intervals if even else intervals + 1
-    if spacing == "discrete":
-        grid = discrete(points, facts.sigma_min, facts.sigma_max, rho, facts.sigmas).tolist()
-    else:
-        grid = schedule(spacing)(points, facts.sigma_min, facts.sigma_max, rho).tolist()
+    grid = on_levels(schedule(spacing), facts.sigmas)(points, facts.sigma_min, facts.sigma_max, rho).tolist()
     if even:
         grid = [*grid[:-1:2], grid[-1]]
     return (*grid[:-1], grid[-1] if end == "sigma_min" else 0.0)

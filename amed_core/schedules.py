@@ -6,6 +6,7 @@ sigma_min, both included. `SCHEDULES` is the table from name to function.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,20 +17,23 @@ EPSILON_S = 1e-3  # the smallest time of the VP process that `time_uniform` disc
 
 
 def polynomial(points: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Equal steps in sigma^(1/rho) (EDM, eq. 5); rho 7 is ComfyUI's `karras`."""
+    """Equal steps (points,) in sigma^(1/rho) (EDM, eq. 5); rho 7 is ComfyUI's `karras`."""
     _check(points, sigma_min, sigma_max, rho)
     sigmas: Tensor = _ramp(points, sigma_max ** (1 / rho), sigma_min ** (1 / rho)) ** rho
     return sigmas
 
 
 def logsnr(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
-    """Equal steps in -ln(sigma) (DPM-Solver); ComfyUI's `exponential`. There is no rho: it is ignored."""
+    """Equal steps (points,) in -ln(sigma) (DPM-Solver); ComfyUI's `exponential`.
+
+    There is no rho: it is ignored.
+    """
     _check(points, sigma_min, sigma_max, rho)
     return _ramp(points, math.log(sigma_max), math.log(sigma_min)).exp()
 
 
 def time_uniform(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
-    """Equal steps in t^(1/rho) of the VP process, sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t).
+    """Equal steps (points,) in t^(1/rho) of the VP process, sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t).
 
     beta_d and beta_min are those for which sigma(1) = sigma_max and sigma(1e-3) = sigma_min (EDM,
     appendix C.1); with rho 1 it is the uniform schedule of DDPM.
@@ -43,11 +47,12 @@ def time_uniform(points: int, sigma_min: float, sigma_max: float, rho: float = 1
 
 
 def discrete(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0, table: Tensor | None = None) -> Tensor:
-    """Equal steps in t^(1/rho), where t is the timestep of a discrete model, interpolated in ln(sigma).
+    """Equal steps (points,) in t^(1/rho), where t is the timestep of a discrete model, interpolated in ln(sigma).
 
-    `table` holds the model's sigma per timestep, smallest first (ComfyUI's `model_sampling.sigmas`);
+    `table` (timesteps,) holds the model's levels, smallest first (ComfyUI's `model_sampling.sigmas`);
     without it, Stable Diffusion's. The published code raises only t_min to 1/rho, so that with rho
     other than 1 its grid starts far above sigma_max; here both ends are raised.
+    Raises ValueError if the table does not cover sigma_min and sigma_max.
     """
     _check(points, sigma_min, sigma_max, rho)
     log_table = (stable_diffusion_sigmas() if table is None else table.double().cpu()).log()
@@ -58,7 +63,7 @@ def discrete(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0, 
 
 
 def arctan(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
-    """Equal steps in arctan(sigma), best for Gaussian data (Sabour et al. 2024); ComfyUI's `kl_optimal`.
+    """Equal steps (points,) in arctan(sigma), best for Gaussian data (Sabour et al. 2024); ComfyUI's `kl_optimal`.
 
     There is no rho: it is ignored.
     """
@@ -67,7 +72,7 @@ def arctan(points: int, sigma_min: float, sigma_max: float, rho: float = 1.0) ->
 
 
 def fine(points: int, sigma_min: float, sigma_max: float, flow: bool) -> Tensor:
-    """The grid of slow samplers that others are compared to: EDM's, or half a cosine wave for flow models.
+    """The grid (points,) that slow samplers take: EDM's, or half a cosine wave for flow models.
 
     EDM's is dense at small levels alone. A flow model's curve bends at both ends: there, with 24 calls of iPNDM, it
     errs by 15 to 30 times as much as the cosine.
@@ -79,7 +84,7 @@ def fine(points: int, sigma_min: float, sigma_max: float, flow: bool) -> Tensor:
 
 
 def stable_diffusion_sigmas() -> Tensor:
-    """Stable Diffusion's 1,000 noise levels (scaled-linear betas from 0.00085 to 0.012), smallest first."""
+    """Stable Diffusion's noise levels (1000,), smallest first: scaled-linear betas from 0.00085 to 0.012."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas_cumprod = (1 - betas).cumprod(0)
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
@@ -91,7 +96,7 @@ SCHEDULES: dict[str, Schedule] = {
     "time_uniform": time_uniform,
     "discrete": discrete,
 }
-SEARCHED = "searched"  # a grid that `grids.py` found on the model: no function of the settings
+SEARCHED = "searched"  # a grid that `fit/grid_search.py` found on the model: no function of the settings
 USUAL_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
 
 
@@ -100,6 +105,11 @@ def schedule(name: str) -> Schedule:
     if name not in SCHEDULES:
         raise ValueError(f"There is no schedule {name!r}. Choose one of: {', '.join(SCHEDULES)}.")
     return SCHEDULES[name]
+
+
+def on_levels(made: Schedule, table: Tensor | None) -> Schedule:
+    """A schedule for a discrete model with the levels `table` (timesteps,), rising: only `discrete` looks at them."""
+    return partial(discrete, table=table) if made is discrete else made
 
 
 def _ramp(points: int, first: float, last: float) -> Tensor:
@@ -125,9 +135,3 @@ def _check(points: int, sigma_min: float, sigma_max: float, rho: float) -> None:
         raise ValueError(f"A grid needs 0 < sigma_min < sigma_max, but found {sigma_min} and {sigma_max}.")
     if not 0 < rho < math.inf:
         raise ValueError(f"rho must be positive, but found {rho}.")
-
-
-def refuse_unknown(name: str) -> None:
-    """Raise ValueError if no grid could have come from a schedule of this name."""
-    if name != SEARCHED:
-        schedule(name)

@@ -29,21 +29,14 @@ def _euler(history: History, sigma: Sigma) -> Sample:
 
 
 @dataclass(frozen=True)
-class Amed:
+class Amed(Solver):
     """AMED-Solver: the whole interval follows the slope found at the midpoint.
 
     x_next = x + scale_dir * (sigma_next - sigma) * slope(x_mid, scale_time * sigma_mid)
     """
 
-    memory: ClassVar[int] = 0
-    multistep: ClassVar[bool] = False
-    divides_by_r: ClassVar[bool] = False
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        del stage
-        return _euler(history, sigma)
-
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """Along the midpoint's slope; Euler's step where there is no midpoint."""
         del stage
         if plan is None:
             return _euler(history, sigma)
@@ -52,21 +45,16 @@ class Amed:
 
 
 @dataclass(frozen=True)
-class Dpm2:
+class Dpm2(Solver):
     """DPM-Solver-2 (Lu et al. 2022a) in sigma; with its midpoint at the end (r = 1) it is Heun's method.
 
     x_next = x + scale_dir * (sigma_next - sigma) * (slope_mid / (2 r) + (1 - 1 / (2 r)) * slope)
     """
 
-    memory: ClassVar[int] = 0
-    multistep: ClassVar[bool] = False
     divides_by_r: ClassVar[bool] = True
 
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        del stage
-        return _euler(history, sigma)
-
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """Along both slopes, weighed; Euler's step where there is no midpoint."""
         del stage
         if plan is None:
             return _euler(history, sigma)
@@ -77,30 +65,24 @@ class Dpm2:
 
 
 @dataclass(frozen=True)
-class Ipndm:
+class Ipndm(Solver):
     """Improved PNDM (Zhang & Chen 2023): Adams-Bashforth weights, used also on uneven grids.
 
     Order 1 is Euler's method, which is DDIM. An update that ends at sigma = 0 is of order 1.
     """
 
     max_order: int = 4
-    divides_by_r: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_order(self.max_order, len(ADAMS_BASHFORTH), "iPNDM")
 
     @property
     def memory(self) -> int:
+        """One evaluation less than its order."""
         return self.max_order - 1
 
-    @property
-    def multistep(self) -> bool:
-        return self.max_order > 1
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        return self.to_next(history, sigma, None, stage)
-
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The step of the highest order that the history allows."""
         order = 1 if stage.to_zero else min(self.max_order, len(history))
         newest_first = history[::-1]
         weighted = [w * e.slope for w, e in zip(ADAMS_BASHFORTH[order - 1], newest_first, strict=False)]
@@ -120,6 +102,7 @@ class CautiousIpndm(Ipndm):
     max_order: int = 3
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The step of the highest order that each sample may trust."""
         del stage
         newest_first = [e.slope for e in history[::-1][: self.max_order]]
         start, taken = history[-1], newest_first[0]
@@ -140,7 +123,7 @@ def _norms(x: Sample) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DpmSolverPP:
+class DpmSolverPP(Solver):
     """Multistep DPM-Solver++ (Lu et al. 2022b) of order 1 to 3, predicting data or noise.
 
     With lambda = ln(alpha / sigma), h the step in lambda, m the data prediction D and k = 0 the newest:
@@ -170,16 +153,11 @@ class DpmSolverPP:
 
     @property
     def memory(self) -> int:
+        """One evaluation less than its order."""
         return self.max_order - 1
 
-    @property
-    def multistep(self) -> bool:
-        return self.max_order > 1
-
-    def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        return self.to_next(history, sigma, None, stage)
-
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The step of the highest order that is allowed; at sigma = 0 its limit, of order 1."""
         used = history[-self._order(len(history), stage) :][::-1]  # newest first
         start = used[0]
         data = self.prediction == "data"
@@ -227,7 +205,7 @@ class DpmSolverPP:
 
 
 @dataclass(frozen=True)
-class Restarted:
+class Restarted(Solver):
     """A solver with one update per interval that forgets, at the start of interval `switch`, all that came before.
 
     There another model answers, whose slopes do not go on from those of the first.
@@ -238,21 +216,16 @@ class Restarted:
 
     @property
     def memory(self) -> int:
+        """What the solver remembers; across the switch, nothing."""
         return self.solver.memory
 
-    @property
-    def multistep(self) -> bool:
-        return self.solver.multistep
-
-    @property
-    def divides_by_r(self) -> bool:
-        return self.solver.divides_by_r
-
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        """Raises ValueError: there are no midpoints."""
         del history, sigma, stage
         raise ValueError("A solver that restarts has one update per interval: its planner must have no midpoints.")
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The solver's own step, from what the model that answers now has answered."""
         interval = stage.interval - self.switch
         if interval < 0:
             return self.solver.to_next(history, sigma, plan, stage)
@@ -266,7 +239,7 @@ def restarted(solver: Solver, switch: int) -> Solver:
 
 
 @dataclass(frozen=True)
-class Multistep:
+class Multistep(Solver):
     """A linear multistep method with weights of its own for every interval (Shaul et al. 2024: non-stationary solvers).
 
     In interval k: x_next = x + (sigma_next - sigma) * (w_k0 slope_0 + ... + w_kk slope_k + v_k denoised_0). iPNDM,
@@ -284,18 +257,22 @@ class Multistep:
     # What all these weights differ by in each band of frequency (vectors, BANDS), of every interval; none are zeros.
     spectral: tuple[Tensor, ...] = ()
     switch: int = 0
-    multistep: ClassVar[bool] = True
-    divides_by_r: ClassVar[bool] = False
 
     @property
     def memory(self) -> int:
+        """All evaluations of the run."""
         return len(self.weights) - 1
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
+        """Raises ValueError: there are no midpoints."""
         del history, sigma, stage
         raise ValueError("A learned multistep method has no midpoints: its planner must be MultistepTable's.")
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
+        """The learned sum of all that the model has answered.
+
+        Raises ValueError if it is guided and the model did not show its two answers.
+        """
         del plan
         start, k = history[-1], stage.interval
         weights = (*self.weights[k], self.first[k] if self.first else 0.0, *(self.guided[k] if self.guided else ()))
@@ -309,13 +286,19 @@ class Multistep:
 
 
 def multistep_vectors(history: History, *, guided: bool) -> list[Sample]:
-    """What a learned multistep method adds up: all slopes, the first denoised sample, and all guidance slopes."""
+    """What a learned multistep method adds up, each (batch, ...): slopes, the first denoised sample, guidance slopes.
+
+    Raises ValueError if it is guided and the model did not show its two answers.
+    """
     listed = [*(e.slope for e in history), history[0].denoised]
     return listed + [e.guidance_slope for e in history] if guided else listed
 
 
 def dynamic_threshold(denoised: Sample, quantile: float = 0.995, floor: float = 1.0) -> Sample:
-    """Clamp to the sample's own quantile s >= floor and divide by s (Imagen, Saharia et al. 2022, section 2.3)."""
+    """Clamp samples (batch, ...) to their own quantile s >= floor, and divide by s.
+
+    From Imagen (Saharia et al. 2022, section 2.3), for the data prediction of pixel models.
+    """
     flat = denoised.abs().flatten(1)
     # torch.quantile refuses more than 16 million elements; two order statistics are the same thing.
     position = quantile * (flat.shape[1] - 1)

@@ -19,7 +19,7 @@ from .types import Sample
 
 # By frequency, in half cycles per element along all axes together: the mean, what is below 1/128, and half octaves.
 BANDS = 16
-RIDGE = 1.0  # in coefficients of pure noise: how strongly a gain is held at that of a model that answers 0
+GAIN_RIDGE = 1.0  # in coefficients of pure noise: how strongly a gain is held at that of a model that answers 0
 
 
 def shows_frequencies(shape: Sequence[int]) -> bool:
@@ -47,7 +47,7 @@ def spectrum(x: Sample) -> Tensor:
 
 
 def from_spectrum(coefficients: Tensor) -> Sample:
-    """The inverse."""
+    """Samples (batch, channels, ...) from their cosine coefficients, in the same shape: the inverse."""
     x = coefficients
     for axis in range(2, x.ndim):
         x = torch.tensordot(x, cosines(x.shape[axis], x), dims=([axis], [0])).movedim(-1, axis)
@@ -64,7 +64,7 @@ def bands(x: Sample) -> Tensor:
 
 
 def combined(vectors: Sequence[Sample], weights: Tensor) -> Sample:
-    """The sum of vectors, each like a sample, whose bands are multiplied by weights (vectors, BANDS)."""
+    """The sum of vectors (batch, channels, ...) whose bands are multiplied by weights (vectors, BANDS)."""
     together = spectrum(torch.cat(list(vectors)))
     factors = weights.to(together)[:, bands(together)]
     weighted = [f * v for f, v in zip(factors, together.chunk(len(vectors)), strict=True)]
@@ -86,7 +86,7 @@ def filled(values: Tensor, empty: Tensor) -> Tensor:
 def moments(noise: Sample, there: Sample) -> Tensor:
     """Of every channel and band, summed over samples (2, channels, BANDS), in float64: all that `gains` need.
 
-    They are the noise times where the teacher takes it, and the noise squared.
+    They are the noise (batch, channels, ...) times where the teacher takes it, of the same shape, and its square.
     """
     noise, there = spectrum(noise.double()), spectrum(there.double())
     of_band = bands(noise).flatten()
@@ -97,15 +97,18 @@ def moments(noise: Sample, there: Sample) -> Tensor:
 def gains(moments: Tensor, sigma: float, sigma_max: float) -> Tensor:
     """The least-squares gain (channels, BANDS) of every channel and band, on the way from sigma_max to sigma.
 
-    Held by a ridge at sigma / sigma_max, where a model that answers 0 would lead.
+    `moments` are (2, channels, BANDS). Held by a ridge at sigma / sigma_max, where a model that answers 0 would lead.
     """
     mixed, squares = moments
-    held = RIDGE * sigma_max**2
+    held = GAIN_RIDGE * sigma_max**2
     return filled((mixed + held * sigma / sigma_max) / (squares + held), (squares == 0).all(0))
 
 
 def carried(x: Sample, gains: Tensor) -> Sample:
-    """Samples after a first step that asks no model. Raises ValueError for another number of channels."""
+    """Samples (batch, channels, ...) after a first step that asks no model, with gains (channels, BANDS).
+
+    Raises ValueError for another number of channels.
+    """
     if x.shape[1] != len(gains):
         raise ValueError(f"This predictor is for samples of {len(gains)} channels, but these have {x.shape[1]}.")
     return from_spectrum(spectrum(x) * gains.to(x)[:, bands(x)])

@@ -35,12 +35,12 @@ class Evaluation:
 
     @property
     def slope(self) -> Sample:
-        """dx/dsigma of the probability-flow ODE at this point (EDM, eq. 3)."""
+        """dx/dsigma (batch, ...) of the probability-flow ODE at this point (EDM, eq. 3)."""
         return (self.x - self.denoised) / self.sigma
 
     @property
     def guidance_slope(self) -> Sample:
-        """By how much the slope changes with the guidance scale (classifier-free guidance; Ho and Salimans 2022).
+        """By how much the slope (batch, ...) changes with the guidance scale (Ho and Salimans 2022).
 
         Raises ValueError if the model did not show its two answers.
         """
@@ -81,20 +81,17 @@ class StepPlan:
     sigma_floor: float = 0.0  # stands in for the end of an interval that ends below it (at 0)
 
     def midpoint(self, sigma: Sigma, sigma_next: Sigma) -> Sigma:
-        """sigma_next^r * sigma^(1 - r), the geometric mean of AMED-Solver (Zhou et al. 2024)."""
+        """sigma_next^r * sigma^(1 - r), the geometric mean of AMED-Solver (Zhou et al. 2024).
+
+        It is (batch, 1, ..., 1) where r is, else ().
+        """
         end = sigma_next.clamp(min=self.sigma_floor).minimum(sigma)
         r = torch.as_tensor(self.r, dtype=sigma.dtype, device=sigma.device)
         return end**r * sigma ** (1 - r)
 
     def detach(self) -> "StepPlan":
         """The same plan, cut off from autograd."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
-        detached: dict[str, Any] = {n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()}
-        return replace(self, **detached)
-
-    def changed(self, name: str, value: Tensor | float) -> "StepPlan":
-        """The same plan with another r, scale_dir or scale_time."""
-        values: dict[str, Any] = {name: value}
+        values: dict[str, Any] = {n: v.detach() for n in COLUMNS if isinstance(v := getattr(self, n), Tensor)}
         return replace(self, **values)
 
     def mean(self) -> "StepPlan":
@@ -137,35 +134,39 @@ class Denoiser(Protocol):
     """A pretrained diffusion model. The only thing in the core that costs time."""
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        """Return the denoised sample and, if the model exposes them, its bottleneck features and its guidance."""
-        ...
+        """The denoised sample (batch, ...) and, if the model exposes them, bottleneck features and guidance.
+
+        `x` (batch, ...) is at the level `sigma`, () or (batch, 1, ..., 1).
+        """
 
 
 class Solver(Protocol):
-    """An immutable update rule. Reads history, returns a sample, keeps nothing, never calls the model."""
+    """An immutable update rule. Reads history, returns a sample, keeps nothing, never calls the model.
+
+    A solver that subclasses it writes `to_next`, and of the others what is not as here.
+    """
 
     @property
     def memory(self) -> int:
         """How many evaluations from before an interval its updates may look at."""
-        ...
+        return 0
 
     @property
     def multistep(self) -> bool:
         """Whether an update looks past its own interval, so that training must follow the student's own path."""
-        ...
+        return self.memory > 0
 
     @property
     def divides_by_r(self) -> bool:
         """Whether an update divides by the midpoint's position, which then must not be 0."""
-        ...
+        return False
 
     def to_mid(self, history: History, sigma: Sigma, stage: Stage) -> Sample:
-        """Carry the newest evaluation to the midpoint `sigma`."""
-        ...
+        """Carry the newest evaluation to the midpoint `sigma`, as to an interval's end: the sample (batch, ...)."""
+        return self.to_next(history, sigma, None, stage)
 
     def to_next(self, history: History, sigma: Sigma, plan: StepPlan | None, stage: Stage) -> Sample:
-        """Finish the interval at `sigma`. `plan` is None when there was no midpoint."""
-        ...
+        """Finish the interval at `sigma`: the sample (batch, ...) there. `plan` is None if there was no midpoint."""
 
 
 class Planner(Protocol):
@@ -177,19 +178,20 @@ class Planner(Protocol):
 
     def updates(self, interval: int) -> Literal[1, 2]:
         """Solver updates in interval `interval` (from 0): 1 without a midpoint, 2 with one."""
-        ...
 
     def __call__(self, start: Evaluation, sigma_next: Sigma, interval: int) -> StepPlan | None:
         """Plan interval `interval`, which begins at `start`; None exactly where `updates` says 1."""
-        ...
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
-        """The noise level that the model is told at the start of an interval; its own unless another was learned."""
+        """The noise level that the model is told at an interval's start: `sigma`, unless another was learned."""
         del interval
         return sigma
 
     def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
-        """Where the model is asked at the start of an interval: there, unless a first step without a call leads on."""
+        """Where the model is asked at the start of an interval: the sample (batch, ...) and its noise level.
+
+        They are those that the interval starts with, unless a first step without a call leads on.
+        """
         del interval
         return x, sigma
 
@@ -216,7 +218,7 @@ class Method:
 
     @property
     def calls(self) -> int:
-        """Model calls of a run."""
+        """Model calls of a run, per sample."""
         return (self.stages[-1].count if self.stages else 0) - (self.first is not None)
 
 
@@ -236,7 +238,7 @@ class Run:
 
     @property
     def calls(self) -> int:
-        """Model calls of the run."""
+        """Model calls of the run, per sample."""
         return 2 * (len(self.sigmas) - 1) - len(self.plain) - self.analytic_first_step
 
 
@@ -244,11 +246,10 @@ class Source(Protocol):
     """Where the starting points of trajectories come from."""
 
     def __call__(self, rows: range) -> tuple[Sample, Denoiser]:
-        """Noisy samples at the grid's first level for trajectories `rows`, and the denoiser conditioned for them.
+        """Noisy samples (rows, ...) of trajectories at the grid's first level, and the denoiser conditioned for them.
 
         The same trajectory is the same noise and the same condition at every call, whichever others are asked for.
         """
-        ...
 
 
 class Model(Denoiser, Protocol):
@@ -260,11 +261,12 @@ class Model(Denoiser, Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch."""
-        ...
+        """Of one sample, without the batch: (channels, ...)."""
 
     @property
-    def sigma_min(self) -> float: ...
+    def sigma_min(self) -> float:
+        """The smallest noise level that it was trained at."""
 
     @property
-    def sigma_max(self) -> float: ...
+    def sigma_max(self) -> float:
+        """The largest noise level that it was trained at."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import Predictor, TrainConfig, sample
 from amed_core.tools import measures
-from amed_core.tools.bench import config_of
+from amed_core.tools.bench import config_named
 from amed_core.types import Model
 from benchmarks.beds import MODELS, asked_for, fitted, taught
 
@@ -28,7 +28,7 @@ def networks(model: Model, name: str, seed: int, trajectories: int) -> dict[str,
     """The paper's networks, one for each thing to look at."""
     made = {}
     for features in FEATURES:
-        config = config_of(name, 5, model, features=features)
+        config = config_named(name, 5, model, features=features)
         made[features] = fitted(model, config, TrainConfig(trajectories, batch_size=16), seed).predictor
     return made
 

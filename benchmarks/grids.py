@@ -20,20 +20,20 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.call_list import boundaries_of
 from amed_core.config import PredictorConfig
-from amed_core.fit.grid_search import RULES, TEACHER_CALLS, TRAJECTORIES, searched
+from amed_core.fit.grid_search import RULES, SEARCH_CALLS, SEARCH_TRAJECTORIES, searched
 from amed_core.fit.teacher import PathProducts, levels, path, products_of
 from amed_core.fit.trajectories import gaussian
 from amed_core.samplers import TYPES, sampler_name
 from amed_core.schedules import SEARCHED
-from amed_core.tools.bench import Bench, Settings, config_of, fitted, method_of
+from amed_core.tools.bench import Bench, BenchSettings, config_named, fitted, method_of
 from amed_core.types import Model
 from benchmarks.beds import MODELS, judging
 
 
 def passed(model: Model, config: PredictorConfig, seed: int) -> PathProducts:
     """What a grid is searched on, as a fit would search for it."""
-    x, denoiser = gaussian(model, tuple(model.shape), config.sigmas[0], seed)(range(TRAJECTORIES))
-    return products_of(path(denoiser, x, levels(config.sigma_min, config.sigmas[0], TEACHER_CALLS, config.flow)))
+    x, denoiser = gaussian(model, tuple(model.shape), config.sigmas[0], seed)(range(SEARCH_TRAJECTORIES))
+    return products_of(path(denoiser, x, levels(config.sigma_min, config.sigmas[0], SEARCH_CALLS, config.flow)))
 
 
 def on_grid(config: PredictorConfig, found: PathProducts, rule: str) -> PredictorConfig:
@@ -46,7 +46,7 @@ def on_grid(config: PredictorConfig, found: PathProducts, rule: str) -> Predicto
 
 def errors(bench: Bench, model: Model, config: PredictorConfig, seed: int) -> tuple[float, float]:
     """Of the student without a fit, and of its table."""
-    fit = fitted(model, config, Settings(seed=seed))
+    fit = fitted(model, config, BenchSettings(seed=seed))
     methods = (config.base_method(), method_of(fit.predictor, ""))
     unlearned, table = (bench.row(method, config.calls).error or 0.0 for method in methods)
     return unlearned, table
@@ -72,10 +72,10 @@ def main() -> None:
     for name in arguments.models:
         for cfg in arguments.cfg:
             model = MODELS[name](cfg)
-            bench = Bench(judging(model), Settings(samples=arguments.samples), lambda text, calls: None)
+            bench = Bench(judging(model), BenchSettings(samples=arguments.samples), lambda text, calls: None)
             for calls in arguments.calls:
                 for student in arguments.students:
-                    own = config_of(f"{student} table", calls, model)
+                    own = config_named(f"{student} table", calls, model)
                     found: dict[str, list[tuple[float, float]]] = {}
                     for seed in range(arguments.seeds):
                         products = passed(model, own, seed)

@@ -21,7 +21,7 @@ from amed_core.config import PredictorConfig
 from amed_core.fit.trajectories import gaussian, noise
 from amed_core.samplers import TYPES
 from amed_core.tools import measures
-from amed_core.tools.bench import config_of
+from amed_core.tools.bench import config_named
 from amed_core.types import Denoiser, Sample
 from benchmarks.beds import MODELS, asked_for, taught
 
@@ -77,7 +77,7 @@ def main() -> None:
     judges = [judge(name, cfg, arguments.samples) for cfg in tqdm(USED, desc="teacher")]
     print(f"{'student':14}{'fitted at':12}" + "".join(f"{cfg:8g}" for cfg in USED))
     for student in arguments.students:
-        config = config_of(f"{student} table", arguments.calls, MODELS[name](1.0))
+        config = config_named(f"{student} table", arguments.calls, MODELS[name](1.0))
         printed(student, "none", build(config), judges)
         for cfg in tqdm(FITTED, desc=student):
             printed(student, f"{cfg:g}", fitted(name, config, [cfg], arguments.seed), judges)

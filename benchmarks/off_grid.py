@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import AMEDPredictor, Method, TrainConfig, logsnr, polynomial, sample
-from amed_core.call_list import call_sigmas, read
+from amed_core.call_list import call_sigmas, run_of
 from amed_core.features import LOOKS
 from amed_core.fit.teacher import heun_samples
 from amed_core.midpoints import PredictorPlanner
 from amed_core.network import embedding
-from amed_core.tools.bench import config_of
+from amed_core.tools.bench import config_named
 from amed_core.types import Run
 from benchmarks.beds import MODELS, asked_for, fitted, taught
 
@@ -68,7 +68,7 @@ def main() -> None:
     data = model.data(arguments.samples) if hasattr(model, "data") else taught(model, high * other, 100)
     print(f"{'student':15}{'calls':>6}  {'levels':14}{'planned':>8}{'base':>9}{'rule':>9}{'all':>9}{'network':>9}")
     for name in tqdm(arguments.students):
-        config = config_of(name, 5, model)
+        config = config_named(name, 5, model)
         training = TrainConfig(arguments.trajectories, batch_size=16, gradient="finite difference")
         with torch.enable_grad():
             network = fitted(model, config, training).predictor
@@ -84,7 +84,7 @@ def main() -> None:
             kept = 1 - start if flow else 1.0
             x = noise * start if start > high * 0.99 else kept * data + noise * start
             teacher = heun_samples(asked, x, low, start, 200, flow=flow)
-            run = read(levels, config)
+            run = run_of(levels, config)
             every = pairs(levels)
             ways = (config.plain_method(levels), network.method(run), network.method(every), by_network(network, every))
             drawn = [sample(asked, x, way) for way in ways]

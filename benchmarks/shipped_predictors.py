@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core import load_predictor
 from amed_core.fit.baselines import bench_methods
-from amed_core.tools.bench import Bench, Row, Settings, method_of
+from amed_core.tools.bench import Bench, BenchSettings, Row, method_of
 from benchmarks.beds import MODELS, judging
 
 PREDICTORS = Path(__file__).parents[1] / "predictors"
@@ -43,7 +43,7 @@ def main() -> None:
             continue
         if key not in benches:
             model = judging(MODELS[key[0]](key[1]))
-            benches[key] = Bench(model, Settings(samples=arguments.samples), lambda name, calls: None)
+            benches[key] = Bench(model, BenchSettings(samples=arguments.samples), lambda name, calls: None)
         measured = benches[key]
         printed(file.stem, measured.row(method_of(predictor, file.stem), config.calls))
         if key[0] == "pictures":

@@ -19,7 +19,7 @@ from ..amed_core.features import Look
 from ..amed_core.files import PredictorFileError, load_state, save_state
 from ..amed_core.fit.make import Settings, make_fit
 from ..amed_core.fit.protocol import Fit
-from ..amed_core.fit.report import Learned, learned
+from ..amed_core.fit.report import IntervalReport, report
 from ..amed_core.fit.trajectories import HELD_OUT, Metered, noise
 from ..amed_core.types import Answer, Denoiser, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
@@ -132,7 +132,7 @@ class TrainSampler(comfy.samplers.Sampler):
         self.prompts = prompts  # names under which the guider has the positive ones
         self.tell = tell
         self.fit: Fit | None = None
-        self.report: Learned | None = None
+        self.report: IntervalReport | None = None
         self.resumed = False
         self.progress: Progress | None = None  # while the fit runs
 
@@ -212,13 +212,13 @@ class TrainSampler(comfy.samplers.Sampler):
             progress.bar.close()
             self.progress = None
 
-    def _reported(self, fit: Fit, source: Source, see: Look, balance: Balance) -> Learned:
+    def _reported(self, fit: Fit, source: Source, see: Look, balance: Balance) -> IntervalReport:
         """What the predictor does on noise that it was not fitted on."""
         settings, names = self.job.settings, (self.job.config.solver, "base solver")
         fit.predictor.requires_grad_(False)
         x, denoiser = source(range(HELD_OUT, HELD_OUT + min(REPORTED, settings.batch_size)))
         scale = self.job.scales[0]
-        return learned(*names, fit.predictor, denoiser, x, see, scale, settings.teacher_calls, balance.parts)
+        return report(*names, fit.predictor, denoiser, x, see, scale, settings.teacher_calls, balance.parts)
 
     def _sources(
         self, guider: Any, extra_args: dict[str, Any], like: Tensor, on_call: OnCall, balance: Balance

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..amed_core.call_list import read
+from ..amed_core.call_list import run_of
 from ..amed_core.config import PredictorConfig, plain_facts
 from ..amed_core.driver import raise_if_not_finite
 from ..amed_core.files import load_state, provenance
@@ -103,7 +103,7 @@ def _config(guider: Any, levels: Sequence[float]) -> PredictorConfig:
     config = student_config(MULTISTEP_STUDENT, max(len(levels) - 1, 2), facts, guidance=scale(guider) or 1.0)
     begun = tuple(levels[0] * 0.5**k for k in range(len(levels) - 1))
     config = replace(config, sigmas=(*begun, 0.0))
-    read(levels, config)
+    run_of(levels, config)
     switch = float(getattr(guider, "switch_sigma", 0.0))
     return replace(config, switch_sigma=switch) if switch < levels[0] else config
 

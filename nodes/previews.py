@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..amed_core.fit.report import Learned
+from ..amed_core.fit.report import IntervalReport
 from ..amed_core.types import COLUMNS
 from .streams import Balance, streams
 
@@ -84,7 +84,7 @@ def previewer_of(device: torch.device, latent_format: Any) -> Any:
     return previewer
 
 
-def plot(report: Learned, title: str) -> Tensor:
+def plot(report: IntervalReport, title: str) -> Tensor:
     """The report as an IMAGE (1, height, width, 3): the error at the end of every interval, and the plans."""
     sheet = Image.new("RGB", (2 * WIDTH, HEIGHT + 30), "white")
     draw = ImageDraw.Draw(sheet)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed_core.call_list import all_plain, call_sigmas, read
+from ..amed_core.call_list import all_plain, call_sigmas, run_of
 from ..amed_core.config import PredictorConfig
 from ..amed_core.predictor import Predictor
 from ..amed_core.samplers import MULTISTEP_STUDENT, NAMES, sampler_name
@@ -67,7 +67,7 @@ def sample_amed(
     levels = sigmas.tolist()
     if not _covers(config, levels) and learning_of(patcher).mode != NEVER:
         return sample_learning(model, x, sigmas, extra_args or {}, callback, disable, config)
-    run = read(levels, config)
+    run = run_of(levels, config)
     unplanned = _why_unplanned(run, config, guider)
     second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
     warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned])])
@@ -96,7 +96,7 @@ def _covers(config: PredictorConfig, levels: list[float]) -> bool:
     if config.kind != "multistep" or config.switch:
         return True
     try:
-        return read(levels, config).own_grid
+        return run_of(levels, config).own_grid
     except ValueError:  # it was made for another number of calls, or the levels are none
         return False
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..amed_core.config import PredictorConfig
-from ..amed_core.fit.grid_search import TEACHER_CALLS, TRAJECTORIES, search
+from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES, search
 from ..amed_core.fit.make import Settings, usual_settings
 from ..amed_core.fit.protocol import FitConfig, TrainConfig
 from ..amed_core.fit.trajectories import Metered
@@ -278,8 +278,8 @@ class AskedPaper(Asked):
         """The settings with the grid that was asked for, and the model calls that finding it took."""
         if self.scheduler != SEARCHED:
             return config, 0
-        count = min(batch_size, TRAJECTORIES)
-        return on_searched_grid(subject, self.seed, config, count), TEACHER_CALLS * count
+        count = min(batch_size, SEARCH_TRAJECTORIES)
+        return on_searched_grid(subject, self.seed, config, count), SEARCH_CALLS * count
 
 
 def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:

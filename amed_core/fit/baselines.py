@@ -8,7 +8,7 @@ from torch import Tensor
 from ..config import switch_of
 from ..driver import FixedMidpoint, NoMidpoint, analytic_first
 from ..multistep import coefficients
-from ..schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, discrete, polynomial
+from ..schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, on_levels, polynomial
 from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
 from ..types import Method, Model, Solver
 
@@ -38,17 +38,15 @@ def grids(
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Grids of `calls` intervals that end at 0: after sigma_min, as ComfyUI's own do, or in place of it.
 
-    `model_sigmas` are a discrete model's levels, without which a model may be outside of the discrete schedule's range.
+    They come with their names. `model_sigmas` (levels,) are a discrete model's, without which a model may be outside
+    of the discrete schedule's range.
     """
     for spacing, (schedule, rho) in SPACINGS.items():
         for points, ending in ((calls + 1, "zero"), (calls, "then zero")):
             if points < 2:
                 continue
             try:
-                if spacing == "discrete":
-                    levels = discrete(points, sigma_min, sigma_max, rho, model_sigmas).tolist()
-                else:
-                    levels = schedule(points, sigma_min, sigma_max, rho).tolist()
+                levels = on_levels(schedule, model_sigmas)(points, sigma_min, sigma_max, rho).tolist()
             except ValueError:  # the discrete schedule covers other levels
                 continue
             yield f"{spacing} {ending}", (*levels[:calls], 0.0)
@@ -63,7 +61,10 @@ def baselines(
     model_sigmas: Tensor | None = None,
     switch_sigma: float = 0.0,
 ) -> list[Baseline]:
-    """Every unlearned solver on every usual grid in `calls` model calls; they restart where a second model answers."""
+    """Every unlearned solver on every usual grid in `calls` model calls.
+
+    They restart where a second model answers, below `switch_sigma`. `model_sigmas` (levels,) are a discrete model's.
+    """
     made = []
     for grid_name, grid in grids(calls, sigma_min, sigma_max, model_sigmas):
         listed = solvers(flow).items()
@@ -93,35 +94,29 @@ def bench_methods(model: Model, calls: int) -> Iterator[Method]:
     A grid ends at sigma_min, as published, or at 0 in place of it, as ComfyUI's grids do. DPM-Solver++
     of order 1 is left out: with either prediction it is Euler's method.
     """
-    one_call: dict[str, Solver] = {"euler": Ipndm(1)}
-    one_call |= {f"ipndm-{order}": Ipndm(order) for order in (2, 3, 4)}
-    one_call |= {f"dpmpp-{order}": DpmSolverPP(order) for order in (2, 3)}
-    one_call |= {f"dpmpp-{order} noise": DpmSolverPP(order, "noise") for order in (2, 3)}
+    one_call = solvers(flow=False) | {f"dpmpp-{order} noise": DpmSolverPP(order, "noise") for order in (2, 3)}
     for spacing in SCHEDULES:
         for end in ("sigma_min", "zero"):
             for analytic in (False, True):
                 first = analytic_first if analytic else None
                 label = f"{spacing}{' zero' * (end == 'zero')}{' analytic' * analytic}"
-                if (grid := _grid(model, spacing, calls + analytic, end)) is not None:
+                if (grid := _spaced(model, spacing, calls + analytic, end)) is not None:
                     for name, solver in one_call.items():
                         yield Method(grid, solver, NoMidpoint(), first, f"{name} {label}")
                 # Two calls in every interval but an analytic first one and one that ends at 0.
                 intervals, odd = divmod(calls + analytic + (end == "zero"), 2)
-                grid = None if odd else _grid(model, spacing, intervals, end)
+                grid = None if odd else _spaced(model, spacing, intervals, end)
                 if grid is not None:
                     plain = frozenset({intervals - 1} if end == "zero" else ())
                     for name, r in (("heun", 1.0), ("dpm_2", 0.5)):
                         yield Method(grid, Dpm2(), FixedMidpoint(r, plain=plain), first, f"{name} {label}")
 
 
-def _grid(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:
+def _spaced(model: Model, spacing: str, intervals: int, end: str) -> tuple[float, ...] | None:
     """The grid, or None for the discrete schedule of a model whose levels it does not cover."""
-    low, high, rho = model.sigma_min, model.sigma_max, USUAL_RHO[spacing]
+    made = on_levels(SCHEDULES[spacing], getattr(model, "sigmas", None))
     try:
-        if spacing == "discrete":
-            sigmas = discrete(intervals + 1, low, high, rho, table=getattr(model, "sigmas", None))
-        else:
-            sigmas = SCHEDULES[spacing](intervals + 1, low, high, rho)
+        sigmas = made(intervals + 1, model.sigma_min, model.sigma_max, USUAL_RHO[spacing])
     except ValueError:
         if spacing != "discrete":
             raise

@@ -22,18 +22,21 @@ Ask = Callable[[Tensor], Sample]  # the denoised sample, by a number per sample 
 
 
 def central(ask: Ask, at: Tensor, low: float, high: float, step: float) -> Sample:
-    """The derivative of `ask` by a number per sample, from two calls inside [low, high]; error of order step^2."""
+    """The derivative (batch, ...) of `ask` by a number per sample, at the numbers `at` (batch, 1, ..., 1).
+
+    It takes two calls, inside [low, high]. Its error is of order step^2.
+    """
     below, above = (at - step).clamp(min=low), (at + step).clamp(max=high)
     return (ask(above) - ask(below)) / (above - below)
 
 
 def disagreement(derivative: Sample, other: Sample) -> float:
-    """How far one derivative is from another, relative to the other."""
+    """How far a derivative (batch, ...) is from another, relative to the other."""
     return float((derivative - other).norm() / other.norm().clamp(min=torch.finfo(other.dtype).tiny))
 
 
 def reverse_disagreement(ask: Ask, at: Tensor, derivative: Sample) -> float:
-    """How far autograd's derivative is from another, relative to the other and along it.
+    """How far autograd's derivative at `at` (batch, 1, ..., 1) is from another (batch, ...), along and relative to it.
 
     Raises RuntimeError where an operation of the model has no derivative.
     """

@@ -10,7 +10,7 @@ what is minimised grows only linearly beyond some times the usual distance (Hube
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -51,20 +51,19 @@ class Start(Protocol):
     @property
     def names(self) -> list[str]:
         """What it chooses among, by which a state knows it again."""
-        ...
 
     @property
     def model_calls(self) -> int:
-        """The fewest calls, of all workers, up to the first iteration, with the targets."""
-        ...
+        """The fewest sample calls, of all workers, up to the first iteration, with the targets."""
 
     def found(self) -> Iterator[Found]:
         """The baseline, which learns nothing, and then tables, each of which may be better."""
-        ...
 
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
-        """What can be had in closed form after a step, with no model call; the same if that is nothing."""
-        ...
+        """What can be had in closed form after a step, with no model call; the same if that is nothing.
+
+        `distances` (rows,) are those of the table's fitted samples to their targets, of which `cache` has the runs.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Linearised:
 
 
 @dataclass(frozen=True)
-class Progress:
+class FitState:
     """All that changes in a fit. It is replaced as a whole, so that a fit that is stopped inside a step repeats it."""
 
     best: Predictor  # what the fit hands over
@@ -95,7 +94,7 @@ class Progress:
     linearised: Mapping[int, Linearised] = field(default_factory=dict)  # by the batch's number
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """All of it, as `files.save_state` writes it."""
         return {
             "tables": [[asdict(table.config), dict(table.state_dict())] for table in (self.best, self.current)],
             "progress": {name: getattr(self, name) for name in (*PLAIN, *DISTANCES)},
@@ -106,10 +105,14 @@ class Progress:
     @classmethod
     def of(
         cls, state: Mapping[str, Any], runs: Runs, parameters: Callable[[PredictorConfig], Parameters], like: Predictor
-    ) -> "Progress":
-        """That of a state, whose tables go where the table `like` is."""
+    ) -> "FitState":
+        """That of a state, whose tables go where the table `like` is.
+
+        Raises StateError if its tables are of other settings; of what else is wrong `reading_state` makes one.
+        """
 
         def table(header: Mapping[str, Any], learned: Mapping[str, Tensor]) -> Predictor:
+            """A table of a state, if it is of these settings but for what a start finds."""
             config, own = (PredictorConfig.from_header(one) for one in (header, asdict(runs.config)))
             found: dict[str, Any] = {name: of_kind(getattr(config, name), kind) for name, kind in FOUND.items()}
             if config != replace(own, **found) or config.calls != own.calls:
@@ -135,14 +138,7 @@ class Progress:
 
 
 # What of it a state holds as it is, and of which kind.
-PLAIN: Mapping[str, type] = {
-    "baseline": str,
-    "iteration": int,
-    "done": bool,
-    "damping": float,
-    "used": int,
-    "best_is_table": bool,
-}
+PLAIN = {one.name: type(one.default) for one in fields(FitState) if isinstance(one.default, str | int | float)}
 FOUND: Mapping[str, type] = {"sigmas": tuple, "first_sigma": float, "channels": int, "spectral": bool}  # by a start
 DISTANCES = ("fitted", "best_distances", "base_distances")
 
@@ -159,8 +155,9 @@ class EndToEnd:
         self.parameters = parameters
         self.start = start
         self.runs = runs
+        self.settings = runs.settings
         self.initial = initial
-        self.at = Progress(initial, initial)
+        self.at = FitState(initial, initial)
         self._cache = RunCache(0)  # runs of the current table
         self._earlier_calls = 0
         self._all_calls = 0  # of all workers, when last measured
@@ -186,9 +183,9 @@ class EndToEnd:
         if self.at.done:
             return self.at.used
         total = self.start.model_calls
-        for iteration in range(1, self.runs.settings.iterations):
+        for iteration in range(1, self.settings.iterations):
             following = self._iteration_calls(iteration)
-            if self.runs.settings.budget and total + following > self.runs.settings.budget:
+            if self.settings.budget and total + following > self.settings.budget:
                 break
             total += following
         return max(total, self.at.used)
@@ -202,16 +199,16 @@ class EndToEnd:
         """
         if not self.at.history:
             yield from self._begun()
-        while not self.at.done and self.at.iteration < self.runs.settings.iterations:
-            following, budget = self._iteration_calls(self.at.iteration), self.runs.settings.budget
-            if budget and self.at.used + following > budget:
+        while not self.at.done and self.at.iteration < self.settings.iterations:
+            following = self._iteration_calls(self.at.iteration)
+            if self.settings.budget and self.at.used + following > self.settings.budget:
                 self.at = replace(self.at, done=True)
                 return
             yield self._improved()
 
     def _begun(self) -> list[FitEvent]:
         """Find the baseline and the first table; it counts as the first iteration."""
-        at, events, cache = Progress(self.initial, self.initial), [], self._cache
+        at, events, cache = FitState(self.initial, self.initial), [], self._cache
         for found in self.start.found():
             table, cache = found.table, found.cache
             at = replace(at, fitted=found.distances, current=at.current if table is None else table)
@@ -225,18 +222,18 @@ class EndToEnd:
         self._commit(at, cache)
         return events
 
-    def _commit(self, at: Progress, cache: RunCache) -> None:
+    def _commit(self, at: FitState, cache: RunCache) -> None:
         self._all_calls = int(self.runs.workers.sum(torch.tensor(self.model_calls)))
-        last = at.done or at.iteration >= self.runs.settings.iterations
+        last = at.done or at.iteration >= self.settings.iterations
         self.at, self._cache = at, RunCache(0) if last else cache
 
     def _held_out_errors(self, distances: Tensor, base: Tensor) -> tuple[float, float]:
         """The error of distances (fitted + held_out,) on what is held out, and a base's; both by the base's limit."""
-        held_out, base = (d[self.runs.settings.trajectories :] for d in (distances, base))
+        held_out, base = (d[self.settings.trajectories :] for d in (distances, base))
         limit = linear_from(base)
         return float(huber(held_out, limit).sqrt()), float(huber(base, limit).sqrt())
 
-    def _judged(self, at: Progress, method: Method, *, is_table: bool = True) -> tuple[Progress, FitEvent]:
+    def _judged(self, at: FitState, method: Method, *, is_table: bool = True) -> tuple[FitState, FitEvent]:
         """Measure the current table on what is held out, and keep it if it is the best so far on all there is.
 
         There are many more trajectories than numbers, and the more, the less a few odd ones decide. But on what is
@@ -278,34 +275,29 @@ class EndToEnd:
         at, cache, gained = self._stepped(at, parameters)
         # A step that gains nothing may be the fault of the few batches that it was made of.
         covered = self._covered(at.iteration)
-        at = replace(
-            at,
-            iteration=at.iteration + 1,
-            done=not gained and covered,
-            damping=at.damping if gained or covered else DAMPING,
-        )
+        damping = at.damping if gained or covered else DAMPING
+        at = replace(at, iteration=at.iteration + 1, done=not gained and covered, damping=damping)
         at, event = self._judged(at, at.current.method())
         self._commit(at, cache)
         return event
 
-    def _stepped(self, at: Progress, parameters: Parameters) -> tuple[Progress, RunCache, bool]:
+    def _stepped(self, at: FitState, parameters: Parameters) -> tuple[FitState, RunCache, bool]:
         """The first of some ever shorter steps that leads to a smaller loss, and whether it gained anything."""
-        here, attempt_calls = parameters.of(at.current), self.runs.config.calls * self.runs.settings.trajectories
+        calls, settings, here = self.runs.config.calls, self.settings, parameters.of(at.current)
         normal, gradient = self._summed(at.linearised.values(), here)
         for attempt in range(ATTEMPTS):
             if attempt:
-                held_out = self.runs.config.calls * self.runs.settings.held_out
-                budget = self.runs.settings.budget
-                if budget and at.used + attempt_calls + held_out > budget:
+                used = at.used + calls * settings.trajectories
+                if settings.budget and used + calls * settings.held_out > settings.budget:
                     break
-                at = replace(at, used=at.used + attempt_calls)
+                at = replace(at, used=used)
             change = damped_step(here, normal, gradient, at.damping, parameters.low, parameters.high)
             trial = parameters.table(at.current, here + change)
             distances, cache = self.runs.fitted_distances(trial.method())
             if (left := compared(distances, at.fitted)) < 1:
                 trial, distances, cache = self.start.refined(trial, distances, cache)
                 better = replace(at, current=trial, fitted=distances, damping=at.damping * EASIER)
-                return better, cache, left < (1 - self.runs.settings.tolerance) ** 2
+                return better, cache, left < (1 - settings.tolerance) ** 2
             at = replace(at, damping=at.damping * HARDER)
         return at, self._cache, False
 
@@ -328,9 +320,8 @@ class EndToEnd:
         steps = steps or self.runs.run(target, method)
         end, here = steps[-1].x, parameters.of(table)
         columns = []
-        for place, (step, (interval, where)) in enumerate(
-            zip(parameters.differences(here).tolist(), parameters.acts(), strict=True)
-        ):
+        moves = zip(parameters.differences(here).tolist(), parameters.acts(), strict=True)
+        for place, (step, (interval, where)) in enumerate(moves):
             changed = here.clone()
             changed[place] += step
             varied = parameters.table(table, changed).method()
@@ -352,14 +343,13 @@ class EndToEnd:
     @property
     def _rows_each(self) -> int:
         """How many of a batch's trajectories are linearised: with many calls, a part of it."""
-        return min(
-            self.runs.settings.batch_size, max(1, CALLS_PER_ITERATION // self._derivative_calls(self.runs.config))
-        )
+        affordable = CALLS_PER_ITERATION // self._derivative_calls(self.runs.config)
+        return min(self.settings.batch_size, max(1, affordable))
 
     @property
     def _batch_count(self) -> int:
         """The batches of all workers."""
-        return -(-self.runs.settings.trajectories // self.runs.settings.batch_size)
+        return -(-self.settings.trajectories // self.settings.batch_size)
 
     def _due(self, iteration: int) -> set[int]:
         """Which batches, of all workers', are linearised anew in an iteration: some, in turn."""
@@ -373,7 +363,7 @@ class EndToEnd:
 
     def _due_rows(self, iteration: int) -> dict[int, range]:
         """Those of this worker's batches that are linearised anew in an iteration, with the trajectories that are."""
-        due, size = self._due(iteration), self.runs.settings.batch_size
+        due, size = self._due(iteration), self.settings.batch_size
         found = {}
         for number, rows in enumerate(self.runs.fitted.batches()):
             place, within = divmod(rows.start, size)
@@ -384,7 +374,7 @@ class EndToEnd:
 
     def _iteration_calls(self, iteration: int) -> int:
         """The fewest calls of an iteration: derivatives of what is due, one attempt, and what is held out."""
-        settings, calls = self.runs.settings, self.runs.config.calls
+        settings, calls = self.settings, self.runs.config.calls
         rows = [min(self._rows_each, settings.trajectories - n * settings.batch_size) for n in self._due(iteration)]
         again = calls if self._rows_each < settings.batch_size else 0  # parts of batches are run once more
         derivatives = self._derivative_calls(self.at.current.config)
@@ -393,7 +383,7 @@ class EndToEnd:
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly. An iteration begun is begun again."""
         return {
-            "config": asdict(self.runs.settings),
+            "config": asdict(self.settings),
             "predictor_config": asdict(self.runs.config),
             "starts": self.start.names,
             **self.at.state_dict(),
@@ -406,10 +396,10 @@ class EndToEnd:
         """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         shape = self.runs.source(range(1))[0].shape[1:]
         with reading_state():
-            refuse_other_settings(state, {"config": self.runs.settings, "predictor_config": self.runs.config})
+            refuse_other_settings(state, {"config": self.settings, "predictor_config": self.runs.config})
             if state["starts"] != self.start.names:
                 raise StateError("This training state was made with other starts.")
-            at = Progress.of(state, self.runs, self.parameters, self.initial)
+            at = FitState.of(state, self.runs, self.parameters, self.initial)
             calls = [of_kind(state[name], int) for name in ("model_calls", "all_calls")]
             both = (self.runs.fitted, self.runs.judged)
             ends = [targets.read(saved, shape) for targets, saved in zip(both, state["targets"], strict=True)]
@@ -422,24 +412,16 @@ class EndToEnd:
         """What came of it. Errors are RMSEs on what is held out, but that those far beyond the baseline's usual one
         count as in Huber's loss: a single odd sample of few says little.
         """
-        measured, settings = bool(self.at.history), self.runs.settings
-        error, base = self._held_out_errors(self.at.best_distances, self.at.base_distances)
-        details = {"iterations": self.at.iteration}
-        teacher = f"iPNDM, {settings.teacher_calls} calls"
-        return FitSummary(
-            "end to end",
-            teacher,
-            self.at.baseline,
-            self._all_calls,
-            error if measured else None,
-            base if measured else None,
-            asdict(settings),
-            details,
-        )
+        errors: tuple[float | None, float | None] = (None, None)
+        if self.at.history:
+            errors = self._held_out_errors(self.at.best_distances, self.at.base_distances)
+        teacher, details = f"iPNDM, {self.settings.teacher_calls} calls", {"iterations": self.at.iteration}
+        settings = asdict(self.settings)
+        return FitSummary("end to end", teacher, self.at.baseline, self._all_calls, *errors, settings, details)
 
 
 def resumed(target: Target, varied: Method, steps: Sequence[Step], interval: int, where: Acts) -> Resume:
-    """Where the run of a varied method leaves the one that is known."""
+    """Where the run of a varied method leaves the known one, whose `steps` are all there: one model call, or none."""
     start, history = steps[interval].start, steps[interval - 1].history if interval else ()
     if where == "start":
         told = varied.planner.told(interval, start.sigma)

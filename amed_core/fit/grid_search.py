@@ -24,7 +24,7 @@ from .teacher import PathProducts, levels, path, products_of
 # two slopes (DPM-Solver++ and learned weights).
 Rule = Literal["euler", "ipndm", "weights"]
 RULES: tuple[Rule, ...] = get_args(Rule)
-TEACHER_CALLS, TRAJECTORIES = 24, 16  # of a search for a student's grid
+SEARCH_CALLS, SEARCH_TRAJECTORIES = 24, 16  # of a search for a student's grid
 
 
 def searched(passed: PathProducts, intervals: int, rule: str, *, flow: bool = False) -> tuple[float, ...]:
@@ -55,7 +55,7 @@ def searched(passed: PathProducts, intervals: int, rule: str, *, flow: bool = Fa
     return tuple(passed.levels[p] for p in reversed(points))
 
 
-def on_searched_grid(config: PredictorConfig, passed: PathProducts) -> PredictorConfig:
+def on_cheapest_grid(config: PredictorConfig, passed: PathProducts) -> PredictorConfig:
     """The settings of a student with two calls per interval on the grid that is cheapest for it.
 
     It is searched call by call. Of those levels every second one is a grid point. Raises ValueError if its grid does
@@ -73,9 +73,12 @@ def on_searched_grid(config: PredictorConfig, passed: PathProducts) -> Predictor
 
 
 def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorConfig:
-    """The same, from noisy samples `x` at the grid's first level: one run of TEACHER_CALLS model calls."""
-    fine = levels(config.sigma_min, config.sigmas[0], TEACHER_CALLS, config.flow)
-    return on_searched_grid(config, products_of(path(denoiser, x, fine)))
+    """The same, from noisy samples `x` (batch, ...) at the grid's first level: SEARCH_CALLS model calls of each.
+
+    Raises ValueError if the student's grid does not end at 0.
+    """
+    fine = levels(config.sigma_min, config.sigmas[0], SEARCH_CALLS, config.flow)
+    return on_cheapest_grid(config, products_of(path(denoiser, x, fine)))
 
 
 def first_levels(passed: PathProducts, ratios: Sequence[float], *, flow: bool = False) -> list[float]:
@@ -92,12 +95,15 @@ def _variance(passed: PathProducts) -> Tensor:
 
 
 def left_at_end(passed: PathProducts, flow: bool) -> Tensor:
-    """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance."""
+    """What is left, squared, of an error at every level (levels,), if the data were Gaussian of its own variance.
+
+    At sigma, v / (s^2 v + sigma^2), with the variance v and the signal's scale s.
+    """
     return left_of_errors(passed.levels, float(_variance(passed)), flow)
 
 
 def left_of_errors(levels: Sequence[float], variance: float, flow: bool) -> Tensor:
-    """The same for data of a variance."""
+    """The same (levels,) for data of a known variance."""
     sigma = torch.tensor(levels, dtype=torch.float64)
     signal = 1 - sigma if flow else torch.ones_like(sigma)
     return variance / (signal**2 * variance + sigma**2)

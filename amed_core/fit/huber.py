@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-FAR = 3.0  # times the geometric mean of all distances: beyond it they count linearly
+LINEAR_BEYOND = 3.0  # times the geometric mean of all distances: beyond it they count linearly
 
 
 def squares(samples: Tensor, targets: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def squares(samples: Tensor, targets: Tensor) -> Tensor:
 
 def linear_from(distances: Tensor) -> Tensor:
     """The distance () from which on samples count linearly, in a set of distances (rows,)."""
-    return FAR * distances.clamp(min=torch.finfo(torch.float64).tiny).log().mean().exp()
+    return LINEAR_BEYOND * distances.clamp(min=torch.finfo(torch.float64).tiny).log().mean().exp()
 
 
 def huber(distances: Tensor, limit: Tensor) -> Tensor:

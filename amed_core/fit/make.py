@@ -59,8 +59,8 @@ def make_fit(
 ) -> Fit:
     """The fit of a predictor of these settings, not begun.
 
-    `sources` are one per guidance scale of the config. `model_sigmas` are a discrete model's levels, `seed` that of a
-    network's weights. Raises ValueError for settings of another kind of fit.
+    `sources` are one per guidance scale of the config. `model_sigmas` (levels,) are a discrete model's. `seed` is that
+    of a network's weights. Raises ValueError for settings of another kind of fit, or another number of sources.
     """
     listed = (sources,) if callable(sources) else tuple(sources)
     if len(listed) != max(len(config.guidances), 1):
@@ -74,6 +74,7 @@ def make_fit(
         raise ValueError("A table is fitted to the end of the trajectory: give a FitConfig.")
 
     def single(number: int, on: PredictorConfig | None) -> Fit:
+        """The fit at guidance scale `number`, on the grid of the table of another scale if there is one."""
         scale = config.guidances[number] if config.guidances else config.guidance
         own = replace(config, guidance=scale, guidances=())
         runs = Runs.of(own, settings, Metered(listed[number]), workers)
@@ -89,7 +90,7 @@ def make_fit(
 
 def fit_predictor(
     model: Model,
-    name: str = MULTISTEP_STUDENT,
+    student: str | PredictorConfig = MULTISTEP_STUDENT,
     calls: int = 5,
     *,
     trajectories: int = 0,
@@ -97,14 +98,17 @@ def fit_predictor(
     guidance: float = 1.0,
     progress: Callable[[Fit], object] = lambda fit: None,
 ) -> Fit:
-    """Fit a predictor of sampler type `name` to a model at so many model calls, and return the finished fit.
+    """Fit a predictor to a model at so many model calls, and return the finished fit.
 
+    `student` is a sampler type's name, or the settings, which then say how many calls, and at what guidance.
     `trajectories` are those of the fit, 0 for as many as usual. `seed` is that of noise and weights. `guidance` is
     noted in the predictor; the model itself answers at its own scale. `progress` hears of every step. Raises ValueError
-    for a name or a number of calls that cannot be.
+    for a name or a number of calls that cannot be. Raises FloatingPointError for samples that are not finite.
     """
-    config = student_config(name, calls, facts_of(model), guidance=guidance)
-    settings = usual_settings(config, trajectories, differentiable=differentiable(model))
+    config = student
+    if isinstance(config, str):
+        config = student_config(config, calls, facts_of(model), guidance=guidance)
+    settings = usual_settings(config, trajectories, differentiable=is_differentiable(model))
     device = getattr(model, "device", "cpu")
     source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)
     fit = make_fit(config, settings, source, model_sigmas=getattr(model, "sigmas", None), seed=seed, device=device)
@@ -127,7 +131,7 @@ def facts_of(model: Model) -> ModelFacts:
     )
 
 
-def differentiable(model: Model) -> bool:
+def is_differentiable(model: Model) -> bool:
     """Whether autograd runs through the model, found out by one call of it."""
     with torch.enable_grad():
         return in_full(_asked_once(model, requires_grad=True))[0].requires_grad

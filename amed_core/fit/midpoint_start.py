@@ -21,16 +21,21 @@ class MidpointStart:
 
     @property
     def names(self) -> list[str]:
+        """Both baselines."""
         return ["midpoints", "plain calls"]
 
     @property
     def model_calls(self) -> int:
+        """Sample calls: of the targets, of both baselines where it fits, and of one on what is held out."""
         settings, calls = self.runs.settings, self.runs.config.calls
         once = 2 * settings.trajectories + settings.held_out
         return self.runs.fitted.model_calls + self.runs.judged.model_calls + calls * once
 
     def found(self) -> Iterator[Found]:
-        """Plain calls at the levels a user would sample with, if they are the better baseline, and the table."""
+        """Plain calls at the levels a user would sample with, if they are the better baseline, and the table.
+
+        Raises FloatingPointError if the teacher's samples are not finite.
+        """
         config = self.runs.config
         plain = self._found(f"plain {config.solver}", config.plain_method(call_sigmas(config, config.calls)))
         table = self._found(f"{config.solver}, midpoints at r = 0.5", self.initial.method(), self.initial)

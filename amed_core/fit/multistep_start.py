@@ -22,7 +22,7 @@ from .targets import Target, finite
 from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
-FINALISTS = 2  # of the baselines, run on all trajectories
+FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
 FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
@@ -58,15 +58,20 @@ class MultistepStart:
 
     @property
     def names(self) -> list[str]:
+        """The given baselines; those on searched grids follow from the targets."""
         return [one.name for one in self.baselines]
 
     @property
     def model_calls(self) -> int:
+        """Sample calls, of all workers: targets, every baseline on a few trajectories, and the best on all.
+
+        Every grid that is solved for then takes a few, the best of them all, and the table is judged.
+        """
         settings, calls = self.runs.settings, self.runs.config.calls
         fitted, held_out = settings.trajectories, settings.held_out
         first = min(settings.batch_size, fitted)
         tried = len(self.baselines) + len(RULES) * len(solvers(self.runs.config.flow))
-        unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALISTS * fitted
+        unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALIST_BASELINES * fitted
         few = sum(targets.beginning(QUICK_TRAJECTORIES) for targets in (self.runs.fitted, self.runs.judged))
         closed = min(SOLVED_GRIDS, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
         quick = self.solved_grids * few if self.on is None else 0
@@ -118,7 +123,7 @@ class MultistepStart:
             for name, solver in solvers(flow).items():
                 listed.append(baseline(f"{name} searched for {rule}", solver, grid, switch_sigma=switch))
         screened = self._screened(listed).log().mean(1)
-        finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALISTS].tolist()]
+        finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALIST_BASELINES].tolist()]
         return best_of([self._measured(one.name, self.written(one)) for one in finalists])
 
     def _worth_solving(self, best: Found, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:
@@ -163,7 +168,8 @@ class MultistepStart:
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
         """The table with the bands of its last interval solved for again, from where that begins now, if it is better.
 
-        It takes no model call, and is left out where memory was too short to keep all runs.
+        `distances` (rows,) are the fitted samples' to their targets. It takes no model call, and is left out where
+        memory was too short to keep all runs.
         """
         config, targets = table.config, list(self.runs.fitted)
         missing = torch.tensor(sum(target.number not in cache.steps for target in targets))
@@ -185,6 +191,7 @@ class MultistepStart:
         method, kept = made.method(), RunCache(cache.keep_bytes)
 
         def draw(target: Target) -> Tensor:
+            """The last update done again, from the evaluations that are kept."""
             *before, step = cache.get(target.number, target.x.device)
             history = (*(s.start for s in before), step.start)
             x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[last])
@@ -214,7 +221,7 @@ class MultistepStart:
         return Found(name, method, *self.runs.fitted_distances(method), table)
 
     def written(self, one: Baseline, *, spectral: bool = False) -> MultistepTable:
-        """A baseline as a table."""
+        """A baseline as a table: its weights, and the gains of its first step if that asks no model."""
         channels = self.channels if one.first_sigma else 0
         config = multistep_config(
             self.runs.config, one.levels, first_sigma=one.first_sigma, channels=channels, spectral=spectral

@@ -27,32 +27,25 @@ class Parameters(Protocol):
     @property
     def low(self) -> Tensor:
         """(count,), -inf where there is no bound."""
-        ...
 
     @property
     def high(self) -> Tensor:
         """(count,), inf where there is no bound."""
-        ...
 
     def of(self, table: Predictor) -> Tensor:
-        """A table's numbers."""
-        ...
+        """A table's numbers (count,)."""
 
     def table(self, like: Predictor, numbers: Tensor) -> Predictor:
-        """A copy of a table with these numbers; what no number stands for stays."""
-        ...
+        """A copy of a table with these numbers (count,); what no number stands for stays."""
 
     def differences(self, numbers: Tensor) -> Tensor:
-        """By how much to change each for its derivative, with the sign that stays inside its bounds."""
-        ...
+        """By how much to change each (count,) for its derivative, with the sign that stays inside its bounds."""
 
     def acts(self) -> list[tuple[int, Acts]]:
         """Of every number the interval, and where in it it acts."""
-        ...
 
     def calls_after(self) -> list[int]:
         """Of every number how many model calls depend on it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,34 +61,41 @@ class MidpointParameters:
 
     @property
     def low(self) -> Tensor:
+        """The lowest of the free columns, again for every interval (count,)."""
         return self._each([self.config.bounds[n][0] for n in self.free])
 
     @property
     def high(self) -> Tensor:
+        """The highest of the free columns, again for every interval (count,)."""
         return self._each([self.config.bounds[n][1] for n in self.free])
 
     def _each(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).repeat(self.config.planned)
 
     def of(self, table: Predictor) -> Tensor:
+        """The free columns (count,), interval by interval."""
         numbers: Tensor = dict(table.named_parameters())["plans"][:, self.free].flatten().cpu().double()
         return numbers
 
     def table(self, like: Predictor, numbers: Tensor) -> Predictor:
+        """A copy with these numbers (count,) in the free columns, on the device of `like`."""
         made = MidpointTable(self.config).to(next(like.parameters()))
         made.load_state_dict(like.state_dict())
         made.plans[:, self.free] = numbers.reshape(self.config.planned, -1).to(made.plans)
         return made
 
     def differences(self, numbers: Tensor) -> Tensor:
+        """MIDPOINT_DIFFERENCE (count,), downward where it would leave the range."""
         inside = numbers + MIDPOINT_DIFFERENCE <= self.high
         return torch.where(inside, MIDPOINT_DIFFERENCE, -MIDPOINT_DIFFERENCE).double()
 
     def acts(self) -> list[tuple[int, Acts]]:
+        """r and scale_time act on the midpoint, scale_dir on the last update."""
         where: dict[str, Acts] = {"r": "mid", "scale_dir": "update", "scale_time": "mid"}
         return [(k, where[COLUMNS[n]]) for k in range(self.config.planned) for n in self.free]
 
     def calls_after(self) -> list[int]:
+        """From the midpoint's call on; of scale_dir from the next interval's."""
         begins = [2 * k - self.config.analytic_first_step for k in range(self.config.planned)]  # an interval's calls
         return [self.config.calls - begins[k] - 1 - (where == "update") for k, where in self.acts()]
 
@@ -132,18 +132,22 @@ class MultistepParameters:
 
     @property
     def low(self) -> Tensor:
+        """Without bounds (count,)."""
         return torch.full((len(self.layout),), -math.inf, dtype=torch.float64)
 
     @property
     def high(self) -> Tensor:
+        """Without bounds (count,)."""
         return -self.low
 
     def of(self, table: Predictor) -> Tensor:
+        """The numbers (count,) in the order of `layout`."""
         parts = {name: values.detach().cpu() for name, values in table.named_parameters()}
         parts["scale_time"] = parts["scale_time"].log()
         return torch.stack([_place(parts, number) for number in self.layout]).double()
 
     def table(self, like: Predictor, numbers: Tensor) -> Predictor:
+        """A copy with these numbers (count,), on the CPU."""
         made = MultistepTable(self.config)
         made.load_state_dict(like.state_dict())
         made.scale_time.log_()
@@ -154,14 +158,17 @@ class MultistepParameters:
         return made
 
     def differences(self, numbers: Tensor) -> Tensor:
+        """WEIGHT_DIFFERENCE (count,), downward for the very first told level."""
         steps = torch.full_like(numbers, WEIGHT_DIFFERENCE)
         steps[self.layout.index(Number("scale_time", 0))] *= -1  # the model may know no level above
         return steps
 
     def acts(self) -> list[tuple[int, Acts]]:
+        """Told levels act at an interval's start, weights on its update."""
         return [(number.interval, "start" if number.kind == "scale_time" else "update") for number in self.layout]
 
     def calls_after(self) -> list[int]:
+        """The calls of later intervals; of a told level its own, too."""
         return [self.config.calls - k - (where != "start") for k, where in self.acts()]
 
 

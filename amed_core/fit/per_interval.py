@@ -47,10 +47,12 @@ class TeacherRun:
 
     @property
     def bytes(self) -> int:
+        """The memory that it takes, in bytes."""
         tensors = [*self.targets, *(t for e in self.starts for t in (e.x, e.denoised, e.features) if t is not None)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def to(self, device: torch.device | str) -> "TeacherRun":
+        """The same run on another device."""
         return TeacherRun([t.to(device) for t in self.targets], [e.to(device) for e in self.starts])
 
 
@@ -80,7 +82,11 @@ class Batch:
     def of(
         cls, saved: Mapping[str, Any], rows: range, like: Sample, denoiser: Denoiser, planned: int, starts: int
     ) -> "Batch":
-        """The batch of a state, with so many planned intervals and starts that the teacher has asked for."""
+        """The batch of a state, with so many planned intervals and starts that the teacher has asked for.
+
+        `like` (rows, ...) are its noisy samples, drawn again. Raises StateError if it is of another grid, and
+        TypeError for tensors of other shapes.
+        """
         interval = of_kind(saved["interval"], int)
         if (len(saved["targets"]), len(saved["starts"])) != (planned, starts) or interval not in range(planned + 1):
             raise StateError("This training state holds a batch of another grid.")
@@ -146,7 +152,7 @@ class PerInterval:
 
     @property
     def total(self) -> int:
-        """Trajectories to cross in all."""
+        """Trajectories to cross in all, those of later epochs again."""
         return self.config.trajectories * self.config.epochs
 
     @property
@@ -183,7 +189,8 @@ class PerInterval:
             self._batch = None
             if error is not None:
                 yield self._event(batch, batch.interval - 1, self.losses[-1], (), error)
-        self.keep_best()
+        if self._best is not None:
+            self.predictor.load_state_dict(self._best)
 
     def _event(
         self, batch: Batch, interval: int, loss: float, plans: tuple[StepPlan, ...], held_out: float | None = None
@@ -191,11 +198,6 @@ class PerInterval:
         finished = interval == self.predictor.config.planned - 1
         samples = (batch.x, batch.teacher.targets[interval])
         return FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples, interval, finished)
-
-    def keep_best(self) -> None:
-        """Give the predictor the weights that did best on what is held out, if that was measured."""
-        if self._best is not None:
-            self.predictor.load_state_dict(self._best)
 
     @torch.no_grad()
     def _validated(self, count: int) -> float | None:
@@ -274,9 +276,10 @@ class PerInterval:
         return self._event(batch, interval, total, (plan.mean(),))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sample, StepPlan, History]:
-        """The loss of the batch's next interval with its graph, the student there, its plan and its history.
+        """The loss () of the batch's next interval with its graph, the student (batch, ...) there, plan and history.
 
-        The loss is this worker's part of the mean over the whole batch.
+        The loss is this worker's part of the mean over the whole batch: squared distances to the teacher, summed over
+        a sample (Zhou et al. 2024).
         """
         interval = batch.interval
         sigmas = self.sigmas.to(batch.x)
@@ -348,8 +351,8 @@ class PerInterval:
             rows = range(self.config.trajectories)[begin:end]
         x, denoiser = self.metered(self.workers.share(rows))  # a denoiser is in no state: the source gives it again
         with reading_state():
-            weights = weights_of(state["predictor"], self.predictor)
-            best = None if state["best"] is None else weights_of(state["best"], self.predictor)
+            weights = loaded_weights(state["predictor"], self.predictor)
+            best = None if state["best"] is None else loaded_weights(state["best"], self.predictor)
             optimizer = optimizer_state_of(state["optimizer"], self.predictor)
             trajectory, calls = (of_kind(state[name], int) for name in ("trajectory", "model_calls"))
             planned = range(self.predictor.config.planned)
@@ -398,37 +401,31 @@ class Neighbourhood:
     plan: StepPlan  # with its graph
 
     @property
-    def unknowns(self) -> list[tuple[str, float, float]]:
-        """The numbers of the plan that the answer depends on, with the ranges that make sense."""
-        ranges = (("r", 0.0, 1.0), ("scale_time", 0.0, math.inf))
-        return [one for one in ranges if isinstance(getattr(self.plan, one[0]), Tensor)]
+    def unknowns(self) -> list[tuple[str, Tensor, float, float]]:
+        """The numbers of the plan that the answer depends on, (batch, 1, ..., 1), and the ranges that make sense."""
+        plan = self.plan.detach()
+        ranges = (("r", plan.r, 0.0, 1.0), ("scale_time", plan.scale_time, 0.0, math.inf))
+        return [(name, value, low, high) for name, value, low, high in ranges if isinstance(value, Tensor)]
 
     def ask(self, name: str, value: Any) -> Sample:
-        """The answer with another value of one number."""
-        plan = self.plan.detach().changed(name, value)
+        """The answer (batch, ...) with another value (batch, 1, ..., 1) of one number."""
+        plan = replace(self.plan.detach(), **{name: value})
         asked = midpoint(self.method, self.interval, self.history, self.sigma_next, plan)
         return evaluate(self.denoiser, *asked).denoised
 
-    def value(self, name: str) -> Tensor:
-        """A number of the plan, without its graph."""
-        found: Tensor = getattr(self.plan.detach(), name)
-        return found
-
     def differences(self, step: float) -> list[Sample]:
-        """The answer's derivatives by every unknown, by finite differences."""
-        return [
-            central(partial(self.ask, name), self.value(name), low, high, step) for name, low, high in self.unknowns
-        ]
+        """The answer's derivatives (batch, ...) by every unknown, by finite differences."""
+        return [central(partial(self.ask, name), value, low, high, step) for name, value, low, high in self.unknowns]
 
     def reverse_agrees(self, differences: Sequence[Sequence[Sample]]) -> bool:
-        """Whether autograd finds the derivatives that finite differences of some step find."""
-        names = [name for name, _, _ in self.unknowns]
+        """Whether autograd finds the derivatives (batch, ...) that finite differences of some step find.
+
+        `differences` are lists of one for each unknown.
+        """
+        asks = [(partial(self.ask, name), value) for name, value, _, _ in self.unknowns]
         try:
             distances = [
-                max(
-                    reverse_disagreement(partial(self.ask, name), self.value(name), derivative)
-                    for name, derivative in zip(names, found, strict=True)
-                )
+                max(reverse_disagreement(*ask, one) for ask, one in zip(asks, found, strict=True))
                 for found in differences
             ]
         except RuntimeError as error:
@@ -444,11 +441,9 @@ class Neighbourhood:
         D + J_r (r - r0) + J_t (t - t0) has the value and the gradient of the model itself, and no
         autograd runs through the model: memory is that of sampling.
         """
-        zeroth = self.ask("r", self.value("r"))
-        terms = [
-            (slope, getattr(self.plan, name), self.value(name))
-            for slope, (name, _, _) in zip(self.differences(step), self.unknowns, strict=True)
-        ]
+        zeroth = self.ask("r", self.plan.detach().r)
+        unknown = [(getattr(self.plan, name), value) for name, value, _, _ in self.unknowns]
+        terms = [(slope, *one) for slope, one in zip(self.differences(step), unknown, strict=True)]
 
         def linearised(x: Sample, sigma: Sigma) -> Sample:
             del x, sigma
@@ -461,13 +456,16 @@ def _fields(evaluation: Evaluation) -> dict[str, Any]:
     return {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
 
 
-def weights_of(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
-    """The weights of a predictor, from a state."""
+def loaded_weights(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
+    """The weights of a predictor, from a state. Raises TypeError for other shapes."""
     return {name: of_shape(saved[name], own.shape) for name, own in predictor.state_dict().items()}
 
 
 def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> dict[int, dict[str, Tensor]]:
-    """What Adam knows of every weight, from a state; nothing before its first step."""
+    """What Adam knows of every weight, from a state; nothing before its first step.
+
+    Raises TypeError for other shapes.
+    """
     shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in predictor.parameters()]
     return {
         number: {name: of_shape(saved[number][name], shape).clone() for name, shape in names.items()}

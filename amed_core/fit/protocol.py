@@ -137,38 +137,30 @@ class Fit(Protocol):
     @property
     def predictor(self) -> Predictor:
         """The best so far, always usable."""
-        ...
 
     @property
     def losses(self) -> list[float]:
         """One loss per batch, summed over its intervals, or one error per iteration."""
-        ...
 
     @property
     def model_calls(self) -> int:
         """Single-sample model calls so far, of this process."""
-        ...
 
     @property
     def expected_calls(self) -> int:
         """The fewest there will be at the end, as far as that is known now: for progress bars."""
-        ...
 
     def events(self) -> Iterator[FitEvent]:
         """Fit, one step per event; call again to go on. Raises FloatingPointError for samples that are not finite."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly; `files.save_state` writes it. A step begun is begun again."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
-        ...
 
     def summary(self) -> FitSummary:
         """What came of it so far."""
-        ...
 
 
 Value = TypeVar("Value")
@@ -180,7 +172,10 @@ class StateError(ValueError):
 
 @contextmanager
 def reading_state() -> Iterator[None]:
-    """Turn whatever goes wrong where a state is read into a StateError; change no fit before it is all read."""
+    """Turn whatever goes wrong where a state is read into a StateError.
+
+    Change no fit before all of the state is read.
+    """
     try:
         yield
     except StateError:

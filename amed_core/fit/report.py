@@ -17,7 +17,7 @@ from .teacher import levels, passed_at
 
 
 @dataclass(frozen=True)
-class Learned:
+class IntervalReport:
     """What a predictor does: one entry per interval."""
 
     name: str
@@ -61,7 +61,7 @@ class Learned:
 
 
 @torch.no_grad()
-def learned(
+def report(
     name: str,
     base_name: str,
     predictor: Predictor,
@@ -71,10 +71,11 @@ def learned(
     guidance: float | None = None,
     teacher_calls: int = 40,
     parts: Callable[[Sample], Mapping[str, Tensor]] = lambda _: {},
-) -> Learned:
-    """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise `x`.
+) -> IntervalReport:
+    """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise.
 
-    `x` is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their own.
+    `x` (batch, ...) is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their
+    own.
     """
     config = predictor.config
     fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)
@@ -95,9 +96,8 @@ def learned(
         found = parts(step.x)
         apart.append({name: float((found[name] - end).square().mean().sqrt()) for name, end in ends.items()})
     both = {part: (apart[1][part], apart[0][part]) for part in ends}
-    made = Learned(name, base_name, config.sigmas, errors[1], errors[0], plans, parts=both)
-    if isinstance(fitted.solver, Multistep):
-        solver = fitted.solver
+    made = IntervalReport(name, base_name, config.sigmas, errors[1], errors[0], plans, parts=both)
+    if isinstance(solver := fitted.solver, Multistep):
         made = replace(made, weights=solver.weights, first=solver.first, guided=solver.guided)
     if isinstance(fitted.planner, ToldLevels):
         made = replace(made, told=fitted.planner.scales, first_sigma=config.first_sigma)

@@ -99,7 +99,7 @@ def moved_to(steps: Sequence[Step], device: torch.device | str) -> list[Step]:
 
 
 def bytes_of(steps: Sequence[Step]) -> int:
-    """The memory that a run takes."""
+    """The memory that a run takes, in bytes; tensors that steps share count once."""
     evaluations = [e for step in steps for e in (step.start, step.mid) if e is not None]
     held = [t for e in evaluations for t in (e.x, e.denoised, e.features, e.guidance) if t is not None]
     tensors = {id(t): t for t in [*held, *(step.x for step in steps)]}

@@ -42,14 +42,19 @@ class SeveralScales:
 
     @property
     def model_calls(self) -> int:
+        """Single-sample model calls of all scales so far, of this process."""
         return sum(fit.model_calls for fit in self.fits.values())
 
     @property
     def expected_calls(self) -> int:
+        """The fewest of all scales; of one that was not begun, as if it took the first one's grid."""
         return sum(self.fits[n].expected_calls if n in self.fits else self._least[n] for n in self.order)
 
     def events(self) -> Iterator[FitEvent]:
-        """Fit one scale after the other."""
+        """Fit one scale after the other; model calls are of all so far.
+
+        Raises FloatingPointError for samples that are not finite.
+        """
         for n in self.order:
             if n not in self.fits:
                 self.fits[n] = self.make(n, self._first.predictor.config)
@@ -58,6 +63,7 @@ class SeveralScales:
                 yield replace(event, model_calls=before + event.model_calls)
 
     def state_dict(self) -> dict[str, Any]:
+        """The states of the scales that were begun, by number."""
         return {"fits": {str(n): fit.state_dict() for n, fit in self.fits.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,17 +83,9 @@ class SeveralScales:
         """What came of it: root mean squares of the scales' errors."""
         found = [self.fits[n].summary() for n in sorted(self.fits)]
         errors = [(s.error, s.baseline_error) for s in found if s.error is not None and s.baseline_error is not None]
-        error, base = (
-            (sum(e**2 for e in column) / len(errors)) ** 0.5 if errors else None
-            for column in ([one[place] for one in errors] for place in range(2))
-        )
+        means = [(sum(e**2 for e in column) / len(column)) ** 0.5 for column in zip(*errors, strict=True)]
+        error, base = means or (None, None)
         calls = sum(summary.model_calls for summary in found)
         details = {"scales": {str(self.scales[n]): one.error for n, one in zip(sorted(self.fits), found, strict=True)}}
-        return replace(
-            found[0],
-            baseline="the best baselines",
-            model_calls=calls,
-            error=error,
-            baseline_error=base,
-            details=details,
-        )
+        own: dict[str, Any] = {"model_calls": calls, "error": error, "baseline_error": base, "details": details}
+        return replace(found[0], baseline="the best baselines", **own)

@@ -28,7 +28,7 @@ class Target:
     end: Sample
 
     def few(self, source: Metered, count: int) -> "Target":
-        """The first trajectories of the batch."""
+        """The first trajectories of the batch, conditioned by themselves."""
         x, denoiser = source(self.rows[:count])
         return replace(self, rows=self.rows[:count], x=x, denoiser=denoiser, end=self.end[:count])
 
@@ -89,7 +89,7 @@ class Targets:
 
     @property
     def model_calls(self) -> int:
-        """What the slow sampler takes for all of these trajectories, of all workers."""
+        """Sample calls that the slow sampler takes for all of these trajectories, of all workers."""
         return len(self.rows) * self.teacher.model_calls(self.teacher_calls)
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,16 +97,16 @@ class Targets:
         return dict(self.ends)
 
     def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Tensor]:
-        """The slow sampler's samples of a state, which `ends` may become; `shape` is that of one sample.
+        """The slow sampler's samples of a state, (rows of a batch, *shape) each, which `ends` may become.
 
-        Raises TypeError or IndexError if they are not of these trajectories.
+        `shape` is that of one sample. Raises TypeError or IndexError if they are not of these trajectories.
         """
         batches = self.batches()
         return {number: of_shape(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
 
 
 def finite(end: Sample) -> Sample:
-    """The slow sampler's samples, if they are finite. Raises FloatingPointError if they are not."""
+    """The slow sampler's samples (batch, ...). Raises FloatingPointError if they are not finite."""
     if not bool(end.isfinite().all()):
         raise FloatingPointError(
             "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "

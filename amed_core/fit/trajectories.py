@@ -1,7 +1,7 @@
 """Where trajectories start, and the model calls along them: drawn per trajectory, counted, split if memory is short."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def gaussian(
     """
 
     def draw(rows: range) -> tuple[Sample, Denoiser]:
-        conditioned: Denoiser = getattr(denoiser, "for_rows", lambda _: denoiser)(rows)
-        return sigma * noise(rows, shape, seed).to(device), conditioned
+        return sigma * noise(rows, shape, seed).to(device), conditioned(denoiser, rows)
 
     return draw
 
@@ -67,28 +66,21 @@ class MeteredDenoiser:
         self.denoiser = denoiser
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        def ask(denoiser: Denoiser, part: slice) -> tuple[Tensor | None, ...]:
-            return in_full(denoiser(x[part], _rows(sigma, part)))
-
-        denoised, features, guidance = self._in_pieces(ask, len(x))
-        assert denoised is not None
-        return denoised, features, guidance
-
-    def _in_pieces(
-        self, ask: Callable[[Denoiser, slice], tuple[Tensor | None, ...]], count: int
-    ) -> tuple[Tensor | None, ...]:
+        count = len(x)
         while True:
             size = min(self.meter.most or count, count)
             parts = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
             try:
-                answers = [ask(self._for(part, count), part) for part in parts]
+                answers = [in_full(self._for(part, count)(x[part], _part_of(sigma, part))) for part in parts]
             except (RuntimeError, ValueError) as error:
                 alone = one_at_a_time(error)
                 if size == 1 or not (alone or out_of_memory(error)):
                     raise
             else:
                 self.meter.calls += count
-                return tuple(_join(values) for values in zip(*answers, strict=True))
+                denoised, features, guidance = (_join(values) for values in zip(*answers, strict=True))
+                assert denoised is not None
+                return denoised, features, guidance
             # Outside of the handler, where the failed call's tensors are gone.
             self.meter.most = 1 if alone else -(-size // 2)
             if torch.cuda.is_available():
@@ -112,7 +104,7 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in words or "allocate memory" in words
 
 
-def _rows(sigma: Sigma, part: slice) -> Sigma:
+def _part_of(sigma: Sigma, part: slice) -> Sigma:
     return sigma if sigma.ndim == 0 or sigma.shape[0] == 1 else sigma[part]
 
 

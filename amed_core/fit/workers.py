@@ -23,7 +23,7 @@ class Workers:
         return rows[begin:end]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of every process's `values`, in place; the same in all of them."""
+        """The sum of every process's `values`, of any shape, in place; the same in all of them."""
         if self.count > 1:
             distributed.all_reduce(values)
         return values

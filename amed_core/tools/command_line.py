@@ -7,7 +7,7 @@ import inspect as inspection
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from ..digits import DigitsDenoiser
 from ..driver import sample
 from ..files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from ..fit.call_derivative import GRADIENTS
-from ..fit.grid_search import TRAJECTORIES, search
-from ..fit.make import differentiable, facts_of, make_fit, usual_settings
+from ..fit.grid_search import SEARCH_TRAJECTORIES, search
+from ..fit.make import facts_of, is_differentiable, make_fit, usual_settings
 from ..fit.protocol import FitConfig, TrainConfig
 from ..fit.teacher import TEACHERS
 from ..fit.trajectories import chunks, conditioned, gaussian
@@ -32,11 +32,12 @@ from ..samplers import MULTISTEP_STUDENT, NAMES, Kind, student_config
 from ..schedules import SCHEDULES, SEARCHED
 from ..types import Model
 from . import first
-from .bench import Settings, as_json, bench_with_bar, best_of_each, method_of, table
+from .bench import BenchSettings, as_json, bench_with_bar, best_of_each, method_of, table
 
 BUNDLED: dict[str, Callable[[float], Model]] = {"digits": DigitsDenoiser, "pictures": PicturesDenoiser}
 REQUIRED = ("shape", "sigma_min", "sigma_max")
 SHAPING = ("schedule", "rho", "scale_dir", "scale_time", "max_order", "hidden", "prediction")  # what is fitted
+TRAINING = ("epochs", "teacher", "teacher_points", "learning_rate", "held_out", "gradient", "batch_size")  # and how
 
 
 def load_denoiser(place: str, cfg: float | None = None) -> Model:
@@ -63,8 +64,7 @@ def load_denoiser(place: str, cfg: float | None = None) -> Model:
     if not callable(factory):
         defined = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise ValueError(f"{path} defines no {name}. It defines: {', '.join(defined) or 'nothing callable'}.")
-    takes_cfg = "cfg" in inspection.signature(factory).parameters
-    if cfg is not None and not takes_cfg:
+    if cfg is not None and "cfg" not in inspection.signature(factory).parameters:
         raise ValueError(f"{name} of {path} takes no cfg; leave --cfg out.")
     model = factory(cfg=cfg) if cfg is not None else factory()
     if missing := [attribute for attribute in REQUIRED if not hasattr(model, attribute)]:
@@ -84,7 +84,7 @@ def importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
+def fingerprint_of(place: str, model: Model) -> dict[str, str | int | float]:
     """What a predictor file remembers of the model."""
     own: dict[str, str | int | float] | None = getattr(model, "fingerprint", None)
     return own or {
@@ -95,9 +95,9 @@ def fingerprint(place: str, model: Model) -> dict[str, str | int | float]:
     }
 
 
-def refuse_other_model(predictor: Predictor, place: str, model: Model) -> None:
+def check_model(predictor: Predictor, place: str, model: Model) -> None:
     """Raise ValueError if the predictor was made for another model."""
-    made_for, found = predictor.config.model, fingerprint(place, model)
+    made_for, found = predictor.config.model, fingerprint_of(place, model)
     differing = [key for key in found if key in made_for and made_for[key] != found[key]]
     if differing:
         raise ValueError(
@@ -108,6 +108,7 @@ def refuse_other_model(predictor: Predictor, place: str, model: Model) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
+    """Fit and compare on the bundled text-to-picture model."""
     from .demo import demo  # noqa: PLC0415 - needs Pillow
 
     torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -115,6 +116,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
+    """Fit and save a predictor. Raises ValueError for options that contradict each other."""
     scales = arguments.cfg or [None]
     models = [load_denoiser(arguments.denoiser, cfg) for cfg in scales]
     with torchrun(getattr(models[0], "device", "cpu")) as workers:
@@ -128,10 +130,10 @@ def _train(
 ) -> None:
     """Fit what the arguments ask for, on this worker's part of the trajectories; the first worker saves and speaks."""
     model, device = models[0], getattr(models[0], "device", "cpu")
-    config = _config(arguments, models, scales)
+    config = _asked(arguments, models, scales)
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
     if arguments.schedule == SEARCHED:
-        x, denoiser = sources[0](range(TRAJECTORIES))
+        x, denoiser = sources[0](range(SEARCH_TRAJECTORIES))
         config = search(denoiser, x, config)
     settings = _settings(arguments, config, model)
     about: dict[str, Any] = {"model_sigmas": getattr(model, "sigmas", None), "seed": arguments.seed}
@@ -161,21 +163,23 @@ def _train(
             print(summary.sentence())
 
 
-def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
+def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The arguments of these names that were not left out."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def _asked(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
     """The settings of what the arguments ask to fit."""
-    chosen = {name: getattr(arguments, name) for name in SHAPING if getattr(arguments, name) is not None}
+    chosen = given(arguments, SHAPING)
     several = tuple(scale for scale in scales if scale is not None) if len(models) > 1 else ()
     facts = [facts_of(model) for model in models]
-    about = replace(
-        facts[0],
-        guided=all(one.guided for one in facts),
-        fingerprint=fingerprint(arguments.denoiser, models[0]),
-    )
+    guided, about_model = all(one.guided for one in facts), fingerprint_of(arguments.denoiser, models[0])
+    about = replace(facts[0], guided=guided, fingerprint=about_model)
     told: dict[str, Any] = {"guidance": 1.0 if scales[0] is None else scales[0], "guidances": several}
     switches = ("table", "published", "thresholding", "no_lower_order_final")
     if arguments.solver == MULTISTEP_STUDENT:
-        if given := [*chosen, *(name for name in switches if getattr(arguments, name))]:
-            options = ", ".join("--" + name.replace("_", "-") for name in given)
+        if refused := [*chosen, *(name for name in switches if getattr(arguments, name))]:
+            options = ", ".join("--" + name.replace("_", "-") for name in refused)
             raise ValueError(f"{MULTISTEP_STUDENT} finds its own grid and weights: leave out {options}.")
         return student_config(MULTISTEP_STUDENT, arguments.calls, about, **told)
     if arguments.table and arguments.published:
@@ -195,30 +199,19 @@ def _config(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequ
 
 def _settings(arguments: argparse.Namespace, config: PredictorConfig, model: Model) -> TrainConfig | FitConfig:
     """How to fit it."""
-    usual = usual_settings(config, arguments.trajectories, differentiable=differentiable(model))
-    if arguments.batch_size:
-        usual = replace(usual, batch_size=arguments.batch_size)
-    if not isinstance(usual, TrainConfig):
-        return usual
-    return replace(
-        usual,
-        epochs=arguments.epochs,
-        teacher=arguments.teacher or "",
-        teacher_points=arguments.teacher_points,
-        learning_rate=arguments.learning_rate,
-        held_out=arguments.held_out,
-        **({"gradient": arguments.gradient} if arguments.gradient else {}),
-    )
+    usual = usual_settings(config, arguments.trajectories, differentiable=is_differentiable(model))
+    return replace(usual, **given(arguments, TRAINING if isinstance(usual, TrainConfig) else ["batch_size"]))
 
 
 def run_sample(arguments: argparse.Namespace) -> None:
+    """Draw samples and save them. Raises ValueError for a predictor of another model, or an output that cannot be."""
     from .plots import save_samples  # noqa: PLC0415 - needs Pillow
 
     predictor = load_predictor(arguments.predictor)
     made_for = None if predictor.config.guidance == 1 else predictor.config.guidance
     cfg = made_for if arguments.cfg is None else arguments.cfg
     model = load_denoiser(arguments.denoiser, cfg)
-    refuse_other_model(predictor, arguments.denoiser, model)
+    check_model(predictor, arguments.denoiser, model)
     method = method_of(predictor, "amed", cfg)
     generator = torch.Generator().manual_seed(arguments.seed)
     x = method.sigmas[0] * torch.randn(arguments.samples, *model.shape, generator=generator)
@@ -233,16 +226,10 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
+    """Print the table, and save its rows if asked to."""
     model = load_denoiser(arguments.denoiser, arguments.cfg)
-    settings = Settings(
-        calls=tuple(arguments.calls),
-        samples=arguments.samples,
-        trajectories=arguments.trajectories,
-        teacher_calls=arguments.teacher_calls,
-        batch=arguments.batch,
-        seed=arguments.seed,
-        methods=tuple(arguments.methods),
-    )
+    about = given(arguments, ("samples", "trajectories", "teacher_calls", "batch", "seed"))
+    settings = BenchSettings(calls=tuple(arguments.calls), methods=tuple(arguments.methods), **about)
     rows = bench_with_bar(model, settings)
     print(table(best_of_each(rows) if arguments.best else rows))
     if arguments.json:
@@ -250,12 +237,12 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
 
 def run_first(arguments: argparse.Namespace) -> None:
+    """Print what the first pictures teach; rows are saved as they come."""
     model = load_denoiser(arguments.denoiser, arguments.cfg)
     rows = []
     with tqdm(unit="draw") as bar:
-        counts = (arguments.calls, arguments.pictures, arguments.draws, arguments.samples)
-        about = {"uses": arguments.uses, "teacher_calls": arguments.teacher_calls, "batch": arguments.batch}
-        for row in first.first(model, *counts, **about, seed=arguments.seed, progress=lambda text: bar.update()):
+        about = given(arguments, ("calls", "pictures", "draws", "samples", "uses", "teacher_calls", "batch", "seed"))
+        for row in first.first(model, **about, progress=lambda text: bar.update()):
             rows.append(row)
             if arguments.json:
                 write_json(arguments.json, as_json(rows))
@@ -263,6 +250,7 @@ def run_first(arguments: argparse.Namespace) -> None:
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
+    """Print what a file holds."""
     predictor = load_predictor(arguments.file)
     config = predictor.config
     print(f"{arguments.file}: {sum(p.numel() for p in predictor.parameters()):,} weights")
@@ -320,9 +308,7 @@ def parser() -> argparse.ArgumentParser:
     model_options(compare)
     compare.add_argument("--calls", type=int, nargs="+", default=[3, 5, 7], help="model calls per sample")
     compare.add_argument("--samples", type=int, default=1000, help="evaluation noises; all work grows with it")
-    compare.add_argument(
-        "--trajectories", type=int, default=0, help="of every fit; 0: twice the samples, at most 10000"
-    )
+    compare.add_argument("--trajectories", type=int, default=0, help="of every fit; 0: twice the samples, up to 10000")
     compare.add_argument("--teacher-calls", type=int, default=200, help="model calls of the converged teacher")
     compare.add_argument("--batch", type=int, default=250, help="samples per model call")
     compare.add_argument("--methods", nargs="+", default=["*"], help="shell patterns of method names")
@@ -359,10 +345,8 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")
     train.add_argument("--held-out", type=int, default=0, help="noises on which a network's best weights are chosen")
-    train.add_argument(
-        "--gradient", choices=GRADIENTS, help="through the model; reverse if left out and the model allows it"
-    )
-    train.add_argument("--batch-size", type=int, default=0, help="noises per model call; 0 chooses 4 to 32")
+    train.add_argument("--gradient", choices=GRADIENTS, help="through the model; if left out, reverse where possible")
+    train.add_argument("--batch-size", type=int, help="noises per model call; 4 to 32 if left out")
     train.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
     train.add_argument("--schedule", choices=[*SCHEDULES, SEARCHED], help="of the grid; the recipe's if left out")
     train.add_argument("--rho", type=float, help="of the schedule; its usual one if left out")
@@ -374,9 +358,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--no-lower-order-final", action="store_true", help="keep DPM-Solver++'s order to the end")
     train.add_argument("--hidden", type=int, help="hidden width of the predictor; 128 if left out")
     train.add_argument("--teacher", choices=list(TEACHERS), help="the student's own family if left out")
-    train.add_argument(
-        "--teacher-points", type=int, default=0, help="teacher points inside every interval; 0: recipe's"
-    )
+    train.add_argument("--teacher-points", type=int, default=0, help="that it adds in every interval; 0: recipe's")
     train.add_argument("--output", type=Path, default=Path("predictor.safetensors"))
     train.add_argument("--state", type=Path, help="file for the training state, written at Ctrl-C and at the end")
     train.add_argument("--resume", type=Path, help="go on from a training state")

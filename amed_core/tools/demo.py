@@ -15,7 +15,7 @@ from ..fit.protocol import FitConfig
 from ..pictures import PicturesDenoiser, PicturesModel, load_pictures
 from ..samplers import MULTISTEP_STUDENT
 from ..types import Answer, Method, Sample, Sigma
-from .bench import Bench, Row, Settings, as_json, method_of, table
+from .bench import Bench, BenchSettings, Row, as_json, method_of, table
 from .measures import error
 from .plots import sheet
 
@@ -49,6 +49,7 @@ class Judged(Counted):
     """The same, asked for the shown prompts first, and then for drawings that no fit has asked for."""
 
     def for_rows(self, rows: Sequence[int]) -> PicturesDenoiser:
+        """The denoiser of samples number `rows`: the shown prompts come first."""
         others = super().for_rows([row + UNSEEN for row in rows]).prompts or ()
         shown = [PROMPTS[row] if row < SHOWN else other for row, other in zip(rows, others, strict=True)]
         return self.for_prompts(shown)
@@ -76,11 +77,13 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
         save_predictor(fit.predictor, output / f"{MULTISTEP_STUDENT}.safetensors", notes)
 
         bar.set_postfix_str("comparison")
-        settings = Settings((CALLS,), samples, teacher_calls=TEACHER_CALLS, batch=BATCH)
+        settings = BenchSettings((CALLS,), samples, teacher_calls=TEACHER_CALLS, batch=BATCH)
         bench = Bench(judged, settings, lambda name, calls: None)
         ours = method_of(fit.predictor, MULTISTEP_STUDENT)
         learned = bench.row(ours, CALLS, fit.model_calls, seconds)
-        unlearned = sorted((bench.row(pair, CALLS) for pair in screened(pairs, judged, bench)), key=_error)
+        unlearned = sorted(
+            (bench.row(pair, CALLS) for pair in screened(pairs, judged, bench)), key=lambda row: row.rank
+        )
         winner = next(pair for pair in pairs if pair.name == unlearned[0].method)
         asked, x, teacher = judged.for_rows(range(SHOWN)), bench.x[:SHOWN], bench.teacher[:SHOWN]
         latents = (teacher, sample(asked, x, winner), sample(asked, x, ours))
@@ -123,7 +126,10 @@ def conclusion(learned: Row, unlearned: Row, samples: int) -> str:
 
 
 def labelled(learned: Row, unlearned: Row, latents: Sequence[Tensor], model: PicturesModel) -> list[tuple[str, Tensor]]:
-    """The sheet's rows: the teacher's pictures, and each method's with their differences to those."""
+    """The sheet's rows: the teacher's pictures, and each method's with their differences to those.
+
+    `latents` (shown, 8, 16, 16) are the teacher's, the unlearned method's and the learned one's.
+    """
     teacher, theirs, ours = (model.vae.decode(drawn).clamp(-1, 1) for drawn in latents)
     name = unlearned.method.removesuffix(" zero")
     rows = [(f"teacher\n{TEACHER_CALLS} calls", teacher)]
@@ -131,7 +137,3 @@ def labelled(learned: Row, unlearned: Row, latents: Sequence[Tensor], model: Pic
         rows.append((f"{label}\n{CALLS} calls\nerror {row.error or 0.0:.3f}", drawn))
         rows.append((f"{GAIN} x its\ndifference", GAIN * (drawn - teacher).abs() - 1))  # black is none
     return rows
-
-
-def _error(row: Row) -> float:
-    return float("inf") if row.error is None else row.error

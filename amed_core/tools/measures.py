@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..types import Sample
 
@@ -36,11 +35,11 @@ def error(samples: Sample, teacher: Sample, seed: int = 0) -> Error:
 
 
 def frechet(samples: Sample, real: Sample) -> float:
-    """Frechet distance between Gaussians fitted to two sets of samples, on their elements.
+    """Frechet distance between Gaussians fitted to two sets of samples (n, *shape), on their elements.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson & Landau 1982). Above 256 elements both sets
-    are projected onto the same fixed random directions. It is biased upward by roughly
-    dimensions / n, so compare only values of the same n.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson & Landau 1982). Above 256 elements both sets are projected onto
+    the same fixed random directions. It is biased upward by roughly dimensions / n, so compare only values of the same
+    n.
     """
     a, b = (s.flatten(1).cpu().double() for s in (samples, real))
     if a.shape[1] > FRECHET_DIMENSIONS:
@@ -48,13 +47,8 @@ def frechet(samples: Sample, real: Sample) -> float:
         basis = torch.linalg.qr(directions).Q
         a, b = a @ basis, b @ basis
     difference = (a.mean(0) - b.mean(0)).square().sum()
-    root = _square_root(a.T.cov())
+    values, vectors = torch.linalg.eigh(a.T.cov())
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # C1^(1/2)
     # The eigenvalues of C1^(1/2) C2 C1^(1/2) are those of C1 C2.
     cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp(min=0).sqrt().sum()
     return float(difference + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    return root

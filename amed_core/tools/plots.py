@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ..types import Sample
 
-SIDE = 96  # pixels a sample is at least enlarged to
+LEAST_SIDE = 96  # pixels a sample is at least enlarged to
 
 
 def is_image(samples: Sample) -> bool:
@@ -23,13 +23,16 @@ def is_image(samples: Sample) -> bool:
 
 def as_pixels(samples: Sample) -> Tensor:
     """Samples in [-1, 1] as bytes (n, height, width, 3), enlarged smoothly."""
-    scale = max(1, math.ceil(SIDE / samples.shape[-1]))
+    scale = max(1, math.ceil(LEAST_SIDE / samples.shape[-1]))
     large = functional.interpolate(samples.float().cpu(), scale_factor=scale, mode="bicubic", align_corners=False)
     return ((large.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).movedim(1, -1)
 
 
 def save_samples(samples: Sample, path: Path) -> None:
-    """Write a grid of images to a .png, or the tensor to a .safetensors. Raises ValueError for other endings."""
+    """Write samples (n, *shape) as a grid of images to a .png, or as a tensor to a .safetensors.
+
+    Raises ValueError for other endings, and for a .png of what is no image.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_file({"samples": samples.contiguous()}, path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import GRID, SIGMA_MIN, multistep_config
 
-from amed_core.call_list import call_sigmas, read
+from amed_core.call_list import call_sigmas, run_of
 from amed_core.config import PredictorConfig
 from amed_core.samplers import TYPES, ModelFacts, student_config
 
@@ -29,7 +29,7 @@ def configs() -> list[PredictorConfig]:
 def test_the_own_list_has_one_level_per_call_and_is_read_back_as_the_own_grid() -> None:
     for config in configs():
         own = call_sigmas(config, config.calls)
-        run = read(own, config)
+        run = run_of(own, config)
         assert len(own) == config.calls + 1
         assert run.own_grid
         assert run.sigmas == config.sigmas
@@ -46,7 +46,7 @@ def test_any_piece_of_any_list_costs_one_call_per_level() -> None:
             assert levels[-1] == config.sigmas[-1]
             for begin, end in itertools.combinations(range(calls + 1), 2):
                 if calls == config.calls or (begin, end) != (0, calls):
-                    assert read(levels[begin : end + 1], config).calls == end - begin
+                    assert run_of(levels[begin : end + 1], config).calls == end - begin
 
 
 def test_a_cut_at_a_grid_point_keeps_the_intervals_of_the_whole() -> None:
@@ -54,22 +54,22 @@ def test_a_cut_at_a_grid_point_keeps_the_intervals_of_the_whole() -> None:
         own = call_sigmas(config, config.calls)
         for point in config.sigmas[1:-1]:
             cut = own.index(point)
-            first, second = read(own[: cut + 1], config), read(own[cut:], config)
+            first, second = run_of(own[: cut + 1], config), run_of(own[cut:], config)
             assert first.sigmas + second.sigmas[1:] == config.sigmas
-            assert first.plain | {p + len(first.sigmas) - 1 for p in second.plain} == read(own, config).plain
+            assert first.plain | {p + len(first.sigmas) - 1 for p in second.plain} == run_of(own, config).plain
 
 
 def test_another_number_of_calls_is_an_error_that_names_the_right_one() -> None:
     config = student_config("amed", 5, FACTS)
     with pytest.raises(ValueError, match="Set steps to 5"):
-        read(call_sigmas(config, 8), config)
+        run_of(call_sigmas(config, 8), config)
 
 
 def test_the_tail_of_a_longer_list_is_planned() -> None:
     """What denoise below 1 asks for."""
     config = student_config("amed", 5, FACTS)
     levels = call_sigmas(config, 12)[-6:]
-    run = read(levels, config)
+    run = run_of(levels, config)
     assert run.sigmas == (levels[0], levels[2], levels[4], levels[5])
     assert run.plain == {2}, "only the last call is plain"
     assert not run.own_grid
@@ -79,7 +79,7 @@ def test_the_tail_of_a_longer_list_is_planned() -> None:
 def test_an_interval_longer_than_the_predictors_own_is_crossed_by_plain_calls() -> None:
     config = student_config("amed", 5, FACTS)
     levels = [HIGH, 60.0, 0.02, LOW, 0.0]
-    run = read(levels, config)
+    run = run_of(levels, config)
     assert run.sigmas == tuple(levels)
     assert run.plain == {0, 1, 2, 3}
     assert run.calls == 4
@@ -89,15 +89,15 @@ def test_intervals_as_long_as_the_predictors_own_are_planned_wherever_they_lie()
     config = student_config("amed_dpm_2", 6, FACTS, schedule="logsnr", end="sigma_min")
     ratio = config.sigmas[0] / config.sigmas[1]
     for start in (HIGH, 17.0, 3.0):
-        assert read([start, start / ratio**0.4, start / ratio], config).plain == frozenset()
-        assert read([start, start / ratio**0.4, start / ratio**1.4], config).plain == {0, 1}
+        assert run_of([start, start / ratio**0.4, start / ratio], config).plain == frozenset()
+        assert run_of([start, start / ratio**0.4, start / ratio**1.4], config).plain == {0, 1}
 
 
 @pytest.mark.parametrize("name", [name for name, kind in TYPES.items() if kind.solver in ("ipndm", "dpmpp")])
 def test_off_its_grid_a_multistep_student_is_its_base_solver(name: str) -> None:
     config = student_config(name, 5, FACTS)
     levels = call_sigmas(config, 10)[-6:]
-    run = read(levels, config)
+    run = run_of(levels, config)
     assert run.sigmas == levels
     assert run.plain == frozenset(range(5))
 
@@ -115,21 +115,21 @@ def test_off_its_grid_a_multistep_student_is_its_base_solver(name: str) -> None:
 )
 def test_lists_that_cannot_be_sampled_are_refused(sigmas: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read(sigmas, student_config("amed", 5, FACTS))
+        run_of(sigmas, student_config("amed", 5, FACTS))
 
 
 def test_a_list_of_levels_is_its_own_only_from_the_beginning() -> None:
     config = multistep_config(5, sigmas=GRID)
     assert config.calls == 5
     assert call_sigmas(config, 5) == GRID
-    assert read(GRID, config).own_grid
-    assert read(GRID[:4], config).own_grid
+    assert run_of(GRID, config).own_grid
+    assert run_of(GRID[:4], config).own_grid
     for other in (GRID[2:], (80.0, 5.0, 0.5, 0.0)):
-        found = read(other, config)
+        found = run_of(other, config)
         assert not found.own_grid
         assert found.calls == len(other) - 1
     with pytest.raises(ValueError, match="Set steps to 5"):
-        read(call_sigmas(config, 8), config)
+        run_of(call_sigmas(config, 8), config)
 
 
 @pytest.mark.parametrize("last", [0.5, SIGMA_MIN])

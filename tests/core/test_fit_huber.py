@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from amed_core.fit.huber import FAR, compared, huber, linear_from
+from amed_core.fit.huber import LINEAR_BEYOND, compared, huber, linear_from
 
 USUAL = torch.ones(999, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("odd", [2.0, 30.0])
 def test_beyond_some_distance_errors_count_linearly(odd: float) -> None:
-    """The usual distance is 1, and the limit FAR times that of all, one odd one included."""
+    """The usual distance is 1, and the limit LINEAR_BEYOND times that of all, one odd one included."""
     distances = torch.cat([USUAL, torch.tensor([odd])])
     limit = linear_from(distances)
-    assert float(limit) == pytest.approx(FAR * odd ** (1 / 1000))
-    of_odd = odd**2 if odd < FAR else float(limit) * (2 * odd - float(limit))
+    assert float(limit) == pytest.approx(LINEAR_BEYOND * odd ** (1 / 1000))
+    of_odd = odd**2 if odd < LINEAR_BEYOND else float(limit) * (2 * odd - float(limit))
     assert float(huber(distances, limit)) == pytest.approx((999 + of_odd) / 1000)
     assert compared(distances, torch.ones_like(distances)) == pytest.approx((999 + of_odd) / 1000, rel=1e-2)
 

@@ -10,7 +10,7 @@ from amed_core.driver import trajectory
 from amed_core.files import load_predictor
 from amed_core.fit.make import usual_settings
 from amed_core.fit.protocol import FitConfig
-from amed_core.fit.report import learned
+from amed_core.fit.report import report
 from amed_core.predictor import build
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def test_errors_are_those_to_the_exact_solution(student: str) -> None:
         float((step.x - model.exact(x, SIGMA_MAX, level)).square().mean().sqrt())
         for step, level in zip(steps, config.sigmas[1:], strict=True)
     ]
-    found = learned("", "", predictor, model, x, teacher_calls=60)
+    found = report("", "", predictor, model, x, teacher_calls=60)
     assert list(found.errors) == pytest.approx(exact, rel=2e-2, abs=2e-3)
 
 
@@ -38,14 +38,14 @@ def test_the_teacher_of_a_fit_is_near_enough_to_tell_a_good_predictor_from_a_bad
     model = DigitsDenoiser().for_rows(range(20))
     settings = usual_settings(predictor.config)
     assert isinstance(settings, FitConfig)
-    few, many = (learned("", "", predictor, model, x, teacher_calls=calls) for calls in (settings.teacher_calls, 100))
+    few, many = (report("", "", predictor, model, x, teacher_calls=calls) for calls in (settings.teacher_calls, 100))
     assert few.errors[-1] == pytest.approx(many.errors[-1], rel=0.05)
     assert few.errors[-1] < 0.5 * few.base_errors[-1]
 
 
 def test_its_text_has_a_line_per_interval_and_parts_have_errors_of_their_own() -> None:
     predictor, x = build(multistep_config(4)), SIGMA_MAX * noise(4, 1, 4, 4)
-    found = learned("ours", "base", predictor, Gaussian(), x, parts=lambda end: {"top": end[..., :2, :], "all": end})
+    found = report("ours", "base", predictor, Gaussian(), x, parts=lambda end: {"top": end[..., :2, :], "all": end})
     lines = found.text().splitlines()
     assert len(lines) == 1 + 4 + 2
     assert found.parts["all"] == pytest.approx((found.errors[-1], found.base_errors[-1]))

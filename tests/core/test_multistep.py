@@ -38,7 +38,7 @@ from amed_core import (
     sample,
     save_predictor,
 )
-from amed_core.call_list import all_plain, read
+from amed_core.call_list import all_plain, run_of
 from amed_core.multistep import coefficients
 from amed_core.predictor import stacked
 from amed_core.solvers import Multistep
@@ -179,5 +179,5 @@ def test_what_two_models_share_a_run_or_take_one_each_is_the_same() -> None:
     whole = sample(two_models, x, table.method())
     between = sample(two_models, x, table.method(all_plain(GRID[: at + 1])))
     torch.testing.assert_close(sample(two_models, between, table.method(all_plain(GRID[at:]))), whole)
-    assert read(GRID[at:], table.config).own_grid
-    assert not read(GRID[at - 1 :], table.config).own_grid, "it begins with the first model's last call"
+    assert run_of(GRID[at:], table.config).own_grid
+    assert not run_of(GRID[at - 1 :], table.config).own_grid, "it begins with the first model's last call"

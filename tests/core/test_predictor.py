@@ -7,7 +7,7 @@ import torch
 from problems import FACTS, SCALES, X, midpoint_config, mixture, multistep_config, on, same
 
 from amed_core import AMEDPredictor, MidpointTable, MultistepTable, NoMidpoint, PredictorConfig, build, sample
-from amed_core.call_list import call_sigmas, read
+from amed_core.call_list import call_sigmas, run_of
 from amed_core.features import look_at_bottleneck
 from amed_core.predictor import stacked
 from amed_core.samplers import student_config
@@ -32,7 +32,7 @@ def test_a_config_stands_for_its_kind_of_predictor_which_tells_what_it_learned(k
 def test_on_its_own_list_of_levels_a_predictor_samples_as_on_its_grid(kind: type) -> None:
     config = CONFIGS[kind]
     predictor = build(config)
-    run = read(call_sigmas(config, config.calls), config)
+    run = run_of(call_sigmas(config, config.calls), config)
     expected = sample(mixture, X, predictor.method())
     assert (sample(mixture, X, predictor.method(run, guidance=3.0, look=look_at_bottleneck)) == expected).all()
 
@@ -41,7 +41,7 @@ def test_on_its_own_list_of_levels_a_predictor_samples_as_on_its_grid(kind: type
 def test_on_other_levels_it_makes_one_call_per_level(kind: type) -> None:
     config = CONFIGS[kind]
     levels = call_sigmas(config, 12)[-8:]
-    method = build(config).method(read(levels, config))
+    method = build(config).method(run_of(levels, config))
     assert method.calls == 7
     assert sample(mixture, levels[0] / X.std() * X, method).isfinite().all()
 
@@ -63,4 +63,4 @@ def test_a_multistep_table_off_its_grid_is_its_base_solver() -> None:
     config = CONFIGS[MultistepTable]
     levels = (80.0, 7.0, 0.9, 0.0)
     plain = sample(mixture, X, on(levels, config.build_solver(), NoMidpoint()))
-    assert (sample(mixture, X, build(config).method(read(levels, config))) == plain).all()
+    assert (sample(mixture, X, build(config).method(run_of(levels, config))) == plain).all()

@@ -9,20 +9,20 @@ from torch import Tensor
 from amed_core.fit.teacher import heun_calls
 from amed_core.samplers import NAMES
 from amed_core.tools.bench import (
-    TEACHER,
+    TEACHER_NAME,
+    BenchSettings,
     Row,
-    Settings,
     as_json,
     bench,
     best_of_each,
     chosen,
-    config_of,
+    config_named,
     students,
     table,
     total_calls,
 )
 
-SMALL = Settings(calls=(3,), samples=6, batch=4, teacher_calls=20, methods=("euler poly*", "heun log*"))
+SMALL = BenchSettings(calls=(3,), samples=6, batch=4, teacher_calls=20, methods=("euler poly*", "heun log*"))
 
 
 class Counted(Mixture):
@@ -47,7 +47,7 @@ def test_every_row_took_the_calls_that_it_says() -> None:
         rows.append(one)
         assert model.counting.samples - before == one.calls * SMALL.samples
         before = model.counting.samples
-    assert rows[0].method == TEACHER
+    assert rows[0].method == TEACHER_NAME
     assert rows[0].calls == heun_calls(SMALL.teacher_calls)
     assert {one.method.split()[0] for one in rows[1:]} == {"euler", "heun"}
     heard = SMALL.samples * (SMALL.teacher_calls + 3 * (len(rows) - 1))
@@ -60,7 +60,7 @@ def test_errors_are_to_the_teacher_and_a_solver_that_blows_up_has_none() -> None
             denoised, features = super().__call__(x, sigma)
             return denoised * (float("nan") if abs(float(sigma) - 0.2) < 0.15 else 1.0), features
 
-    settings = Settings(calls=(3,), samples=4, teacher_calls=2, methods=("euler *",))
+    settings = BenchSettings(calls=(3,), samples=4, teacher_calls=2, methods=("euler *",))
     rows = list(bench(Breaking(), settings))
     assert any(one.error is None for one in rows)
     assert "-" in table(rows)
@@ -79,12 +79,12 @@ def test_a_table_has_the_best_first_and_marks_the_best_that_learned_nothing() ->
 def test_methods_are_chosen_by_shell_patterns_and_none_is_an_error() -> None:
     assert chosen(["amed", "amed table", "euler"], ["amed*"]) == ["amed", "amed table"]
     with pytest.raises(ValueError, match="No method fits magic"):
-        list(bench(Mixture(), Settings(methods=("magic",))))
+        list(bench(Mixture(), BenchSettings(methods=("magic",))))
 
 
 @pytest.mark.parametrize("name", students())
 def test_every_learned_method_has_settings_of_its_name(name: str) -> None:
-    config = config_of(name, 4, Mixture())
+    config = config_named(name, 4, Mixture())
     assert config.calls == 4
     assert config.kind == ("table" if name.endswith("table") else "multistep" if "multistep" in name else "network")
     assert (config.sigmas[-1] == 0) != name.endswith("published")
@@ -106,4 +106,4 @@ def test_every_sampler_type_is_benched() -> None:
 )
 def test_settings_that_cannot_be_benched_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Settings(**settings)
+        BenchSettings(**settings)

@@ -80,9 +80,9 @@ def test_cancel_during_a_preview_is_cancel(pack: Any, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("values", [[], [math.nan, math.nan], [0.0, 0.0]], ids=["none", "nan", "0"])
 def test_a_plot_of_odd_errors_is_a_plot(pack: Any, values: list[float]) -> None:
-    from amed_core.fit.report import Learned  # noqa: PLC0415
+    from amed_core.fit.report import IntervalReport  # noqa: PLC0415
 
-    report = Learned("amed", "euler", (1.0, 0.5, 0.0), values, values, [])
+    report = IntervalReport("amed", "euler", (1.0, 0.5, 0.0), values, values, [])
     assert pack.nodes.previews.plot(report, "odd").isfinite().all()
 
 
