@@ -4,7 +4,7 @@ It needs a denoiser, noisy samples and the teacher's path from them: no fit, no 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ CAP = 1.5  # medians: what the energy of an outlier's residual counts at most
 PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories: measured best from 4 to 1,000
 LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
+PIECE = 2**18  # values of one trajectory that are turned to float64 at once
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 
 
@@ -64,6 +65,72 @@ class NormalEquations:
         signed = torch.cat([weights.double(), torch.tensor([-1.0], dtype=torch.float64)])
         left = torch.einsum("i,tij,j->t", signed, self.products.sum(1), signed) / self.sizes.sum()
         return left.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What students on one grid added up, and where a teacher went from the same noise, as inner products.
+
+    From them the equations of every interval follow for any weights of those before it, as if slopes stayed as they
+    were: where weights change, a student stands elsewhere, and has another way back to the path. Points are written as
+    shares (2 n + 1,) of the noisy sample, n slopes, and the path at n levels.
+    """
+
+    levels: tuple[float, ...]  # n + 1, of the grid
+    products: Tensor  # (trajectories, 2 n + 1, 2 n + 1), in float64 on the CPU
+    size: int  # values of one trajectory
+
+    @classmethod
+    def none(cls, levels: Sequence[float]) -> "Lessons":
+        """Of no student yet, on a grid."""
+        count = 2 * len(levels) - 1
+        return cls(tuple(levels), torch.zeros(0, count, count, dtype=torch.float64), 0)
+
+    def and_of(self, history: History, passed: TeacherPath) -> "Lessons":
+        """With those of one more batch of students, from what they evaluated (batch, ...), at all levels but the last."""
+        x = history[0].x
+        path = [passed.at(sigma)[0].to(x) for sigma in self.levels[1:]]
+        products = inner_products([x, *(one.slope for one in history), *path])
+        return replace(self, products=torch.cat([self.products, products]), size=x[0].numel())
+
+    @property
+    def begin(self) -> Tensor:
+        """Where students begin."""
+        return self._share(0)
+
+    def equations(self, table: MultistepTable, k: int, stood: Sequence[Tensor]) -> NormalEquations:
+        """Of interval k, for students who stood at these points where the intervals up to it begin."""
+        aim = (self._share(len(self.levels) + k) - stood[k]) / (self.levels[k + 1] - self.levels[k])
+        rows = torch.cat([self._added(table, k, stood), aim[None]])
+        sizes = torch.tensor([self.size], dtype=torch.float64)
+        return NormalEquations((rows @ self.products @ rows.T)[:, None], sizes)
+
+    def after(self, table: MultistepTable, k: int, stood: Sequence[Tensor]) -> Tensor:
+        """Where the table's interval k leads such students."""
+        return stood[k] + (self.levels[k + 1] - self.levels[k]) * (table.row(k) @ self._added(table, k, stood))
+
+    def _added(self, table: MultistepTable, k: int, stood: Sequence[Tensor]) -> Tensor:
+        """What interval k adds up (vectors, 2 n + 1), in the order of `solvers.multistep_vectors`."""
+        known = table.known(k)
+        denoised = stood[known.start] - self.levels[known.start] * self._share(1 + known.start)
+        return torch.stack([*(self._share(1 + j) for j in known), denoised])
+
+    def _share(self, number: int) -> Tensor:
+        return torch.eye(self.products.shape[1], dtype=torch.float64)[number]
+
+
+def inner_products(vectors: Sequence[Sample]) -> Tensor:
+    """Those of vectors (batch, ...) with one another: (batch, vectors, vectors), in float64 on the CPU.
+
+    In pieces: beside the vectors it takes little memory.
+    """
+    flat = [vector.flatten(1) for vector in vectors]
+    total = torch.zeros(len(flat[0]), len(flat), len(flat), dtype=torch.float64)
+    for parts in zip(*(vector.split(PIECE, 1) for vector in flat), strict=True):
+        stacked = torch.stack(parts, 1)
+        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
+        total += (stacked @ stacked.mT).cpu()
+    return total
 
 
 def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> Tensor:
@@ -117,7 +184,50 @@ class Walk:
     denoiser: Denoiser
     x: Sample  # noisy, at the table's first level
     path: TeacherPath
-    history: History = ()
+    history: History = ()  # may begin with the first evaluation, if that is known
+
+    def equations(self, table: MultistepTable, k: int) -> NormalEquations:
+        """Of interval k, whose slope it evaluates: from where it stands back to the path."""
+        if len(self.history) == k:
+            sigma = torch.tensor(table.config.sigmas[k]).to(self.x)
+            self.history = (*self.history, evaluate(self.denoiser, self.x, sigma))
+        return equations_of(self.history, self.path, table, k)
+
+    def go(self, table: MultistepTable, k: int) -> None:
+        """Cross interval k with the table's weights."""
+        method = table.method()
+        to = torch.tensor(table.config.sigmas[k + 1]).to(self.x)
+        self.x = method.solver.to_next(self.history, to, None, method.stages[k])
+
+
+def equations_of(history: History, path: TeacherPath, table: MultistepTable, k: int) -> NormalEquations:
+    """Of interval k of an unguided table, from the evaluations (batch, ...) up to it: where it starts back to the path."""
+    sigma, sigma_next = table.config.sigmas[k : k + 2]
+    start, known = history[k], history[table.known(k).start : k + 1]
+    aim = (path.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - sigma)
+    return NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False)
+
+
+@torch.no_grad()
+def taught(
+    table: MultistepTable, lessons: Lessons, walk: Walk | None = None
+) -> tuple[MultistepTable, list[NormalEquations]]:
+    """A table with weights from lessons, and from a batch that walks with them; and the equations of that batch.
+
+    Interval by interval, robustly, and held at the weights of `table`, which is unguided and not spectral. Without a
+    batch it takes no call, and the equations are those of the lessons.
+    """
+    made, stood, listed = MultistepTable(table.config), [lessons.begin], []
+    for k in range(table.config.intervals):
+        known = [lessons.equations(made, k, stood)]
+        if walk is not None:
+            known.insert(0, walk.equations(made, k))
+        made.set_row(k, robust_weights(known, table.row(k)))
+        stood.append(lessons.after(made, k, stood))
+        listed.append(known[0])
+        if walk is not None:
+            walk.go(made, k)
+    return made, listed
 
 
 @torch.no_grad()
@@ -151,8 +261,6 @@ def least_squares(
         products, sizes = workers.sum(products), workers.sum(sizes)
         row = solved(products, table.row(k), ridge)
         made.set_row(k, row, solved_apart(products, sizes, row) if config.spectral else None)
-        method = made.method()
         for walk in walks:
-            sigma_next = torch.tensor(levels[k + 1]).to(walk.x)
-            walk.x = method.solver.to_next(walk.history, sigma_next, None, method.stages[k])
+            walk.go(made, k)
     return made

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..driver import NoMidpoint, Resume, evaluate, trajectory
+from ..driver import NoMidpoint, Resume, trajectory
 from ..multistep import MultistepTable, multistep_config
 from ..schedules import fine
-from ..solvers import CautiousIpndm, Ipndm, multistep_vectors
+from ..solvers import CautiousIpndm, Ipndm
 from ..types import Denoiser, Evaluation, History, Method, Sample, Solver
 from .baselines import baseline, grids, solvers
-from .closed_form import NormalEquations, robust_weights
+from .closed_form import Lessons, NormalEquations, Walk, equations_of, robust_weights, taught
 from .grid_search import RULES, left_of_errors, searched
 from .huber import squares
 from .protocol import StateError, of_kind, of_shape, reading_state
@@ -32,7 +32,8 @@ PRIOR = Ipndm(2)  # weights are held at those of Adams and Bashforth, order 2
 TEACHER = CautiousIpndm(3)
 FAR = 9.0  # times the median: what an outlier's squared error counts at most where candidates are compared
 LEARNED_FIRST, PLAIN_FIRST = 18, 12  # candidates that run on the first picture,
-LEARNED_NEXT, PLAIN_NEXT = 8, 5  # and on each of the next ones
+LEARNED_NEXT, PLAIN_NEXT = 6, 4  # and on each of the next ones,
+WALKING = 4  # of which so many run once more, with the weights that they learn
 LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
 GOOD = 0.8  # of the best plain candidate's error: two pictures in a row below it end the learning
 MOST_PICTURES = 8
@@ -45,11 +46,15 @@ class Candidate:
 
     name: str
     table: MultistepTable
-    plain: bool
-    equations: list[list[NormalEquations]] = field(default_factory=list)  # of every interval, by picture
+    lessons: Lessons | None = None  # None of a plain solver
     seen: list[float] = field(default_factory=list)  # squared errors of pictures that it had learned from
     held_out: list[float] = field(default_factory=list)  # of pictures that it had not
     ends: list[float] = field(default_factory=list)  # squared errors at the very end, of what it had learned from
+
+    @property
+    def plain(self) -> bool:
+        """Whether it learns nothing."""
+        return self.lessons is None
 
     @property
     def score(self) -> float:
@@ -142,7 +147,8 @@ class Learner:
         if not self.candidates:
             own = 1 + len(solvers(self.config.flow))  # on the user's levels
             return (own if self.levels else LEARNED_FIRST + PLAIN_FIRST) * each * pictures
-        return len(self.candidates) * each * pictures
+        walking = min(WALKING, sum(not one.plain for one in self.candidates))
+        return (len(self.candidates) + walking) * each * pictures
 
     @torch.no_grad()
     def learn(self, denoiser: Denoiser, x: Sample, passed: TeacherPath) -> None:
@@ -150,12 +156,18 @@ class Learner:
 
         Nothing changes if it is stopped inside.
         """
-        before = self.candidates or self._proposed(passed)
-        after = [self._after(candidate, denoiser, x, passed) for candidate in before]
-        good = False
-        if self.candidates:  # on the newest pictures, what was chosen before
-            best = before.index(self._best(plain=False))
-            good = _over_plain(after[best], after, len(x)) <= GOOD
+        level = passed.levels[0]
+        first = Evaluation(x, torch.tensor(level).to(x), x - level * passed.slopes[0].to(x))
+        if self.candidates:
+            drawn = [_drawn(candidate, denoiser, first, passed) for candidate in self.candidates]
+            best = self.candidates.index(self._best(plain=False))
+            good = _over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
+            after = self._taught(drawn, denoiser, first, passed)
+        else:
+            after, good = (
+                [self._begun(candidate, denoiser, first, passed) for candidate in self._proposed(passed)],
+                False,
+            )
         self.good_in_a_row = self.good_in_a_row + 1 if good else 0
         self.pictures += len(x)
         self.candidates = _kept(after)
@@ -165,31 +177,24 @@ class Learner:
         learned: list[tuple[float, Candidate]] = []
         plain: dict[str, list[tuple[float, Candidate]]] = {}
         for name, grid in self._grids(passed).items():
-            table = self._table(grid)
-            equations = _along(passed, table)
-            rows = [robust_weights([one], table.row(k)) for k, one in enumerate(equations)]
-            empty: list[list[NormalEquations]] = [[] for _ in equations]
-            candidate = Candidate(f"learned, {name}", table, False, empty)
-            learned.append((self._cost(grid, equations, rows, passed), candidate))
+            solved, equations = _along(self._table(grid), passed)
+            learned.append(
+                (self._cost(solved, equations, passed), Candidate(f"learned, {name}", solved, Lessons.none(grid)))
+            )
             for solver_name, solver in solvers(self.config.flow).items():
-                table = self._table(grid, solver)
-                rows = [table.row(k) for k in range(len(equations))]
-                cost = self._cost(grid, equations, rows, passed)
-                plain.setdefault(solver_name, []).append((cost, Candidate(f"{solver_name}, {name}", table, True)))
+                one = Candidate(f"{solver_name}, {name}", self._table(grid, solver))
+                plain.setdefault(solver_name, []).append((self._cost(one.table, equations, passed), one))
         # A path shows nothing of overshooting: of every solver the best grid runs.
         firsts = [min(listed, key=_first) for listed in plain.values()]
         others = sorted((one for listed in plain.values() for one in listed if one not in firsts), key=_first)
         learned.sort(key=_first)
         return [one for _, one in [*learned[:LEARNED_FIRST], *[*firsts, *others][:PLAIN_FIRST]]]
 
-    def _cost(
-        self, grid: Sequence[float], equations: Sequence[NormalEquations], rows: Sequence[Tensor], passed: TeacherPath
-    ) -> float:
-        """What errors of all intervals leave at the end, squared, per value, if none met another."""
-        left: list[float] = left_of_errors(
-            grid[1:], float(passed.end.double().square().mean()), self.config.flow
-        ).tolist()
-        made = [float(one.residuals(row).mean()) for one, row in zip(equations, rows, strict=True)]
+    def _cost(self, table: MultistepTable, equations: Sequence[NormalEquations], passed: TeacherPath) -> float:
+        """What a table's errors of all intervals leave at the end, squared, per value, if none met another."""
+        grid, size = table.config.sigmas, float(passed.end.double().square().mean())
+        left: list[float] = left_of_errors(grid[1:], size, self.config.flow).tolist()
+        made = [float(one.residuals(table.row(k)).mean()) for k, one in enumerate(equations)]
         steps = [sigma - sigma_next for sigma, sigma_next in pairwise(grid)]
         return sum(part * step**2 * error for part, step, error in zip(left, steps, made, strict=True))
 
@@ -224,49 +229,39 @@ class Learner:
         table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
         return table
 
-    def _after(self, before: Candidate, denoiser: Denoiser, x: Sample, passed: TeacherPath) -> Candidate:
-        """The candidate after these pictures: drawn with what it knew, and learned from if it learns."""
-        first = Evaluation(x, torch.tensor(passed.levels[0]).to(x), x - passed.levels[0] * passed.slopes[0].to(x))
-        target = passed.end.to(x)
-        if before.plain or before.held_out or before.seen:
-            steps = list(trajectory(denoiser, x, before.table.method(), resume=Resume(0, first, ())))
-            drawn = replace(before, held_out=before.held_out + squares(steps[-1].x, target).tolist())
-            if before.plain:
-                return drawn
-            history = tuple(step.start for step in steps)
-            more = [_equations(history[: k + 1], passed, before.table, k) for k in range(len(history))]
-            equations = [[*old, new] for old, new in zip(before.equations, more, strict=True)]
-            return replace(drawn, equations=equations, table=self._solved(before.table.config.sigmas, equations))
-        return self._first(before, denoiser, first, passed)
+    def _begun(self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath) -> Candidate:
+        """The candidate after the very first pictures, which it cannot draw before it has learned from them."""
+        if candidate.lessons is None:
+            return _drawn(candidate, denoiser, first, passed)[0]
+        walk = Walk(denoiser, first.x, passed, (first,))
+        table, equations = taught(self._table(candidate.lessons.levels), candidate.lessons, walk)
+        ends = squares(walk.x, passed.end.to(walk.x)).tolist()
+        cost = self._cost(table, equations, passed)
+        lessons = candidate.lessons.and_of(walk.history, passed)
+        return replace(candidate, table=table, lessons=lessons, seen=[math.sqrt(end * cost) for end in ends], ends=ends)
 
-    def _first(self, before: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath) -> Candidate:
-        """The same of the very first pictures: the weights of every interval are solved on the way."""
-        grid, table = before.table.config.sigmas, self._table(before.table.config.sigmas)
-        history: History = (first,)
-        equations, rows = [], []
-        for k, sigma_next in enumerate(grid[1:]):
-            equations.append(_equations(history, passed, table, k))
-            rows.append(robust_weights([equations[k]], table.row(k)))
-            table.set_row(k, rows[k])
-            method, to = table.method(), torch.tensor(sigma_next).to(first.x)
-            x = method.solver.to_next(history, to, None, method.stages[k])
-            if k + 1 < len(grid) - 1:
-                history = (*history, evaluate(denoiser, x, to))
-        ends = squares(x, passed.end.to(x)).tolist()
-        cost = self._cost(grid, equations, rows, passed)
-        return replace(
-            before,
-            table=table,
-            equations=[[one] for one in equations],
-            seen=[math.sqrt(end * cost) for end in ends],
-            ends=ends,
-        )
+    def _taught(
+        self, drawn: Sequence[tuple[Candidate, History]], denoiser: Denoiser, first: Evaluation, passed: TeacherPath
+    ) -> list[Candidate]:
+        """The candidates after they learned from pictures that they have drawn.
 
-    def _solved(self, grid: Sequence[float], equations: Sequence[Sequence[NormalEquations]]) -> MultistepTable:
-        table = self._table(grid)
-        for k, of_pictures in enumerate(equations):
-            table.set_row(k, robust_weights(of_pictures, table.row(k)))
-        return table
+        The best walk along them with the weights that they learn. Of the others it is taken for granted that slopes
+        stay as they were when weights change.
+        """
+        learning = sorted((one for one, _ in drawn if one.lessons), key=lambda one: one.score)
+        after = []
+        for one, history in drawn:
+            if one.lessons is None:
+                after.append(one)
+            elif one in learning[:WALKING]:
+                walk = Walk(denoiser, first.x, passed, (first,))
+                table, _ = taught(self._table(one.lessons.levels), one.lessons, walk)
+                after.append(replace(one, table=table, lessons=one.lessons.and_of(walk.history, passed)))
+            else:
+                lessons = one.lessons.and_of(history, passed)
+                table, _ = taught(self._table(lessons.levels), lessons)
+                after.append(replace(one, table=table, lessons=lessons))
+        return after
 
     def state_dict(self) -> dict[str, Any]:
         """All that it knows; `files.save_state` writes it."""
@@ -281,14 +276,13 @@ class Learner:
                 {
                     "name": one.name,
                     "sigmas": list(one.table.config.sigmas),
-                    "plain": one.plain,
                     "weights": one.table.weights,
                     "first": one.table.first,
                     "seen": list(one.seen),
                     "held_out": list(one.held_out),
                     "ends": list(one.ends),
-                    "products": [torch.cat([e.products for e in of]) for of in one.equations],
-                    "sizes": [of[0].sizes for of in one.equations],
+                    "lessons": [] if one.lessons is None else [one.lessons.products],
+                    "size": 0 if one.lessons is None else one.lessons.size,
                 }
                 for one in self.candidates
             ],
@@ -309,13 +303,13 @@ class Learner:
         table = self._table(saved["sigmas"])
         for name, kept in (("weights", table.weights), ("first", table.first)):
             kept.copy_(of_shape(saved[name], kept.shape))
-        equations = []
-        for k, (products, sizes) in enumerate(zip(saved["products"], saved["sizes"], strict=True)):
-            count = len(table.row(k)) + 1
-            shaped = of_shape(products, (len(products), 1, count, count))
-            equations.append([NormalEquations(shaped, of_shape(sizes, (1,)))])
+        lessons = None
+        for products in saved["lessons"]:
+            lessons = Lessons.none(table.config.sigmas)
+            shaped = of_shape(products, (len(products), *lessons.products.shape[1:]))
+            lessons = replace(lessons, products=shaped, size=of_kind(saved["size"], int))
         errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
-        return Candidate(of_kind(saved["name"], str), table, of_kind(saved["plain"], bool), equations, *errors)
+        return Candidate(of_kind(saved["name"], str), table, lessons, *errors)
 
 
 def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -330,23 +324,25 @@ def _over_plain(one: Candidate, candidates: Sequence[Candidate], count: int) -> 
     return math.sqrt(capped_mean(one.held_out[-count:]) / max(plain, 1e-30))
 
 
-def _along(passed: TeacherPath, table: MultistepTable) -> list[NormalEquations]:
-    """The equations of every interval of a table's grid on the teacher's own path, which take no call."""
+def _drawn(
+    candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
+) -> tuple[Candidate, History]:
+    """The candidate after pictures that it drew as it is, and what it evaluated on the way."""
+    steps = list(trajectory(denoiser, first.x, candidate.table.method(), resume=Resume(0, first, ())))
+    errors = squares(steps[-1].x, passed.end.to(first.x)).tolist()
+    return replace(candidate, held_out=candidate.held_out + errors), tuple(step.start for step in steps)
+
+
+def _along(table: MultistepTable, passed: TeacherPath) -> tuple[MultistepTable, list[NormalEquations]]:
+    """The table with weights from the teacher's own path, at no call, and the equations of every interval there."""
     history: History = ()
-    equations = []
+    made, listed = MultistepTable(table.config), []
     for k, sigma in enumerate(table.config.sigmas[:-1]):
         x, slope = passed.at(sigma)
         history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
-        equations.append(_equations(history, passed, table, k))
-    return equations
-
-
-def _equations(history: History, passed: TeacherPath, table: MultistepTable, k: int) -> NormalEquations:
-    """Where interval k of a student should have led: back to the path."""
-    start, sigma_next = history[-1], table.config.sigmas[k + 1]
-    aim = (passed.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - table.config.sigmas[k])
-    known = history[table.known(k).start :]
-    return NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False)
+        listed.append(equations_of(history, passed, table, k))
+        made.set_row(k, robust_weights(listed[k : k + 1], table.row(k)))
+    return made, listed
 
 
 def _first(one: tuple[float, Candidate]) -> float:
