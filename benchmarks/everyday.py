@@ -202,7 +202,7 @@ class Case:
             half = self._k_sampler(
                 self.high, sampler, self.noise, self.latent, last_step=use.cut, force_full_denoise=False
             )
-            empty = comfy.sample.prepare_empty_noise(half)
+            empty = torch.zeros_like(half)
             second = {"disable_noise": True, "start_step": use.cut, "force_full_denoise": True}
             return self._k_sampler(low or self.low, sampler, empty, half, **second)
 
