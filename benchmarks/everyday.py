@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,7 +48,8 @@ from benchmarks.everyday_rows import Book, Row, Use
 SAMPLERS = ("dpmpp_2m", "euler", "ipndm", "ipndm_v", "uni_pc_bh2", "deis")
 GRIDS = ("karras", "normal", "kl_optimal", "simple", "beta")
 TAUGHT, SEEDS = (1, 2, 4), 8
-MEASURED, TEACHING, IMAGES = 10_000, 0, 20_000  # from these seeds on
+MEASURED, IMAGES = 10_000, 20_000  # seeds from these on judge, and are images to begin with
+TEACHING = 1000  # seeds that may teach one pupil
 TRUTH_CALLS = 200
 TEACHER_CALLS = 24
 APART = 0.02  # of a weight's own spread: how far the second of two models is from the first
@@ -158,7 +158,7 @@ class Case:
     def __init__(self, bench: Bench, use: Use, seeds: Sequence[int], model: Any = None) -> None:
         self.bench, self.use = bench, use
         self.high = model or bench.high
-        self.two = use.kind in (rows.TWO, rows.TWO_GUIDER)
+        self.two = use.kind in rows.OF_TWO
         self.positive, self.negative = bench.prompts(seeds), bench.about.negative
         self.latent = self._latent(seeds)
         self.noise = bench.noise(seeds, self.latent)
@@ -341,57 +341,21 @@ class Against:
 
 
 class Pupil:
-    """A sampler of ours that begins with nothing learned."""
+    """A sampler of ours that begins with nothing learned, in a user folder of its own."""
 
-    def __init__(self, bench: Bench, use: Use, sampler: str) -> None:
-        self.bench, self.use, self.sampler = bench, use, sampler
+    def __init__(self, bench: Bench, use: Use, sampler: str, folder: str, seed: int) -> None:
+        self.bench, self.use, self.sampler, self.folder = bench, use, sampler, folder
+        self.seed = seed  # the next one that may teach
         self.runs: list[int] = []
         self.heard = Heard()
-        self.seed = TEACHING
 
-    def ready(self, one: Any, pictures: int) -> Any:
-        """A MODEL after "AMED Learn"."""
-        return PACK.nodes.AMEDLearn.execute(one, "from N pictures", pictures, TEACHER_CALLS, False).args[0]
-
-    def draw(self, use: Use, seeds: Sequence[int], pictures: int) -> tuple[Tensor, int]:
-        """Pictures of a use, and the model calls that they took."""
-        case = Case(self.bench, use, seeds, self.ready(self.bench.high, pictures))
-        low = self.ready(self.bench.low, pictures) if case.two else None
-        self.heard.said.clear()
-        self.bench.counter.calls = 0
-        drawn = case.ours(self.sampler, low)
-        return drawn, self.bench.counter.calls
-
-    def teach(self, use: Use, pictures: int) -> list[int]:
-        """Draw until so many pictures have taught and the last one took no more calls than it should; all calls."""
-        runs: list[int] = []
-        while len(runs) < 4 * pictures + 4:
-            seeds = range(self.seed, self.seed + use.batch)
-            self.seed += use.batch
-            _, calls = self.draw(use, seeds, pictures)
-            runs.append(calls)
-            if calls <= use.steps + 1 and self.learned(use) >= pictures:
-                return runs
-        raise RuntimeError(f"{pictures} pictures did not teach {use.text} in runs of {runs} calls")
-
-    def learned(self, use: Use) -> int:
-        """The pictures that every set of this size has learned from; none without a set."""
-        situations = PACK.nodes.situations
-        size = Case(self.bench, use, [self.seed]).latent[0].numel()
-        states = [situations.read(path) for path in situations.folder().glob("*.safetensors")]
-        ratios = [state["situation"]["elements"] / size for state in states]
-        alike = [s for s, ratio in zip(states, ratios, strict=True) if max(ratio, 1 / ratio) <= situations.ALIKE]
-        return min((state["learner"]["pictures"] for state in alike), default=0)
-
-
-@contextlib.contextmanager
-def nothing_learned(heard: Heard) -> Iterator[None]:
-    """A user folder of its own; what is said goes nowhere else."""
-    usual, log = folder_paths.get_user_directory(), logging.getLogger()
-    handlers, level = log.handlers, log.level
-    with tempfile.TemporaryDirectory() as empty:
-        folder_paths.set_user_directory(empty)
-        log.handlers = [heard]
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nothing that others learned counts, and what is said is only heard."""
+        usual, log = folder_paths.get_user_directory(), logging.getLogger()
+        handlers, level = log.handlers, log.level
+        folder_paths.set_user_directory(self.folder)
+        log.handlers = [self.heard]
         log.setLevel(logging.INFO)
         try:
             yield
@@ -400,27 +364,66 @@ def nothing_learned(heard: Heard) -> Iterator[None]:
             log.handlers = handlers
             log.setLevel(level)
 
+    def after(self, pictures: int, seeds: Sequence[int]) -> tuple[Tensor, int]:
+        """What it draws of some seeds once so many pictures have taught, and the model calls of that."""
+        with self.alone():
+            if self.use.kind == rows.LARGER:
+                self.teach(replace(self.use, kind=rows.TEXT, scale=1.0), pictures)
+            self.runs += self.teach(self.use, pictures)
+            return self.draw(self.use, seeds, pictures)
 
-def measured(bench: Bench, use: Use, book: Book, how: SimpleNamespace) -> Iterator[Row]:
+    def teach(self, use: Use, pictures: int) -> list[int]:
+        """Draw until so many pictures have taught and the last one was not slow; the calls of every run."""
+        runs: list[int] = []
+        while len(runs) < 4 * pictures + 4:
+            _, calls = self.draw(use, range(self.seed, self.seed + use.batch), pictures)
+            self.seed += use.batch
+            runs.append(calls)
+            if calls <= use.steps + 1 and self.learned(use) >= pictures:
+                return runs
+        raise RuntimeError(f"{pictures} pictures did not teach {use.text} in runs of {runs} calls")
+
+    def draw(self, use: Use, seeds: Sequence[int], pictures: int) -> tuple[Tensor, int]:
+        """Pictures of a use, of which so many teach, and the model calls that they took."""
+        models = (self.bench.high, self.bench.low) if use.kind in rows.OF_TWO else (self.bench.high,)
+        mode = ("from N pictures", pictures, TEACHER_CALLS, False)
+        high, *low = (PACK.nodes.AMEDLearn.execute(model, *mode).args[0] for model in models)
+        case = Case(self.bench, use, seeds, high)
+        self.heard.said.clear()
+        self.bench.counter.calls = 0
+        drawn = case.ours(self.sampler, *low)
+        return drawn, self.bench.counter.calls
+
+    def learned(self, use: Use) -> int:
+        """The pictures that every set of this size has learned from; none without a set."""
+        situations = PACK.nodes.situations
+        size = Case(self.bench, use, [self.seed]).latent[0].numel()
+        states = [situations.read(path) for path in Path(self.folder).rglob("*.safetensors")]
+        ratios = [state["situation"]["elements"] / size for state in states]
+        alike = [s for s, ratio in zip(states, ratios, strict=True) if max(ratio, 1 / ratio) <= situations.ALIKE]
+        return min((state["learner"]["pictures"] for state in alike), default=0)
+
+
+def measured(bench: Bench, use: Use, book: Book, how: argparse.Namespace) -> Iterator[Row]:
     """The rows of a use that are not there yet, one after the other, since the learning is the same."""
-    counts = [n for n in how.taught if n >= use.batch] or [use.batch]
+    counts = sorted(n for n in how.taught if n >= use.batch) or [use.batch]
     if all((bench.name, how.sampler, use, n) in book for n in counts):
         return
     seeds = range(MEASURED, MEASURED + how.seeds)
     against = Against.of(Case(bench, use, seeds), how.truth_calls)
-    pupil = Pupil(bench, use, how.sampler)
-    with nothing_learned(pupil.heard):
-        for count in sorted(counts):
+    best, same = against.best, against.same_levels
+    with contextlib.ExitStack() as folders:
+        empty = [folders.enter_context(tempfile.TemporaryDirectory()) for _ in range(how.pupils)]
+        pupils = [Pupil(bench, use, how.sampler, folder, TEACHING * n) for n, folder in enumerate(empty)]
+        for count in counts:
             begin = time.perf_counter()
-            if use.kind == rows.LARGER:
-                pupil.teach(replace(use, kind=rows.TEXT, scale=1.0), count)
-            pupil.runs += pupil.teach(use, count)
-            drawn, calls = pupil.draw(use, seeds, count)
-            each, best, same = errors(drawn, against.truth), against.best, against.same_levels
+            made = [pupil.after(count, seeds) for pupil in pupils]
+            each = [error for drawn, _ in made for error in errors(drawn, against.truth)]
             row = Row(
-                bench.name, how.sampler, use, count, pupil.learned(use), calls, rms(each), best.name, rms(best.each),
-                same.name, rms(same.each), against.converged, each, list(best.each), list(pupil.runs),
-                list(pupil.heard.said), time.perf_counter() - begin,
+                bench.name, how.sampler, use, count, min(pupil.learned(use) for pupil in pupils),
+                max(calls for _, calls in made), rms(each), best.name, rms(best.each), same.name, rms(same.each),
+                against.converged, each, list(best.each) * len(pupils), [list(pupil.runs) for pupil in pupils],
+                list(dict.fromkeys(text for pupil in pupils for text in pupil.heard.said)), time.perf_counter() - begin,
             )  # fmt: skip
             if row.key not in book:
                 yield row
@@ -433,6 +436,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", help="only uses with these numbers of steps")
     parser.add_argument("--taught", type=int, nargs="+", default=TAUGHT, help="pictures that teach before it is judged")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="pictures that judge")
+    parser.add_argument("--pupils", type=int, default=1, help="as often it learns anew, from other pictures")
     parser.add_argument("--truth-calls", type=int, default=TRUTH_CALLS, help="of Heun's method")
     parser.add_argument(
         "--sampler", default=LEARNING[0], choices=LEARNING, help="both are the same without a predictor"
@@ -440,7 +444,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the file of all rows, which is also where to go on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    about = {"comfyui": comfyui_version.__version__, "seeds": arguments.seeds, "truth_calls": arguments.truth_calls}
+    about = {name: getattr(arguments, name) for name in ("seeds", "pupils", "truth_calls")}
+    about["comfyui"] = comfyui_version.__version__
     book, failed = Book(arguments.json, about), []
     for name in arguments.models:
         bench = Bench(name)

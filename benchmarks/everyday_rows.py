@@ -23,6 +23,7 @@ FLOW, FIXED_SIZE = ("colours", "pictures"), ("mixture",)
     "text-to-image", "schedulers", "image-to-image", "inpainting", "upscaled", "KSamplerAdvanced", "SplitSigmas",
     "batch", "larger", "two-models", "two-models-guider",
 )  # fmt: skip
+OF_TWO = (TWO, TWO_GUIDER)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def uses(model: str, kinds: Sequence[str] = KINDS) -> Iterator[Use]:
     """All that is to be done with a model."""
     for one in _every(model):
         sized = one.scale == 1.0 or model not in FIXED_SIZE
-        if one.kind in kinds and sized and not (one.kind in (TWO, TWO_GUIDER) and model in FIXED_SIZE):
+        if one.kind in kinds and sized and not (one.kind in OF_TWO and model in FIXED_SIZE):
             yield one
 
 
@@ -94,9 +95,9 @@ class Row:
     same_levels: str  # the best stock sampler on the very levels of our run
     same_levels_error: float
     converged: float  # from half as many calls of the converged answer to it
-    errors: list[float]  # of every seed
+    errors: list[float]  # of every seed, pupil after pupil
     stock_errors: list[float]
-    runs: list[int]  # the calls of every run that came before this row, of the same size
+    runs: list[list[int]]  # the calls of every run that came before this row, of the same size, by pupil
     said: list[str] = field(default_factory=list)  # what the node showed
     seconds: float = 0.0
 

@@ -16,7 +16,7 @@ ABOUT = {"comfyui": "0", "seeds": 2}
 def row(taught: int, error: float, use: Use = Use(TEXT, 5), **changes: Any) -> Row:  # noqa: B008 - frozen
     made = Row(
         "digits", "amed", use, taught, taught, use.steps, error, "euler, karras", 0.1, "euler, amed", 0.2, 0.001,
-        [error, error], [0.1, 0.2], [116, 5], ["5 calls, learned from 1 picture."],
+        [error, error], [0.1, 0.2], [[116, 5]], ["5 calls, learned from 1 picture."],
     )  # fmt: skip
     return replace(made, **changes)
 

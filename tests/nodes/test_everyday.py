@@ -16,7 +16,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[everyday_rows.Row]:
     file = tmp_path_factory.mktemp("everyday") / "rows.json"
     command = [sys.executable, str(PACK / "benchmarks" / "everyday.py"), "--models", "mixture", "--steps", "5"]
     command += ["--uses", everyday_rows.MASKED, everyday_rows.SPLIT, everyday_rows.ADVANCED, "--taught", "1", "2"]
-    command += ["--seeds", "2", "--truth-calls", "40", "--json", str(file)]
+    command += ["--seeds", "2", "--pupils", "2", "--truth-calls", "40", "--json", str(file)]
     environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "FAILED" not in ran.stdout
@@ -33,9 +33,11 @@ def test_so_many_pictures_taught_and_then_every_step_was_one_call(rows: list[eve
     for row in rows:
         assert row.pictures == row.taught
         assert row.right_calls
-        slow = [calls for calls in row.runs if calls > row.use.steps]
-        assert len(slow) == row.taught, "none that was slow did not teach"
+        for runs in row.runs:
+            slow = [calls for calls in runs if calls > row.use.steps]
+            assert len(slow) == row.taught, "none that was slow did not teach"
         assert row.said
+        assert len(row.errors) == len(row.stock_errors) == 4, "two pupils, two seeds"
 
 
 def test_two_nodes_that_do_the_same_do_the_same(rows: list[everyday_rows.Row]) -> None:
