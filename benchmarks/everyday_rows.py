@@ -15,6 +15,7 @@ STEPS, FEW, SCALES, USUAL = (3, 4, 5, 6, 8, 10, 12, 16), (5, 8), (1.0, 3.0, 6.0)
 SCHEDULERS = ("normal", "karras", "exponential", "simple", "sgm_uniform", "kl_optimal", "beta", "ddim_uniform")
 FOR_FLOW = "linear_quadratic"  # a scheduler of flow models alone
 DENOISE = (0.2, 0.3, 0.5, 0.7, 0.9)
+DIGITS = 5  # of what a file keeps
 FLOW, FIXED_SIZE = ("colours", "pictures"), ("mixture",)
 
 (
@@ -131,7 +132,7 @@ class Row:
         u = self.use
         return (
             f"{self.model} | {u.text} | {u.scheduler}, {u.steps} steps, cfg {u.cfg:g} | {self.pictures} taught | "
-            f"{self.error:.4f} | {self.stock}: {self.stock_error:.4f} | ratio {self.ratio:.2f}, same levels "
+            f"{self.error:.3g} | {self.stock}: {self.stock_error:.3g} | ratio {self.ratio:.2f}, same levels "
             f"{self.same_levels_ratio:.2f}, worst seed {self.worst:.2f} | {self.calls} calls | {' '.join(self.said)}"
         )
 
@@ -161,9 +162,18 @@ class Book:
         if self.file is None:
             return
         part = self.file.with_suffix(".part")
-        lines = ",\n".join(json.dumps(asdict(row)) for row in self.rows)
+        lines = ",\n".join(json.dumps(_short(asdict(row))) for row in self.rows)
         part.write_text(f'{{"about": {json.dumps(self.about)},\n"rows": [\n{lines}\n]}}\n', encoding="utf-8")
         part.replace(self.file)
+
+
+def _short(value: Any) -> Any:
+    """The same with numbers of few digits."""
+    if isinstance(value, dict):
+        return {name: _short(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_short(part) for part in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def load(file: Path) -> list[Row]:
@@ -196,29 +206,44 @@ def cells(rows: Sequence[Row]) -> str:
         same = ", ".join(f"{some[n].same_levels_ratio:.2f}" for n in sorted(some))
         lines.append(
             f"| {last.model} | {use.text} | {use.cfg:g} | {use.steps} | {use.scheduler} | {last.stock} "
-            f"| {last.stock_error:.4f} | {ratios} | {same} | {last.worst:.2f} | {last.calls} |"
+            f"| {last.stock_error:.3g} | {ratios} | {same} | {last.worst:.2f} | {last.calls} |"
         )
     return "\n".join(lines)
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line for each kind of use of a model: geometric means, the worst use, and how many are worse than stock."""
+    """A line for each kind of use of a model, with our scheduler and with others.
+
+    It has geometric means, the worst use, and how many are worse than stock.
+    """
     counts = sorted({row.taught for row in rows})
     after = ", ".join(map(str, counts))
     lines = [
-        f"| Model | Use | Uses | Mean ratio after {after} pictures | Worst | Worse than stock | on the same levels |",
-        "|---|---|---|---|---|---|---|",
+        f"| Model | Use | Scheduler | Uses | Ratio after {after} pictures | Worst | Uses above 1 "
+        "| Ratio on the same levels | Uses above 1 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    every = by_use(rows)
-    for model, kind in dict.fromkeys((row.model, row.use.kind) for row in rows):
-        some = [u for u in every.values() if all((r.model, r.use.kind) == (model, kind) for r in u.values())]
-        so_far = [[at(one, n) for one in some] for n in counts]
-        means = ", ".join(f"{mean([row.ratio for row in now]):.2f}" for now in so_far)
-        worst = ", ".join(f"{max(row.ratio for row in now):.2f}" for now in so_far)
-        worse = ", ".join(str(sum(row.ratio > 1 for row in now)) for now in so_far)
-        same = ", ".join(f"{mean([row.same_levels_ratio for row in now]):.2f}" for now in so_far)
-        lines.append(f"| {model} | {kind} | {len(some)} | {means} | {worst} | {worse} | {same} |")
+    kinds: dict[tuple[str, str, str], list[dict[int, Row]]] = {}
+    for one in by_use(rows).values():
+        row = one[max(one)]
+        kind = TEXT if row.use.kind == OTHERS else row.use.kind
+        scheduler = "`amed`" if row.use.scheduler == OWN else "others"
+        kinds.setdefault((row.model, kind, scheduler), []).append(one)
+    for (model, kind, scheduler), some in kinds.items():
+        best = [[at(one, n).ratio for one in some] for n in counts]
+        same = [[at(one, n).same_levels_ratio for one in some] for n in counts]
+        worst = ", ".join(f"{max(now):.2f}" for now in best)
+        cells = (_means(best), worst, _above(best), _means(same), _above(same))
+        lines.append(f"| {model} | {kind} | {scheduler} | {len(some)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _means(ratios: Sequence[Sequence[float]]) -> str:
+    return ", ".join(f"{mean(now):.2f}" for now in ratios)
+
+
+def _above(ratios: Sequence[Sequence[float]]) -> str:
+    return ", ".join(str(sum(ratio > 1 for ratio in now)) for now in ratios)
 
 
 def at(one: dict[int, Row], taught: int) -> Row:

@@ -60,16 +60,17 @@ def test_a_row_is_compared_with_stock_as_a_whole_and_seed_by_seed() -> None:
 
 def test_a_line_sums_up_the_uses_of_a_kind() -> None:
     other = Use(TEXT, 8)
-    some = [row(1, 0.05), row(2, 0.2), row(1, 0.2, other), row(2, 0.2, other)]
-    (line,) = [one for one in everyday_rows.summary(some).splitlines() if one.startswith("| digits")]
-    assert line == "| digits | text-to-image | 2 | 1.00, 2.00 | 2.00, 2.00 | 1, 2 | 0.50, 1.00 |"
-    assert everyday_rows.cells(some).count("| digits") == 2
+    some = [row(1, 0.05), row(2, 0.3), row(1, 0.2, other), row(2, 0.3, other), row(1, 0.05, Use(TEXT, 5, "karras"))]
+    ours, others = everyday_rows.summary(some).splitlines()[2:]
+    assert ours == "| digits | text-to-image | `amed` | 2 | 1.00, 3.00 | 2.00, 3.00 | 1, 2 | 0.50, 1.50 | 0, 2 |"
+    assert others.startswith("| digits | text-to-image | others | 1 | 0.50, 0.50 |")
+    assert everyday_rows.cells(some).count("| digits") == 3
 
 
 def test_a_batch_that_taught_at_once_is_one_row_and_counts_for_fewer_pictures() -> None:
     some = [row(1, 0.05), row(4, 0.05), row(4, 0.3, Use(BATCH, 5, batch=4))]
     (line,) = [one for one in everyday_rows.summary(some).splitlines() if "| batch |" in one]
-    assert line.startswith("| digits | batch | 1 | 3.00, 3.00 |")
+    assert line.startswith("| digits | batch | `amed` | 1 | 3.00, 3.00 |")
 
 
 def test_no_use_is_there_twice_and_all_kinds_are() -> None:
