@@ -1,8 +1,9 @@
-"""The tables of benchmarks/README.md and of the main README, written from the JSON files that measurements left.
+"""The tables of both READMEs and of docs/experiments.md, written from the JSON files that measurements left.
 
     python benchmarks/tables.py                                           # rewrites every marked table
     python benchmarks/tables.py --check                                   # fails if any is not what it would write
     python benchmarks/tables.py --cells benchmarks/comfyui_quality.json   # every cell of a file of comfyui_quality.py
+    python benchmarks/tables.py --uses benchmarks/everyday.json           # every use of a file of everyday.py
 
 A marked table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Needs
 neither ComfyUI nor torch.
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks import everyday_rows
 from benchmarks.quality_rows import Row, cells, load, summary
 
 HERE = Path(__file__).parent
-READMES = (HERE / "README.md", HERE.parent / "README.md")
+DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "experiments.md")
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 
 STUDENTS = {  # and the solver that each is without a fit
@@ -140,8 +142,14 @@ def digits() -> str:
     return markdown(head, [*(line(*pair) for pair in STUDENTS.items()), best])
 
 
+def everyday() -> str:
+    """What the first pictures teach, by kind of use."""
+    return everyday_rows.summary(everyday_rows.load(HERE / "everyday.json"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
+    "everyday": everyday,
     "pictures_quality": pictures_quality,
     "robustness": robustness,
     "model_matrix": model_matrix,
@@ -158,11 +166,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, and fail if a table differs")
     parser.add_argument("--cells", type=Path, nargs="+", help="only print every cell of these files")
+    parser.add_argument("--uses", type=Path, nargs="+", help="only print every use of these files")
     arguments = parser.parse_args()
     if arguments.cells:
         print(cells([row for file in arguments.cells for row in load(file)]))
         return
-    for file in READMES:
+    if arguments.uses:
+        print(everyday_rows.cells([row for file in arguments.uses for row in everyday_rows.load(file)]))
+        return
+    for file in DOCUMENTS:
         old = file.read_text(encoding="utf-8")
         new = written(old)
         if new != old and arguments.check:

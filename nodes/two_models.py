@@ -5,6 +5,7 @@ from typing import Any
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.patcher_extension import merge_nested_dicts
 from comfy_api.latest import io
 
 from .values import CATEGORY
@@ -61,6 +62,8 @@ class TwoModelsGuider(comfy.samplers.CFGGuider):
         made = comfy.model_patcher.create_model_options_clone(self.low.model_options)
         transformer = made.setdefault("transformer_options", {})
         transformer["sample_sigmas"] = options.get("transformer_options", {}).get("sample_sigmas")
+        for kind in ("wrappers", "callbacks"):  # which ComfyUI hands on for the first model alone
+            transformer[kind] = merge_nested_dicts(transformer.get(kind, {}), getattr(self.low, kind))
         name = "sampler_post_cfg_function"
         own = self.model_options.get(name, [])
         made[name] = [*made.get(name, []), *(f for f in options.get(name, []) if f not in own)]

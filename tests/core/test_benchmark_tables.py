@@ -8,19 +8,20 @@ import pytest
 
 from benchmarks import tables
 
-BENCHMARKS, MAIN = tables.READMES
+BENCHMARKS, MAIN, EXPERIMENTS = tables.DOCUMENTS
 
 
-@pytest.mark.parametrize("file", tables.READMES, ids=["benchmarks", "main"])
+@pytest.mark.parametrize("file", tables.DOCUMENTS, ids=["benchmarks", "main", "experiments"])
 def test_marked_tables_are_those_of_their_files(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert tables.written(text) == text
 
 
-def test_every_table_stands_in_the_document_and_every_marker_is_closed() -> None:
-    names = [found[1] for found in tables.MARKED.finditer(BENCHMARKS.read_text(encoding="utf-8"))]
+def test_every_table_stands_in_a_document_and_every_marker_is_closed() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in (BENCHMARKS, EXPERIMENTS)]
+    names = [found[1] for text in texts for found in tables.MARKED.finditer(text)]
     assert sorted(names) == sorted(tables.TABLES)
-    for file in tables.READMES:
+    for file in tables.DOCUMENTS:
         text = file.read_text(encoding="utf-8")
         assert text.count("<!-- table: ") == text.count("<!-- end -->") == len(tables.MARKED.findall(text)) > 0
 

@@ -146,6 +146,27 @@ def test_each_model_is_asked_at_its_own_levels(pack: Any, high: Family, low: Fam
     assert min(asked["high"]) >= SWITCH > max(asked["low"])
 
 
+def test_what_is_wrapped_around_a_model_stays_around_it(pack: Any, high: Family, low: Family) -> None:
+    """Packs that cache or watch a model wrap it; ComfyUI itself hands on the wrappers of a guider's first model."""
+    import comfy.patcher_extension  # noqa: PLC0415
+
+    heard: list[str] = []
+
+    def wrapped(name: str, model: Any) -> Any:
+        clone = model.clone()
+
+        def hear(executor: Any, *args: Any, **more: Any) -> Any:
+            heard.append(name)
+            return executor(*args, **more)
+
+        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "test", hear)
+        return clone
+
+    guider = both(pack, high, low, [wrapped("high", high.model), wrapped("low", low.model)])
+    one_run(guider, high, "euler", torch.tensor([1.0, 0.9, 0.5, 0.2, 0.0]))
+    assert heard == ["high", "high", "low", "low"]
+
+
 def test_what_the_node_says_names_the_step(pack: Any, made: Any) -> None:
     assert f"second model from step {made.config.switch}" in pack.nodes.values.describe(made.config)
 
