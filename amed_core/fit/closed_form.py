@@ -14,7 +14,7 @@ from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
 from ..spectrum import BANDS, bands, filled, spectrum
 from ..types import Denoiser, History, Sample
-from .teacher import TeacherPath
+from .teacher import PIECE, TeacherPath
 from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
@@ -39,11 +39,13 @@ class NormalEquations:
     @classmethod
     def of(cls, vectors: Sequence[Sample], aim: Sample, *, spectral: bool) -> "NormalEquations":
         """Of a batch: vectors and aim (batch, channels, ...). Spectral ones have bands apart, else there is one."""
-        stacked = torch.stack([*vectors, aim], 1)  # (batch, vectors + 1, channels, ...)
-        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
         if not spectral:
-            flat = stacked.flatten(2)
-            return cls((flat @ flat.mT)[:, None].cpu(), torch.tensor([float(flat.shape[-1])], dtype=torch.float64))
+            flat = [vector.flatten(1) for vector in (*vectors, aim)]
+            count, size = flat[0].shape[1], max(PIECE // len(aim), 1)
+            parts = ([vector[:, begin : begin + size] for vector in flat] for begin in range(0, count, size))
+            products = torch.stack([part @ part.mT for part in map(_stacked, parts)]).sum(0)
+            return cls(products[:, None].cpu(), torch.tensor([float(count)], dtype=torch.float64))
+        stacked = _stacked((*vectors, aim))
         of_band = bands(stacked[:, 0])
         coefficients = torch.stack([spectrum(v) for v in stacked.unbind(1)], 1)
         count = stacked.shape[1]
@@ -64,6 +66,18 @@ class NormalEquations:
         signed = torch.cat([weights.double(), torch.tensor([-1.0], dtype=torch.float64)])
         left = torch.einsum("i,tij,j->t", signed, self.products.sum(1), signed) / self.sizes.sum()
         return left.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def sum_of_parts(parts: Sequence[NormalEquations]) -> NormalEquations:
+    """Of the same trajectories' elements, a part of them in each."""
+    products, sizes = (torch.stack(kept).sum(0) for kept in zip(*((p.products, p.sizes) for p in parts), strict=True))
+    return NormalEquations(products, sizes)
+
+
+def _stacked(vectors: Sequence[Sample]) -> Tensor:
+    """Vectors (batch, vectors, ...) in float64."""
+    stacked = torch.stack([*vectors], 1)
+    return (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
 
 
 def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> Tensor:

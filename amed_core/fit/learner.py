@@ -22,7 +22,7 @@ from ..schedules import fine
 from ..solvers import CautiousIpndm, Ipndm, multistep_vectors
 from ..types import Denoiser, Evaluation, History, Method, Sample, Solver
 from .baselines import baseline, grids, solvers
-from .closed_form import NormalEquations, robust_weights
+from .closed_form import NormalEquations, robust_weights, sum_of_parts
 from .grid_search import RULES, left_of_errors, searched
 from .huber import squares
 from .protocol import StateError, of_kind, of_shape, reading_state
@@ -105,9 +105,9 @@ class Learner:
             return tuple(fine(calls + 1, self.end, high, self.config.flow).tolist())
         return levels(min(low, high / 2), high, calls, self.config.flow)
 
-    def taught(self, denoiser: Denoiser, x: Sample) -> TeacherPath:
+    def taught(self, denoiser: Denoiser, x: Sample, *, half: bool = False) -> TeacherPath:
         """The slow sampler's path from noisy pictures x (batch, ...): teacher_calls calls of each."""
-        return path_of(denoiser, x, Method(self.teacher_levels, TEACHER, NoMidpoint()))
+        return path_of(denoiser, x, Method(self.teacher_levels, TEACHER, NoMidpoint()), half=half)
 
     @property
     def done(self) -> bool:
@@ -332,13 +332,15 @@ def _over_plain(one: Candidate, candidates: Sequence[Candidate], count: int) -> 
 
 def _along(passed: TeacherPath, table: MultistepTable) -> list[NormalEquations]:
     """The equations of every interval of a table's grid on the teacher's own path, which take no call."""
-    history: History = ()
-    equations = []
-    for k, sigma in enumerate(table.config.sigmas[:-1]):
-        x, slope = passed.at(sigma)
-        history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
-        equations.append(_equations(history, passed, table, k))
-    return equations
+    every: list[list[NormalEquations]] = []
+    for piece in passed.pieces():
+        history: History = ()
+        every.append([])
+        for k, sigma in enumerate(table.config.sigmas[:-1]):
+            x, slope = piece.at(sigma)
+            history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
+            every[-1].append(_equations(history, piece, table, k))
+    return [sum_of_parts(of_pieces) for of_pieces in zip(*every, strict=True)]
 
 
 def _equations(history: History, passed: TeacherPath, table: MultistepTable, k: int) -> NormalEquations:
