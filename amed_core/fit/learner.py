@@ -7,7 +7,7 @@ honest. Candidates that learn nothing run beside them, and win where learning do
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -34,7 +34,8 @@ FAR = 9.0  # times the median: what an outlier's squared error counts at most wh
 LEARNED_FIRST, PLAIN_FIRST = 18, 12  # candidates that run on the first picture,
 LEARNED_NEXT, PLAIN_NEXT = 8, 5  # and on each of the next ones
 LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
-GOOD = 0.8  # of the best plain candidate's error: two pictures in a row below it end the learning
+GOOD = 0.8  # of the best plain candidate's error:
+GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
 PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
 
@@ -112,16 +113,18 @@ class Learner:
     @property
     def done(self) -> bool:
         """Whether there is no need to learn from more pictures."""
-        return self.good_in_a_row >= 2 or self.pictures >= MOST_PICTURES
+        return self.good_in_a_row >= GOOD_IN_A_ROW or self.pictures >= MOST_PICTURES
 
     @property
     def chosen(self) -> Candidate:
         """The learned candidate whose error is least, or the plain one where that is better.
 
-        Raises ValueError before the first picture.
+        Before the first picture it is the guess. Raises ValueError without one.
         """
         if not self.candidates:
             raise ValueError("Nothing was learned yet: give the learner a picture's path first.")
+        if not self.pictures:
+            return self.candidates[0]
         learned, plain = self._best(plain=False), self._best(plain=True)
         mine = learned.held_out or learned.ends
         theirs = plain.held_out[-len(mine) :]
@@ -133,27 +136,50 @@ class Learner:
     @property
     def held_out_ratio(self) -> float | None:
         """The learned candidate's held-out error over the best plain one's on the same pictures; None without any."""
-        learned = self._best(plain=False)
-        return _over_plain(learned, self.candidates, len(learned.held_out)) if learned.held_out else None
+        return self.ratio_of(self._best(plain=False))
+
+    def ratio_of(self, one: Candidate) -> float | None:
+        """The same of any candidate that learns."""
+        return _over_plain(one, self.candidates, len(one.held_out)) if one.held_out else None
 
     def calls_for(self, pictures: int) -> int:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
-        each = self.config.calls - 1  # the first call is the teacher's
-        if not self.candidates:
+        if not self.pictures:
             own = 1 + len(solvers(self.config.flow))  # on the user's levels
-            return (own if self.levels else LEARNED_FIRST + PLAIN_FIRST) * each * pictures
-        return len(self.candidates) * each * pictures
+            new = own if self.levels else LEARNED_FIRST + PLAIN_FIRST
+            return (new + len(self.candidates)) * self._each * pictures
+        return len(self.candidates) * self._each * pictures
+
+    @property
+    def _each(self) -> int:
+        """The calls of a candidate's run: the first call is the teacher's."""
+        return self.config.calls - 1
+
+    def guess(self, near: "Learner", name: str, elements: int) -> None:
+        """Begin with what was chosen in a situation near to this one; the first picture that is learned checks it.
+
+        `elements` are those of one sample, which may have another size there.
+        """
+        chosen = near.chosen
+        table = self._table(chosen.table.config.sigmas)
+        table.load_state_dict(chosen.table.state_dict())
+        equations = [[_of_size(one, elements) for one in of] for of in chosen.equations]
+        self.candidates = [Candidate(name, table, chosen.plain, equations)]
 
     @torch.no_grad()
-    def learn(self, denoiser: Denoiser, x: Sample, passed: TeacherPath) -> None:
+    def learn(
+        self, denoiser: Denoiser, x: Sample, passed: TeacherPath, planned: Callable[[int], None] | None = None
+    ) -> None:
         """Learn from pictures that start as x (batch, ...), whose teacher passed `passed`.
 
-        Nothing changes if it is stopped inside.
+        `planned` hears beforehand how many calls that takes. Nothing changes if it is stopped inside.
         """
-        before = self.candidates or self._proposed(passed)
+        before = self.candidates if self.pictures else [*self._proposed(passed), *self.candidates]
+        if planned is not None:
+            planned(len(before) * self._each)
         after = [self._after(candidate, denoiser, x, passed) for candidate in before]
         good = False
-        if self.candidates:  # on the newest pictures, what was chosen before
+        if self.pictures:  # on the newest pictures, what was chosen before
             best = before.index(self._best(plain=False))
             good = _over_plain(after[best], after, len(x)) <= GOOD
         self.good_in_a_row = self.good_in_a_row + 1 if good else 0
@@ -228,7 +254,7 @@ class Learner:
         """The candidate after these pictures: drawn with what it knew, and learned from if it learns."""
         first = Evaluation(x, torch.tensor(passed.levels[0]).to(x), x - passed.levels[0] * passed.slopes[0].to(x))
         target = passed.end.to(x)
-        if before.plain or before.held_out or before.seen:
+        if before.plain or any(before.equations):
             steps = list(trajectory(denoiser, x, before.table.method(), resume=Resume(0, first, ())))
             drawn = replace(before, held_out=before.held_out + squares(steps[-1].x, target).tolist())
             if before.plain:
@@ -349,6 +375,12 @@ def _equations(history: History, passed: TeacherPath, table: MultistepTable, k: 
     aim = (passed.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - table.config.sigmas[k])
     known = history[table.known(k).start :]
     return NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False)
+
+
+def _of_size(one: NormalEquations, elements: int) -> NormalEquations:
+    """As if the samples had had so many elements."""
+    factor = elements / one.sizes
+    return NormalEquations(one.products * factor[:, None, None], one.sizes * factor)
 
 
 def _first(one: tuple[float, Candidate]) -> float:

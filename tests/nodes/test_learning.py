@@ -186,6 +186,61 @@ def test_sizes_within_a_factor_are_one_situation(pack: Any, demo: Family, kept: 
         assert len(files(kept)) == situations, width
 
 
+@pytest.mark.parametrize(
+    ("changes", "guess"),
+    [
+        ({"cfg": 3.5}, "cfg 3"),
+        ({"cfg": 2.0}, "cfg 3"),
+        ({"size": 2}, "another size"),
+        ({"cfg": 3.5, "size": 2}, "cfg 3"),
+        ({"cfg": 1.9}, None),
+        ({"cfg": 1.0}, None),
+        ({"steps": STEPS + 1}, None),
+        ({"scheduler": "karras"}, None),
+        ({"cfg": 3.5, "denoise": 0.5}, None),
+    ],
+)
+def test_a_known_neighbour_is_a_first_guess_that_the_next_run_checks(
+    pack: Any, demo: Family, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], guess: str | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    model, asked = counted(demo)
+    k_sample(demo, model, STEPS, CFG)
+    samples = demo.latent["samples"]
+    size = changes.pop("size", 1)
+    how = {"steps": STEPS, "cfg": CFG, "latent": samples.repeat(1, 1, 1, size)} | changes
+    if guess is None:
+        asked.clear()
+        k_sample(demo, model, **how)
+        assert len(asked) > TEACHER
+        return
+    listed = pack.nodes.situations.named()
+    for run in range(3):
+        asked.clear()
+        caplog.clear()
+        assert k_sample(demo, model, **how).isfinite().all()
+        if run == 0:
+            assert caplog.messages == [
+                f"AMED: {STEPS} calls, first guess from {guess}. Still learning: the next run teaches it again."
+            ]
+            assert pack.nodes.situations.named() == listed, "of a guess nothing is learned yet"
+        if run == 1:
+            assert f"The first guess from {guess} had " in caplog.text
+            assert len(pack.nodes.situations.named()) == len(listed) + 1
+        assert len(asked) > TEACHER if run == 1 else len(asked) == STEPS, run
+
+
+def test_a_first_guess_is_nearer_to_the_slow_picture_than_plain_solvers(pack: Any) -> None:
+    family, slow, cfg = digits(pack, 10), "ipndm", 2.5
+    for _ in range(2):
+        k_sample(family, family.model, 5, 2.0)
+    guessed = k_sample(family, family.model, 5, cfg)
+    converged = k_sample(family, family.model, 60, cfg, slow, "karras")
+    pairs = [(s, g) for s in ("euler", "ipndm", "dpmpp_2m") for g in ("karras", "simple", "sgm_uniform")]
+    plain = [(k_sample(family, family.model, 5, cfg, *pair) - converged).square().mean() for pair in pairs]
+    assert (guessed - converged).square().mean() < min(plain)
+
+
 def test_prompts_and_seeds_are_no_situations(pack: Any, demo: Family, kept: Path) -> None:
     del pack
     sampled(demo, demo.model, 1, STEPS, "amed", "amed")
@@ -294,7 +349,7 @@ def test_the_frames_of_a_video_teach_as_one_picture(pack: Any, monkeypatch: pyte
     learn = learner.learn
     monkeypatch.setattr(pack.nodes.learning, "frames_are_batch", lambda guider: True)
     monkeypatch.setattr(
-        learner, "learn", lambda self, denoiser, x, path: [shapes.append(x.shape), learn(self, denoiser, x, path)]
+        learner, "learn", lambda self, denoiser, x, *how: [shapes.append(x.shape), learn(self, denoiser, x, *how)]
     )
     family = digits(pack, 3)
     model, asked = counted(family)
@@ -349,15 +404,50 @@ def test_other_samplers_still_need_a_predictor(pack: Any, demo: Family) -> None:
 def test_it_says_what_it_does(pack: Any, demo: Family, caplog: pytest.LogCaptureFixture) -> None:
     del pack
     caplog.set_level(logging.INFO)
-    k_sample(demo, demo.model, STEPS, 1.0)
-    assert f"AMED: learning 1: {TEACHER} + up to " in caplog.text
-    assert f"calls once, then {STEPS}" in caplog.text
-    for _ in range(3):
+    alone = {"latent": torch.zeros_like(demo.latent["samples"][:1])}
+    said = []
+    for _ in range(4):
         caplog.clear()
-        k_sample(demo, demo.model, STEPS, 1.0)
-    assert "of the best plain sampler's error (held out)" in caplog.text or "plain" in caplog.text
-    first = caplog.messages[0].removeprefix("AMED: ").split(". ")[0]
-    assert len(first) <= 60
+        k_sample(demo, demo.model, STEPS, 1.0, **alone)
+        said.append([message.removeprefix("AMED: ") for message in caplog.messages])
+    assert said[0][0].startswith(f"learning 1 of 8: {TEACHER} + up to ")
+    assert said[0][0].endswith(f" calls once, then {STEPS}.")
+    assert said[0][-1] == f"learned from 1; the next picture takes {STEPS} calls."
+    assert said[1] == [f"{STEPS} calls, learned from 1 picture. Still learning: the next run teaches it again."]
+    assert said[2][0].startswith("learning 2 of 8: ")
+    assert "of the best plain sampler's error (held out)" in said[3][0] or "plain" in said[3][0]
+    assert all(len(message.split(". ")[0]) <= 60 for messages in said for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("calls", "teacher", "pictures"), [(5, 24, 1), (16, 100, 1), (16, 24, 10)], ids=["usual", "longest", "batch"]
+)
+def test_the_first_words_are_short(pack: Any, calls: int, teacher: int, pictures: int) -> None:
+    said = begun(pack, calls, teacher).begins(pictures)
+    assert len(said) <= 60, said
+
+
+def begun(pack: Any, calls: int, teacher: int = TEACHER, **settings: Any) -> Any:
+    """What a situation of which nothing is known yet says of itself."""
+    learning = pack.nodes.learning
+    facts = pack.amed_core.samplers.ModelFacts(0.03, 14.6)
+    config = pack.amed_core.samplers.student_config("amed_multistep", calls, facts)
+    learner = learning.Learner(config, teacher_calls=teacher)
+    return learning.Learned(None, Path(), learner, learning.Learning(**settings))
+
+
+def test_it_says_why_it_stops(pack: Any, demo: Family, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one = begun(pack, 5)
+    one.learner.pictures = 8
+    assert "after 8 pictures" in one.finished()
+    one.learner.good_in_a_row = 2
+    assert "2 in a row were at least 20% better" in one.finished()
+    two = learning(pack, demo.model, "from N pictures", pictures=2)
+    for _ in range(2):
+        caplog.clear()
+        k_sample(demo, two, STEPS, 1.0)
+        assert "Finished after 2 pictures, as AMED Learn says." in caplog.messages[-1]
 
 
 def test_callback_and_bar_count_and_previews_are_of_the_picture(
@@ -376,6 +466,7 @@ def test_callback_and_bar_count_and_previews_are_of_the_picture(
     assert [(i, n) for i, n, _ in heard_of] == [(i, STEPS) for i in range(STEPS)]
     torch.testing.assert_close(heard_of[-1][2], drawn, rtol=1e-3, atol=1e-3)
     assert shown[-1] == (len(asked), len(asked))
+    assert {total for value, total in shown if value > TEACHER} == {len(asked)}, "known once the slow run is over"
     assert [value for value, _ in shown] == sorted(value for value, _ in shown)
 
 
@@ -456,6 +547,36 @@ def test_if_learning_fails_the_slow_picture_is_there(
     assert (drawn == k_sample(demo, demo.model, STEPS, 1.0)).all()
 
 
+@pytest.mark.parametrize("begin", [1, TEACHER + 1], ids=["slow run", "passes"])
+def test_what_failed_is_not_tried_again_until_it_is_forgotten(
+    pack: Any, demo: Family, caplog: pytest.LogCaptureFixture, begin: int
+) -> None:
+    made: list[int] = []
+    model = demo.model.clone()
+
+    def wrapper(apply_model: Any, parameters: Any) -> torch.Tensor:
+        made.append(1)
+        if len(made) == begin:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
+        return answer
+
+    model.set_model_unet_function_wrapper(wrapper)
+    drawn = []
+    for run in range(3):
+        caplog.clear()
+        before = len(made)
+        drawn.append(k_sample(demo, model, STEPS, 1.0))
+        if run:
+            assert caplog.messages[0].startswith(f"AMED: {STEPS} plain calls, nothing learned: that failed before (")
+            assert "OutOfMemoryError" in caplog.text
+            assert len(made) - before == STEPS
+    assert (drawn[1] == drawn[2]).all()
+    before = len(made)
+    k_sample(demo, learning(pack, model, forget=True), STEPS, 1.0)
+    assert len(made) - before > TEACHER
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=["NaN", "memory", "kernel"])
 def test_if_the_slow_run_fails_the_plain_picture_is_there(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, error: Exception | None
@@ -467,7 +588,9 @@ def test_if_the_slow_run_fails_the_plain_picture_is_there(
     assert (drawn == k_sample(demo, never, STEPS, 1.0)).all()
 
 
-def test_a_later_failure_leaves_what_was_learned(pack: Any, demo: Family, kept: Path) -> None:
+def test_a_later_failure_leaves_what_was_learned(
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     del pack
     shared = failing(demo, range(0))
     for _ in range(2):
@@ -476,6 +599,9 @@ def test_a_later_failure_leaves_what_was_learned(pack: Any, demo: Family, kept: 
     before = file.read_bytes()
     k_sample(demo, failing(demo, range(TEACHER + 1, 10**6)), STEPS, 1.0)
     assert file.read_bytes() == before
+    caplog.clear()
+    assert k_sample(demo, shared, STEPS, 1.0).isfinite().all()
+    assert "Nothing more is learned: that failed before" in caplog.text
 
 
 def test_a_model_that_is_changed_meanwhile_teaches_nothing(
