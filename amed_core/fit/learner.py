@@ -340,6 +340,9 @@ class Learner:
             count = len(table.row(k)) + 1
             shaped = of_shape(products, (len(products), 1, count, count))
             equations.append([NormalEquations(shaped, of_shape(sizes, (1,)))])
+        numbers = [table.weights, table.first, *(part for (of,) in equations for part in (of.products, of.sizes))]
+        if not all(part.isfinite().all() for part in numbers):
+            raise StateError("This state of learning is damaged: some of its weights are NaN or infinite.")
         errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
         return Candidate(of_kind(saved["name"], str), table, of_kind(saved["plain"], bool), equations, *errors)
 

@@ -289,13 +289,15 @@ def test_two_parts_with_leftover_noise(pack: Any, demo: Family, kept: Path) -> N
     assert (fast - slow).square().mean() < (plain - slow).square().mean()
 
 
-def through(guider: Any, family: Family, sampler: str, scheduler: str, steps: int = STEPS) -> torch.Tensor:
-    """What SamplerCustomAdvanced does with noise of seed 3."""
+def through(
+    guider: Any, family: Family, sampler: str, scheduler: str, steps: int = STEPS, seed: int = 3
+) -> torch.Tensor:
+    """What SamplerCustomAdvanced does with noise of a seed."""
     import comfy.samplers  # noqa: PLC0415
 
     sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-    noise, chosen = stock("RandomNoise", noise_seed=3)[0], stock("KSamplerSelect", sampler_name=sampler)[0]
+    noise, chosen = stock("RandomNoise", noise_seed=seed)[0], stock("KSamplerSelect", sampler_name=sampler)[0]
     inputs = {"noise": noise, "guider": guider, "sampler": chosen, "sigmas": sigmas, "latent_image": family.latent}
     with torch.inference_mode():
         drawn: torch.Tensor = stock("SamplerCustomAdvanced", **inputs).args[0]["samples"]
@@ -325,6 +327,26 @@ def test_other_guiders_are_situations_of_their_own(pack: Any, kept: Path, kind: 
     asked_low.clear()
     through(guider, family, "euler", "simple")
     assert ours == len(asked) + len(asked_low), "as many calls as Euler's method"
+
+
+def test_of_two_models_it_learns_weights_that_are_nearer_than_plain_solvers(pack: Any, kept: Path) -> None:
+    """The change is where much of the picture is made, and the second model answers otherwise."""
+    family = digits(pack, 10)
+    low = family.model.clone()
+    low.set_model_sampler_post_cfg_function(lambda args: 0.8 * args["denoised"])
+    prompts, sigma = (family.positive, family.negative), 2.0
+    guider, other = (
+        pack.nodes.AMEDTwoModelsGuider.execute(family.model, low, *prompts, CFG, at).args[0] for at in (sigma, 1.0)
+    )
+    for seed in (1, 1, 2):
+        through(guider, family, "amed", "amed", 5, seed)
+    through(other, family, "amed", "amed", 5)
+    assert len(files(kept)) == 2
+    ours = through(guider, family, "amed", "amed", 5, 4)
+    converged = through(guider, family, "euler", "karras", 200, 4)
+    pairs = [(s, g) for s in ("euler", "ipndm", "dpmpp_2m") for g in ("karras", "simple", "sgm_uniform")]
+    plain = [(through(guider, family, *pair, 5, 4) - converged).square().mean() for pair in pairs]
+    assert (ours - converged).square().mean() < min(plain)
 
 
 @pytest.mark.parametrize("guidance", ["ControlNet", "another strength"])
@@ -604,15 +626,16 @@ def test_a_later_failure_leaves_what_was_learned(
     assert "Nothing more is learned: that failed before" in caplog.text
 
 
+@pytest.mark.parametrize("call", [5, TEACHER + 3], ids=["slow run", "passes"])
 def test_a_model_that_is_changed_meanwhile_teaches_nothing(
-    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, call: int
 ) -> None:
     del pack
     model, made = demo.model.clone(), []
 
     def wrapper(apply_model: Any, parameters: Any) -> torch.Tensor:
         made.append(1)
-        if len(made) == TEACHER + 3:
+        if len(made) == call:
             model.model_options["sampler_cfg_function"] = lambda args: args["cond"]
         answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
         return answer
@@ -623,14 +646,40 @@ def test_a_model_that_is_changed_meanwhile_teaches_nothing(
     assert not files(kept)
 
 
-def test_a_damaged_file_is_told_and_learning_begins_anew(
-    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def cut(pack: Any, file: Path) -> None:
     del pack
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def nan(pack: Any, file: Path) -> None:
+    state = pack.amed_core.files.load_state(file)
+    for one in state["learner"]["candidates"]:
+        one["weights"][0, 0] = torch.nan
+    pack.amed_core.files.save_state(file, state)
+
+
+def of_another_kind(pack: Any, file: Path) -> None:
+    pack.amed_core.files.save_state(file, {"fit": "another"})
+
+
+def of_another_run(pack: Any, file: Path) -> None:
+    state = pack.amed_core.files.load_state(file)
+    state["learner"]["teacher_calls"] += 1
+    pack.amed_core.files.save_state(file, state)
+
+
+@pytest.mark.parametrize("damage", [cut, nan, of_another_kind, of_another_run])
+def test_a_damaged_file_is_told_and_learning_begins_anew(
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, damage: Any
+) -> None:
     model, asked = counted(demo)
     k_sample(demo, model, STEPS, 1.0)
     (file,) = files(kept)
-    file.write_bytes(file.read_bytes()[:1000])
+    damage(pack, file)
+    if damage is not of_another_run:  # AMED Load need not know of which run it is
+        for name in pack.nodes.situations.named():
+            with pytest.raises(ValueError, match="damaged"):
+                pack.nodes.AMEDLoadPredictor.execute(name)
     asked.clear()
     assert k_sample(demo, model, STEPS, 1.0).isfinite().all()
     assert "learning begins anew" in caplog.text
@@ -638,6 +687,29 @@ def test_a_damaged_file_is_told_and_learning_begins_anew(
     asked.clear()
     k_sample(demo, model, STEPS, 1.0)
     assert len(asked) == STEPS
+
+
+def test_if_what_was_learned_cannot_be_written_the_slow_picture_is_there(
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pack.amed_core.files.os, "replace", full)
+        drawn = k_sample(demo, demo.model, STEPS, 1.0)
+    assert "the slow picture, nothing learned: OSError. No space left" in caplog.text
+    assert not list(kept.iterdir()), "neither whole nor in part"
+    learning(pack, demo.model, forget=True)
+    assert (drawn == k_sample(demo, demo.model, STEPS, 1.0)).all()
+    (file,) = files(kept)
+    before = file.read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(pack.amed_core.files.os, "replace", full)
+        assert k_sample(demo, demo.model, STEPS, 1.0).isfinite().all()
+    assert "could not be kept" in caplog.text
+    assert file.read_bytes() == before
+    assert list(kept.iterdir()) == [file]
 
 
 def test_of_many_files_the_one_used_longest_ago_goes(pack: Any, demo: Family, kept: Path) -> None:
@@ -651,6 +723,30 @@ def test_of_many_files_the_one_used_longest_ago_goes(pack: Any, demo: Family, ke
     assert len(files(kept)) == most
     assert not (kept / "other-0-10.safetensors").exists()
     assert (kept / "other-1-10.safetensors").exists()
+
+
+def test_a_long_path_is_kept_in_half_precision_and_teaches(
+    pack: Any, demo: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes_learning, samples = pack.nodes.learning, demo.latent["samples"]
+    whole, half = (nodes_learning.path_bytes(samples, TEACHER, half=half) for half in (False, True))
+    assert 2 * half == whole
+    paths = []
+    learn = nodes_learning.Learner.learn
+    monkeypatch.setattr(
+        nodes_learning.Learner,
+        "learn",
+        lambda self, x, start, path, *how: [paths.append(path), learn(self, x, start, path)],
+    )
+    slow = k_sample(demo, learning(pack, demo.model, "from N pictures", pictures=1), STEPS, 1.0)
+    monkeypatch.setattr(nodes_learning, "MOST_BYTES", half)
+    learning(pack, demo.model, forget=True)
+    model, asked = counted(demo)
+    assert (k_sample(demo, model, STEPS, 1.0) == slow).all(), "the picture itself is in full precision"
+    assert [path.x.nbytes + path.slopes.nbytes for path in paths] == [whole, half]
+    asked.clear()
+    assert k_sample(demo, model, STEPS, 1.0).isfinite().all()
+    assert len(asked) == STEPS
 
 
 def test_too_large_a_batch_is_drawn_plainly_and_says_so(
