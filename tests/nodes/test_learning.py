@@ -166,6 +166,33 @@ def test_every_use_is_a_situation_of_its_own(pack: Any, demo: Family, kept: Path
             assert (drawn[..., 8:] - picture[..., 8:]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("steps", "cfg"), [(2, 1.0), (3, 8.0), (10, 1.0), (12, 3.0), (16, 1.0)])
+def test_it_learns_few_and_many_steps_at_weak_and_strong_guidance(
+    pack: Any, demo: Family, steps: int, cfg: float
+) -> None:
+    del pack
+    model, asked = counted(demo)
+    k_sample(demo, model, steps, cfg)
+    asked.clear()
+    assert k_sample(demo, model, steps, cfg).isfinite().all()
+    assert len(asked) == steps
+
+
+def test_it_learns_on_every_scheduler(pack: Any, demo: Family, kept: Path) -> None:
+    import comfy.samplers  # noqa: PLC0415
+
+    model, asked = counted(demo, learning(pack, demo.model, "from N pictures", pictures=1))
+    lengths = {}
+    for name in comfy.samplers.SCHEDULER_NAMES:
+        levels = comfy.samplers.calculate_sigmas(demo.model.get_model_object("model_sampling"), name, STEPS)
+        lengths[tuple(levels.tolist())] = name
+        k_sample(demo, model, STEPS, 1.0, "amed", name)
+        asked.clear()
+        assert k_sample(demo, model, STEPS, 1.0, "amed", name).isfinite().all(), name
+        assert len(asked) == len(levels) - 1, name
+    assert len(files(kept)) == len(lengths), "lists that are the same are one situation"
+
+
 def test_a_lora_is_another_situation(pack: Any, kept: Path) -> None:
     del pack
     family = make("flux")
