@@ -121,6 +121,11 @@ class LearningReport:
                 self.callback(told)
         self._count()
 
+    def expect(self, more: int) -> None:
+        """So many calls come after the slow run."""
+        self.bar.total = self.slow_calls + more
+        self.bar.refresh()
+
     def show(self, x: Sample) -> None:
         """The slow run is over, and this is its sample."""
         if self.to_zero:

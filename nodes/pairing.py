@@ -19,7 +19,8 @@ LOOKED_INTO = 4  # patched weights; two LoRAs differ in all of them
 # Keys of wrappers, and of options, that change how a model is computed and not what it answers.
 KERNELS = ("torch.compile", "optimized_attention_override")
 OF_LOW = "_low_noise"  # ends the names of facts of the second of two models
-LOOKED_AT = 8  # values of each weight of a checkpoint
+LOOKED_AT = 8  # values of a weight of a checkpoint,
+LOOKED_AT_WEIGHTS = 256  # of so many weights: all of a small model, and some of every block of a large one
 LONGEST = 160  # characters of a list of names
 TRAIN_ONE = 'or train a predictor as things are now with "AMED Train Predictor"'
 ADVICE = {  # where to change back what differs
@@ -100,12 +101,17 @@ def loras(model: Any) -> str:
 
 
 def checkpoint(model: Any) -> str:
-    """A digest of a MODEL's own weights: a few values of each, as they are without the patches on them.
+    """A digest of a MODEL's own weights: a few values of many, as they are without the patches on them.
 
     Fine-tunes of one family differ in it, and what is loaded, where to, and how it is patched does not matter.
+    It takes some 10 ms, so that nothing need remember it.
     """
     digest = hashlib.sha256()
-    for key, weight in model.model.diffusion_model.state_dict().items():
+    weights = model.model.diffusion_model.state_dict()
+    for number, (key, weight) in enumerate(weights.items()):
+        if number % math.ceil(len(weights) / LOOKED_AT_WEIGHTS):
+            digest.update(f"{key} {tuple(weight.shape)}".encode())
+            continue
         kept = model.backup.get(f"diffusion_model.{key}")  # the weight itself, while patches are in its place
         try:
             values = (weight if kept is None else kept.weight).detach().flatten()
@@ -258,7 +264,11 @@ def of_guider(guider: Any) -> dict[str, str | int | float]:
 
 def scale(guider: Any) -> float | None:
     """The one guidance scale of a guider; None if its kind has others."""
-    text = guidance(guider)
+    return scale_in(guidance(guider))
+
+
+def scale_in(text: str) -> float | None:
+    """The one scale that `guidance` has named; None if it named others."""
     return float(text.removeprefix("cfg ")) if text.startswith("cfg ") and "," not in text else None
 
 

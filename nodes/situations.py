@@ -1,12 +1,12 @@
 """What decides the best weights, and where what was learned of it is kept."""
 
+import contextlib
 import datetime
 import hashlib
 import json
 import logging
 import math
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ FOLDER = "amed_learned"  # in the user folder
 MOST_FILES = 200
 LISTED = "learned/"  # how names of learned sets begin where predictors are listed
 ALIKE = 1.5  # sizes within this factor are one situation
+NEAR = 1.5  # guidance scales within this factor are near
 OF_WEIGHTS = ("family", "prediction", "loras")  # of a model's fingerprint, what "the same model" means to people
 # Of what ComfyUI hands a model with a prompt, what belongs to every prompt.
 OF_PROMPTS = ("c_crossattn", "y", "attention_mask", "guidance", "t5xxl_ids", "t5xxl_weights", "c_crossattn_mask")
 
-_checkpoints: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+# Where learning failed, and why, until ComfyUI restarts: to try again costs a slow run each time.
+_failed: dict[Path, str] = {}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Situation:
     @property
     def key(self) -> str:
         """The same for all sizes, and for nothing else."""
-        return f"{_digest(self.weights)[:12]}-{_digest(self.facts)[:20]}"
+        return f"{_of_weights(self.weights)}-{_digest(self.facts)[:20]}"
 
 
 def situation(
@@ -55,7 +57,8 @@ def situation(
     """
     facts = {
         "model": pairing.fingerprint(model),
-        "beside": [checkpoint(other) for other in pairing.models_beside(guider)],
+        "beside": [pairing.checkpoint(other) for other in pairing.models_beside(guider)],
+        "switch_sigma": getattr(guider, "switch_sigma", 0.0),
         "guider": {"guider": type(guider).__name__, "guidance": pairing.guidance(guider)} | pairing.of_guider(guider),
         "guides": guides(guider),
         "masked": masked,
@@ -72,14 +75,7 @@ def situation(
 def weights_of(model: Any) -> dict[str, Any]:
     """What the weights of a MODEL are known by."""
     found = pairing.fingerprint(model)
-    return {"checkpoint": checkpoint(model)} | {name: found[name] for name in OF_WEIGHTS}
-
-
-def checkpoint(model: Any) -> str:
-    """`pairing.checkpoint`, of every model once."""
-    if (known := _checkpoints.get(model.model)) is None:
-        known = _checkpoints[model.model] = pairing.checkpoint(model)
-    return known
+    return {"checkpoint": pairing.checkpoint(model)} | {name: found[name] for name in OF_WEIGHTS}
 
 
 def guides(guider: Any) -> list[str]:
@@ -109,6 +105,47 @@ def file_of(one: Situation) -> Path:
         if size.isdecimal() and 1 / ALIKE <= int(size) / one.elements <= ALIKE:
             near.append((abs(math.log(int(size) / one.elements)), path))
     return min(near)[1] if near else folder() / f"{one.key}-{one.elements}.safetensors"
+
+
+def near(one: Situation) -> tuple[str, Mapping[str, Any]] | None:
+    """What was kept of the situation that is nearest to one of which nothing was: what it differs in, and its state.
+
+    All but the size and the guidance scale is the same there. Guidance and none are not near.
+    """
+    found = []
+    for kept in _kept(_of_weights(one.weights)):
+        sizes, scales = math.log(kept.elements / one.elements), _apart(one.facts, kept.facts)
+        if scales is not None and _digest(_unguided(kept.facts)) == _digest(_unguided(one.facts)):
+            found.append((scales, abs(sizes), kept))
+    if not found:
+        return None
+    scales, _, nearest = min(found, key=lambda each: each[:2])
+    return nearest.facts["guider"]["guidance"] if scales else "another size", nearest.state
+
+
+def _apart(facts: Mapping[str, Any], others: Mapping[str, Any]) -> float | None:
+    """The logarithm of how many times the guidance of one is that of the other; None if they are not near."""
+    ours, theirs = facts["guider"]["guidance"], others["guider"]["guidance"]
+    if ours == theirs:
+        return 0.0
+    here, there = pairing.scale_in(ours), pairing.scale_in(theirs)
+    if here is None or there is None or min(here, there) <= 1 or max(here, there) > NEAR * min(here, there):
+        return None
+    return abs(math.log(here / there))
+
+
+def _unguided(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**facts, "guider": {name: value for name, value in facts["guider"].items() if name != "guidance"}}
+
+
+def why_failed(path: Path) -> str | None:
+    """Why learning what is kept there failed before, if it did."""
+    return _failed.get(path)
+
+
+def fail(path: Path, why: str) -> None:
+    """Remember that learning what is kept there failed."""
+    _failed[path] = why
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -141,26 +178,59 @@ def keep(path: Path, one: Situation, state: Mapping[str, Any]) -> None:
 
 def named() -> dict[str, Path]:
     """The files of all learned sets that can be read, by names for people."""
-    found = {}
-    for path in sorted(folder().glob("*.safetensors")):
-        try:
-            state = load_state(path)
-            facts = state["situation"]["facts"]
-            levels = f"{facts['levels'][0]:.3g} to {facts['levels'][-1]:.3g}"
-            about = (facts["model"]["family"], f"{facts['calls']} calls", facts["guider"]["guidance"], levels)
-            name = plain_text(f"{', '.join(about)}, {state['date']} {path.stem[13:19]}")
-        except (PredictorFileError, KeyError, TypeError, ValueError):
-            continue
-        found[f"{LISTED}{name}"] = path
-    return found
+    return {kept.name: kept.path for kept in _kept()}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was learned in a situation, from one picture or more. Raises KeyError and the like if it is damaged."""
+
+    path: Path
+    state: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.state["learner"]["pictures"] < 1 or not self.name or self.elements < 1:
+            raise ValueError(f"{self.path.name} has no picture.")
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Those of its situation."""
+        return dict(self.state["situation"]["facts"])
+
+    @property
+    def elements(self) -> int:
+        """Those of one sample."""
+        return int(self.state["situation"]["elements"])
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        facts = self.facts
+        levels = f"{facts['levels'][0]:.3g} to {facts['levels'][-1]:.3g}"
+        about = (facts["model"]["family"], f"{facts['calls']} calls", facts["guider"]["guidance"], levels)
+        return LISTED + plain_text(f"{', '.join(about)}, {self.state['date']} {self.path.stem[13:19]}-{self.elements}")
+
+
+def _kept(weights: str = "") -> Iterator[Kept]:
+    """All that can be read, of all weights or of one digest."""
+    for path in sorted(folder().glob(f"{weights}*.safetensors")):
+        with contextlib.suppress(PredictorFileError, KeyError, TypeError, ValueError):
+            yield Kept(path, load_state(path))
 
 
 def forget(model: Any) -> int:
     """Remove all that was learned of a MODEL's weights; how many situations that were."""
-    files = list(folder().glob(f"{_digest(weights_of(model))[:12]}-*.safetensors"))
+    weights = _of_weights(weights_of(model))
+    for path in [path for path in _failed if path.name.startswith(weights)]:
+        del _failed[path]
+    files = list(folder().glob(f"{weights}-*.safetensors"))
     for file in files:
         file.unlink(missing_ok=True)
     return len(files)
+
+
+def _of_weights(weights: Mapping[str, Any]) -> str:
+    return _digest(weights)[:12]
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
 from ..spectrum import BANDS, bands, filled, spectrum
 from ..types import Denoiser, History, Sample
-from .teacher import TeacherPath
+from .teacher import PIECE, TeacherPath
 from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
@@ -23,7 +23,6 @@ CAP = 1.5  # medians: what the energy of an outlier's residual counts at most
 PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories: measured best from 4 to 1,000
 LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
-PIECE = 2**18  # values of one trajectory that are turned to float64 at once
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 
 
@@ -40,11 +39,10 @@ class NormalEquations:
     @classmethod
     def of(cls, vectors: Sequence[Sample], aim: Sample, *, spectral: bool) -> "NormalEquations":
         """Of a batch: vectors and aim (batch, channels, ...). Spectral ones have bands apart, else there is one."""
-        stacked = torch.stack([*vectors, aim], 1)  # (batch, vectors + 1, channels, ...)
-        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
         if not spectral:
-            flat = stacked.flatten(2)
-            return cls((flat @ flat.mT)[:, None].cpu(), torch.tensor([float(flat.shape[-1])], dtype=torch.float64))
+            values = torch.tensor([float(aim[0].numel())], dtype=torch.float64)
+            return cls(inner_products((*vectors, aim))[:, None], values)
+        stacked = _stacked((*vectors, aim))
         of_band = bands(stacked[:, 0])
         coefficients = torch.stack([spectrum(v) for v in stacked.unbind(1)], 1)
         count = stacked.shape[1]
@@ -87,11 +85,15 @@ class Lessons:
         return cls(tuple(levels), torch.zeros(0, count, count, dtype=torch.float64), 0)
 
     def and_of(self, history: History, passed: TeacherPath) -> "Lessons":
-        """With those of one more batch of students, from what they evaluated (batch, ...), at all levels but the last."""
+        """With those of more students, from what they evaluated (batch, ...) at all levels but the last."""
         x = history[0].x
         path = [passed.at(sigma)[0].to(x) for sigma in self.levels[1:]]
         products = inner_products([x, *(one.slope for one in history), *path])
         return replace(self, products=torch.cat([self.products, products]), size=x[0].numel())
+
+    def of_size(self, size: int) -> "Lessons":
+        """As if trajectories had so many values."""
+        return replace(self, products=self.products * size / self.size, size=size)
 
     @property
     def begin(self) -> Tensor:
@@ -122,15 +124,24 @@ class Lessons:
 def inner_products(vectors: Sequence[Sample]) -> Tensor:
     """Those of vectors (batch, ...) with one another: (batch, vectors, vectors), in float64 on the CPU.
 
-    In pieces: beside the vectors it takes little memory.
+    They are added up in pieces, which take little memory beside the vectors.
     """
     flat = [vector.flatten(1) for vector in vectors]
-    total = torch.zeros(len(flat[0]), len(flat), len(flat), dtype=torch.float64)
-    for parts in zip(*(vector.split(PIECE, 1) for vector in flat), strict=True):
-        stacked = torch.stack(parts, 1)
-        stacked = (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
-        total += (stacked @ stacked.mT).cpu()
-    return total
+    size = max(PIECE // len(flat[0]), 1)
+    parts = ([v[:, begin : begin + size] for v in flat] for begin in range(0, flat[0].shape[1], size))
+    return torch.stack([part @ part.mT for part in map(_stacked, parts)]).sum(0).cpu()
+
+
+def sum_of_parts(parts: Sequence[NormalEquations]) -> NormalEquations:
+    """Of the same trajectories' elements, a part of them in each."""
+    products, sizes = (torch.stack(kept).sum(0) for kept in zip(*((p.products, p.sizes) for p in parts), strict=True))
+    return NormalEquations(products, sizes)
+
+
+def _stacked(vectors: Sequence[Sample]) -> Tensor:
+    """Vectors (batch, vectors, ...) in float64."""
+    stacked = torch.stack([*vectors], 1)
+    return (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
 
 
 def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> Tensor:
@@ -201,7 +212,7 @@ class Walk:
 
 
 def equations_of(history: History, path: TeacherPath, table: MultistepTable, k: int) -> NormalEquations:
-    """Of interval k of an unguided table, from the evaluations (batch, ...) up to it: where it starts back to the path."""
+    """Of interval k of an unguided table, from the evaluations (batch, ...) up to it: back to the path."""
     sigma, sigma_next = table.config.sigmas[k : k + 2]
     start, known = history[k], history[table.known(k).start : k + 1]
     aim = (path.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - sigma)

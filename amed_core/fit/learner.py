@@ -7,7 +7,7 @@ honest. Candidates that learn nothing run beside them, and win where learning do
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from ..schedules import fine
 from ..solvers import CautiousIpndm, Ipndm
 from ..types import Denoiser, Evaluation, History, Method, Sample, Solver
 from .baselines import baseline, grids, solvers
-from .closed_form import Lessons, NormalEquations, Walk, equations_of, robust_weights, taught
+from .closed_form import Lessons, NormalEquations, Walk, equations_of, robust_weights, sum_of_parts, taught
 from .grid_search import RULES, left_of_errors, searched
 from .huber import squares
 from .protocol import StateError, of_kind, of_shape, reading_state
@@ -35,7 +35,8 @@ LEARNED_FIRST, PLAIN_FIRST = 18, 12  # candidates that run on the first picture,
 LEARNED_NEXT, PLAIN_NEXT = 6, 4  # and on each of the next ones,
 WALKING = 4  # of which so many run once more, with the weights that they learn
 LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
-GOOD = 0.8  # of the best plain candidate's error: two pictures in a row below it end the learning
+GOOD = 0.8  # of the best plain candidate's error:
+GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
 PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
 
@@ -55,6 +56,11 @@ class Candidate:
     def plain(self) -> bool:
         """Whether it learns nothing."""
         return self.lessons is None
+
+    @property
+    def new(self) -> bool:
+        """Whether it is to learn, and knows nothing yet."""
+        return self.lessons is not None and not len(self.lessons.products)
 
     @property
     def score(self) -> float:
@@ -110,23 +116,25 @@ class Learner:
             return tuple(fine(calls + 1, self.end, high, self.config.flow).tolist())
         return levels(min(low, high / 2), high, calls, self.config.flow)
 
-    def taught(self, denoiser: Denoiser, x: Sample) -> TeacherPath:
+    def taught(self, denoiser: Denoiser, x: Sample, *, half: bool = False) -> TeacherPath:
         """The slow sampler's path from noisy pictures x (batch, ...): teacher_calls calls of each."""
-        return path_of(denoiser, x, Method(self.teacher_levels, TEACHER, NoMidpoint()))
+        return path_of(denoiser, x, Method(self.teacher_levels, TEACHER, NoMidpoint()), half=half)
 
     @property
     def done(self) -> bool:
         """Whether there is no need to learn from more pictures."""
-        return self.good_in_a_row >= 2 or self.pictures >= MOST_PICTURES
+        return self.good_in_a_row >= GOOD_IN_A_ROW or self.pictures >= MOST_PICTURES
 
     @property
     def chosen(self) -> Candidate:
         """The learned candidate whose error is least, or the plain one where that is better.
 
-        Raises ValueError before the first picture.
+        Before the first picture it is the guess. Raises ValueError without one.
         """
         if not self.candidates:
             raise ValueError("Nothing was learned yet: give the learner a picture's path first.")
+        if not self.pictures:
+            return self.candidates[0]
         learned, plain = self._best(plain=False), self._best(plain=True)
         mine = learned.held_out or learned.ends
         theirs = plain.held_out[-len(mine) :]
@@ -138,36 +146,54 @@ class Learner:
     @property
     def held_out_ratio(self) -> float | None:
         """The learned candidate's held-out error over the best plain one's on the same pictures; None without any."""
-        learned = self._best(plain=False)
-        return _over_plain(learned, self.candidates, len(learned.held_out)) if learned.held_out else None
+        return self.ratio_of(self._best(plain=False))
+
+    def ratio_of(self, one: Candidate) -> float | None:
+        """The same of any candidate that learns."""
+        return _over_plain(one, self.candidates, len(one.held_out)) if one.held_out else None
 
     def calls_for(self, pictures: int) -> int:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
-        each = self.config.calls - 1  # the first call is the teacher's
-        if not self.candidates:
+        if not self.pictures:
             own = 1 + len(solvers(self.config.flow))  # on the user's levels
-            return (own if self.levels else LEARNED_FIRST + PLAIN_FIRST) * each * pictures
-        walking = min(WALKING, sum(not one.plain for one in self.candidates))
-        return (len(self.candidates) + walking) * each * pictures
+            new = own if self.levels else LEARNED_FIRST + PLAIN_FIRST
+            return (new + len(self.candidates) + _walking(self.candidates)) * self._each * pictures
+        return (len(self.candidates) + _walking(self.candidates)) * self._each * pictures
+
+    @property
+    def _each(self) -> int:
+        """The calls of a candidate's run: the first call is the teacher's."""
+        return self.config.calls - 1
+
+    def guess(self, near: "Learner", name: str, elements: int) -> None:
+        """Begin with what was chosen in a situation near to this one; the first picture that is learned checks it.
+
+        `elements` are those of one sample, which may have another size there.
+        """
+        chosen = near.chosen
+        table = self._table(chosen.table.config.sigmas)
+        table.load_state_dict(chosen.table.state_dict())
+        lessons = None if chosen.lessons is None else chosen.lessons.of_size(elements)
+        self.candidates = [Candidate(name, table, lessons)]
 
     @torch.no_grad()
-    def learn(self, denoiser: Denoiser, x: Sample, passed: TeacherPath) -> None:
+    def learn(
+        self, denoiser: Denoiser, x: Sample, passed: TeacherPath, planned: Callable[[int], None] | None = None
+    ) -> None:
         """Learn from pictures that start as x (batch, ...), whose teacher passed `passed`.
 
-        Nothing changes if it is stopped inside.
+        `planned` hears beforehand how many calls that takes. Nothing changes if it is stopped inside.
         """
-        level = passed.levels[0]
+        before = self.candidates if self.pictures else [*self._proposed(passed), *self.candidates]
+        if planned is not None:
+            planned((len(before) + _walking(before)) * self._each)
+        level, good = passed.levels[0], False
         first = Evaluation(x, torch.tensor(level).to(x), x - level * passed.slopes[0].to(x))
-        if self.candidates:
-            drawn = [_drawn(candidate, denoiser, first, passed) for candidate in self.candidates]
-            best = self.candidates.index(self._best(plain=False))
+        drawn = [(self._begun if one.new else _drawn)(one, denoiser, first, passed) for one in before]
+        if self.pictures:  # on the newest pictures, what was chosen before
+            best = before.index(self._best(plain=False))
             good = _over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
-            after = self._taught(drawn, denoiser, first, passed)
-        else:
-            after, good = (
-                [self._begun(candidate, denoiser, first, passed) for candidate in self._proposed(passed)],
-                False,
-            )
+        after = self._taught(drawn, denoiser, first, passed)
         self.good_in_a_row = self.good_in_a_row + 1 if good else 0
         self.pictures += len(x)
         self.candidates = _kept(after)
@@ -229,16 +255,18 @@ class Learner:
         table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
         return table
 
-    def _begun(self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath) -> Candidate:
-        """The candidate after the very first pictures, which it cannot draw before it has learned from them."""
-        if candidate.lessons is None:
-            return _drawn(candidate, denoiser, first, passed)[0]
+    def _begun(
+        self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
+    ) -> tuple[Candidate, History]:
+        """A new candidate after the first pictures, which it cannot draw before it has learned; no history to learn."""
+        assert candidate.lessons is not None
         walk = Walk(denoiser, first.x, passed, (first,))
         table, equations = taught(self._table(candidate.lessons.levels), candidate.lessons, walk)
         ends = squares(walk.x, passed.end.to(walk.x)).tolist()
         cost = self._cost(table, equations, passed)
         lessons = candidate.lessons.and_of(walk.history, passed)
-        return replace(candidate, table=table, lessons=lessons, seen=[math.sqrt(end * cost) for end in ends], ends=ends)
+        seen = [math.sqrt(end * cost) for end in ends]
+        return replace(candidate, table=table, lessons=lessons, seen=seen, ends=ends), ()
 
     def _taught(
         self, drawn: Sequence[tuple[Candidate, History]], denoiser: Denoiser, first: Evaluation, passed: TeacherPath
@@ -248,10 +276,10 @@ class Learner:
         The best walk along them with the weights that they learn. Of the others it is taken for granted that slopes
         stay as they were when weights change.
         """
-        learning = sorted((one for one, _ in drawn if one.lessons), key=lambda one: one.score)
+        learning = sorted((one for one, history in drawn if history and not one.plain), key=lambda one: one.score)
         after = []
         for one, history in drawn:
-            if one.lessons is None:
+            if one.lessons is None or not history:
                 after.append(one)
             elif one in learning[:WALKING]:
                 walk = Walk(denoiser, first.x, passed, (first,))
@@ -308,6 +336,9 @@ class Learner:
             lessons = Lessons.none(table.config.sigmas)
             shaped = of_shape(products, (len(products), *lessons.products.shape[1:]))
             lessons = replace(lessons, products=shaped, size=of_kind(saved["size"], int))
+        numbers = [table.weights, table.first, *([] if lessons is None else [lessons.products])]
+        if not all(part.isfinite().all() for part in numbers):
+            raise StateError("This state of learning is damaged: some of its weights are NaN or infinite.")
         errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
         return Candidate(of_kind(saved["name"], str), table, lessons, *errors)
 
@@ -316,6 +347,11 @@ def _kept(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that go on to the next picture: the best of each kind."""
     learned = sorted((c for c in candidates if not c.plain), key=lambda c: c.score)[:LEARNED_NEXT]
     return learned + sorted((c for c in candidates if c.plain), key=lambda c: c.score)[:PLAIN_NEXT]
+
+
+def _walking(candidates: Sequence[Candidate]) -> int:
+    """How many candidates run twice on the next picture."""
+    return min(WALKING, sum(not (one.plain or one.new) for one in candidates))
 
 
 def _over_plain(one: Candidate, candidates: Sequence[Candidate], count: int) -> float:
@@ -335,13 +371,18 @@ def _drawn(
 
 def _along(table: MultistepTable, passed: TeacherPath) -> tuple[MultistepTable, list[NormalEquations]]:
     """The table with weights from the teacher's own path, at no call, and the equations of every interval there."""
-    history: History = ()
-    made, listed = MultistepTable(table.config), []
-    for k, sigma in enumerate(table.config.sigmas[:-1]):
-        x, slope = passed.at(sigma)
-        history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
-        listed.append(equations_of(history, passed, table, k))
-        made.set_row(k, robust_weights(listed[k : k + 1], table.row(k)))
+    every: list[list[NormalEquations]] = []
+    for piece in passed.pieces():
+        history: History = ()
+        every.append([])
+        for k, sigma in enumerate(table.config.sigmas[:-1]):
+            x, slope = piece.at(sigma)
+            history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
+            every[-1].append(equations_of(history, piece, table, k))
+    made = MultistepTable(table.config)
+    listed = [sum_of_parts(of_pieces) for of_pieces in zip(*every, strict=True)]
+    for k, one in enumerate(listed):
+        made.set_row(k, robust_weights([one], table.row(k)))
     return made, listed
 
 

@@ -1,7 +1,8 @@
 """The teacher's way, level by level: what grids are searched on, and what closed-form weights are fitted to."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,32 +18,57 @@ from ..types import Denoiser, Method, Planner, Sample, Solver, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
+PIECE = 1 << 15  # elements of all samples: sums over a path take them one piece after the other
 
 
 @dataclass(frozen=True)
 class TeacherPath:
-    """Where a batch was at every level (levels, batch, ...), and its slopes there; the last level, 0, has none."""
+    """Where a batch was at every level (levels, batch, ...), and its slopes there; the last level, 0, has none.
+
+    With `last`, the last samples in full precision, all others are in half of it. Those at level sigma are then divided
+    by sqrt(1 + sigma^2), so that none overflows.
+    """
 
     levels: tuple[float, ...]
     x: Tensor
     slopes: Tensor
+    last: Sample | None = None
 
     def to(self, device: torch.device | str) -> "TeacherPath":
         """The same path on another device."""
-        return TeacherPath(self.levels, self.x.to(device), self.slopes.to(device))
+        last = None if self.last is None else self.last.to(device)
+        return TeacherPath(self.levels, self.x.to(device), self.slopes.to(device), last)
 
     @property
     def end(self) -> Sample:
         """The teacher's samples."""
-        return self.x[-1]
+        return self.x[-1] if self.last is None else self.last
 
     def at(self, sigma: float) -> tuple[Sample, Sample]:
         """The sample and its slope at any level between two that were passed, by cubic Hermite interpolation."""
         if sigma == self.levels[-1]:
-            return self.x[-1], self.slopes[-1]
+            return self.end, self.slopes[-1].to(self.end)
         above = max(n for n, level in enumerate(self.levels[:-2]) if level >= sigma or n == 0)
         high, low = self.levels[above : above + 2]
-        return _between(sigma, high, low, self.x[above : above + 2], self.slopes[above : above + 2])
+        x, slopes = self.x[above : above + 2], self.slopes[above : above + 2]
+        if self.last is None:
+            return _between(sigma, high, low, x, slopes)
+        x_0, x_1 = (_unit(level) * sample.to(self.last) for level, sample in zip((high, low), x, strict=True))
+        return _between(sigma, high, low, (x_0, x_1), slopes.to(self.last))
+
+    def pieces(self) -> Iterator["TeacherPath"]:
+        """The same path, a few elements (levels, batch, part) at a time."""
+        x, slopes, end = self.x.flatten(2), self.slopes.flatten(2), self.end.flatten(1)
+        size = max(PIECE // len(end), 1)
+        for begin in range(0, end.shape[1], size):
+            part = slice(begin, begin + size)
+            last = None if self.last is None else end[:, part]
+            yield TeacherPath(self.levels, x[..., part], slopes[..., part], last)
+
+
+def _unit(sigma: float) -> float:
+    """What a path in half precision has its samples at a level in units of."""
+    return math.sqrt(1 + sigma**2)
 
 
 def _between(
@@ -73,17 +99,21 @@ def path(denoiser: Denoiser, x: Sample, grid: Sequence[float], switch_sigma: flo
 
 
 @torch.no_grad()
-def path_of(denoiser: Denoiser, x: Sample, method: Method) -> TeacherPath:
-    """Run a method with one call per interval, and keep all that it passes, on the CPU.
+def path_of(denoiser: Denoiser, x: Sample, method: Method, *, half: bool = False) -> TeacherPath:
+    """Run a method with one call per interval, and keep all that it passes, on the CPU, on demand in half precision.
 
     The device holds no more than it does in sampling.
     """
-    samples, slopes = [x.cpu()], []
+    grid, kept = method.sigmas, torch.float16 if half else x.dtype
+    samples, slopes = (torch.empty(n, *x.shape, dtype=kept) for n in (len(grid), len(grid) - 1))
+    units = [_unit(sigma) if half else 1.0 for sigma in grid]
+    samples[0].copy_(x / units[0])
     for step in trajectory(denoiser, x, method):
-        samples.append(step.x.cpu())
-        slopes.append(step.start.slope.cpu())
+        x = step.x
+        samples[step.index + 1].copy_(x / units[step.index + 1])
+        slopes[step.index].copy_(step.start.slope)
         del step
-    return TeacherPath(method.sigmas, torch.stack(samples), torch.stack(slopes))
+    return TeacherPath(grid, samples, slopes, x.cpu() if half else None)
 
 
 @torch.no_grad()
@@ -157,9 +187,12 @@ def products_of(passed: TeacherPath, finer: int = 2) -> PathProducts:
     for high, low in zip(passed.levels[:-2], passed.levels[1:-1], strict=True):
         wanted += [high * (low / high) ** (part / finer) for part in range(finer)]
     wanted += passed.levels[-2:]
-    points = [passed.at(sigma) for sigma in wanted]
-    vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).cpu().double()
-    return PathProducts(tuple(wanted), vectors @ vectors.T, passed.end.numel())
+    products = torch.zeros(2 * len(wanted), 2 * len(wanted), dtype=torch.float64)
+    for piece in passed.pieces():
+        points = [piece.at(sigma) for sigma in wanted]
+        vectors = torch.stack([x for x, _ in points] + [slope for _, slope in points]).flatten(1).cpu().double()
+        products += vectors @ vectors.T
+    return PathProducts(tuple(wanted), products, passed.end.numel())
 
 
 def heun_calls(calls: int) -> int:

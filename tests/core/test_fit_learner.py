@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from memory import Peak
 from problems import SIGMA_MAX, Counting, Mixture
 from torch import Tensor
 
-from amed_core import Method, NoMidpoint, sample
+from amed_core import Method, NoMidpoint, digits, sample
+from amed_core.digits import DigitsDenoiser
 from amed_core.files import load_state, save_state
+from amed_core.fit import closed_form, teacher
 from amed_core.fit.closed_form import NormalEquations, robust_weights
+from amed_core.fit.huber import squares
 from amed_core.fit.learner import Learner
 from amed_core.fit.teacher import heun_samples
 from amed_core.fit.trajectories import noise
@@ -158,3 +162,31 @@ def test_a_cautious_teacher_has_the_order_that_its_slopes_allow() -> None:
         for solver in (CautiousIpndm(3), Ipndm(1))
     ]
     assert errors[0] < errors[1] / 4
+
+
+def test_a_path_in_half_precision_teaches_the_same() -> None:
+    model, facts = DigitsDenoiser(3.0), ModelFacts(digits.SIGMA_MIN, digits.SIGMA_MAX)
+    x = digits.SIGMA_MAX * noise(range(24), digits.SHAPE, 3).float()
+    drawn, chosen = [], []
+    for half in (False, True):
+        made = Learner(student_config("amed_multistep", 5, facts))
+        for rows in (range(4), range(4, 8)):
+            asked = model.for_rows(rows)
+            made.learn(asked, x[rows], made.taught(asked, x[rows], half=half))
+        chosen.append(made.chosen)
+        drawn.append(sample(model.for_rows(range(8, 24)), x[8:], made.chosen.table.method()))
+    assert chosen[0].name == chosen[1].name
+    torch.testing.assert_close(chosen[1].table.weights, chosen[0].table.weights, rtol=0, atol=0.02)
+    converged = heun_samples(model.for_rows(range(8, 24)), x[8:], digits.SIGMA_MIN, digits.SIGMA_MAX, 60)
+    assert squares(*drawn).mean() < 1e-3 * squares(drawn[0], converged).mean()
+
+
+def test_the_first_choice_takes_little_memory_beside_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (teacher, closed_form):
+        monkeypatch.setattr(module, "PIECE", 1 << 10)
+    x = SIGMA_MAX * noise(range(2), (4, 32, 64), 3).float()
+    made = learner(5, (SIGMA_MAX, 20.0, 5.0, 1.0, 0.1, 0.0))
+    path = made.taught(Mixture(), x, half=True)
+    with Peak() as peak:
+        made._proposed(path)
+    assert peak.most < 0.25 * (path.x.nbytes + path.slopes.nbytes)

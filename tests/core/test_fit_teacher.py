@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from memory import Peak
 from problems import (
     FACTS,
     SIGMA_MAX,
@@ -16,7 +17,8 @@ from problems import (
     two_models,
 )
 
-from amed_core import PredictorConfig, sample, student_config
+from amed_core import Method, NoMidpoint, PredictorConfig, sample, student_config
+from amed_core.fit import teacher as teacher_module
 from amed_core.fit.teacher import (
     TeacherPath,
     below,
@@ -27,12 +29,14 @@ from amed_core.fit.teacher import (
     papers_teacher,
     passed_at,
     path,
+    path_of,
     products_of,
     refine,
     sum_of,
 )
 from amed_core.samplers import TYPES
 from amed_core.schedules import SCHEDULES, schedule
+from amed_core.solvers import Ipndm
 
 
 def test_between_its_levels_a_path_is_where_the_ode_goes() -> None:
@@ -117,6 +121,33 @@ def test_a_path_ends_where_its_teacher_alone_does_and_its_slopes_are_the_models(
             answer = denoiser(x, torch.tensor(sigma, dtype=torch.float64))
             denoised = answer[0] if isinstance(answer, tuple) else answer
             torch.testing.assert_close(slope, (x - denoised) / sigma)
+
+
+def test_a_path_in_half_precision_is_nearly_the_same_and_its_end_is_the_very_same() -> None:
+    high = 2e5  # above what half precision holds
+    method = Method(levels(SIGMA_MIN, high, 24, flow=False), Ipndm(2), NoMidpoint())
+    whole, half = (path_of(mixture, high * X.float(), method, half=half) for half in (False, True))
+    assert torch.equal(half.end, whole.end)
+    assert half.x.element_size() * 2 == whole.x.element_size()
+    for sigma in (high, 900.0, 7.0, 0.5, 0.003, 0.0):
+        # Where samples hardly change, a slope between two of them is less exact than they are.
+        for found, expected, most in zip(half.at(sigma), whole.at(sigma), (1e-6, 2e-4), strict=True):
+            assert found.dtype == expected.dtype
+            assert (found - expected).square().mean() < most * expected.square().mean(), sigma
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_sums_over_a_path_take_little_memory_beside_it(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, grid = SIGMA_MAX * noise(2, 4, 32, 64).float(), levels(SIGMA_MIN, SIGMA_MAX, 12, flow=False)
+    made = path_of(Gaussian(), x, Method(grid, Ipndm(2), NoMidpoint()), half=half)
+    held = made.x.nbytes + made.slopes.nbytes
+    assert held == (2 * len(grid) - 1) * x.numel() * (2 if half else 4)
+    at_once = products_of(made, finer=1).products
+    monkeypatch.setattr(teacher_module, "PIECE", 1 << 8)
+    with Peak() as peak:
+        in_pieces = products_of(made, finer=1).products
+    assert peak.most < 0.25 * held
+    torch.testing.assert_close(in_pieces, at_once, rtol=1e-9, atol=1e-6)
 
 
 def test_products_of_several_paths_add_up_and_those_below_a_level_are_of_the_rest() -> None:

@@ -166,6 +166,33 @@ def test_every_use_is_a_situation_of_its_own(pack: Any, demo: Family, kept: Path
             assert (drawn[..., 8:] - picture[..., 8:]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("steps", "cfg"), [(2, 1.0), (3, 8.0), (10, 1.0), (12, 3.0), (16, 1.0)])
+def test_it_learns_few_and_many_steps_at_weak_and_strong_guidance(
+    pack: Any, demo: Family, steps: int, cfg: float
+) -> None:
+    del pack
+    model, asked = counted(demo)
+    k_sample(demo, model, steps, cfg)
+    asked.clear()
+    assert k_sample(demo, model, steps, cfg).isfinite().all()
+    assert len(asked) == steps
+
+
+def test_it_learns_on_every_scheduler(pack: Any, demo: Family, kept: Path) -> None:
+    import comfy.samplers  # noqa: PLC0415
+
+    model, asked = counted(demo, learning(pack, demo.model, "from N pictures", pictures=1))
+    lengths = {}
+    for name in comfy.samplers.SCHEDULER_NAMES:
+        levels = comfy.samplers.calculate_sigmas(demo.model.get_model_object("model_sampling"), name, STEPS)
+        lengths[tuple(levels.tolist())] = name
+        k_sample(demo, model, STEPS, 1.0, "amed", name)
+        asked.clear()
+        assert k_sample(demo, model, STEPS, 1.0, "amed", name).isfinite().all(), name
+        assert len(asked) == len(levels) - 1, name
+    assert len(files(kept)) == len(lengths), "lists that are the same are one situation"
+
+
 def test_a_lora_is_another_situation(pack: Any, kept: Path) -> None:
     del pack
     family = make("flux")
@@ -184,6 +211,61 @@ def test_sizes_within_a_factor_are_one_situation(pack: Any, demo: Family, kept: 
     for width, situations in ((16, 1), (20, 1), (24, 1), (40, 2), (12, 2), (8, 3)):
         k_sample(demo, demo.model, STEPS, 1.0, latent=torch.zeros(1, channels, 16, width))
         assert len(files(kept)) == situations, width
+
+
+@pytest.mark.parametrize(
+    ("changes", "guess"),
+    [
+        ({"cfg": 3.5}, "cfg 3"),
+        ({"cfg": 2.0}, "cfg 3"),
+        ({"size": 2}, "another size"),
+        ({"cfg": 3.5, "size": 2}, "cfg 3"),
+        ({"cfg": 1.9}, None),
+        ({"cfg": 1.0}, None),
+        ({"steps": STEPS + 1}, None),
+        ({"scheduler": "karras"}, None),
+        ({"cfg": 3.5, "denoise": 0.5}, None),
+    ],
+)
+def test_a_known_neighbour_is_a_first_guess_that_the_next_run_checks(
+    pack: Any, demo: Family, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], guess: str | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    model, asked = counted(demo)
+    k_sample(demo, model, STEPS, CFG)
+    samples = demo.latent["samples"]
+    size = changes.pop("size", 1)
+    how = {"steps": STEPS, "cfg": CFG, "latent": samples.repeat(1, 1, 1, size)} | changes
+    if guess is None:
+        asked.clear()
+        k_sample(demo, model, **how)
+        assert len(asked) > TEACHER
+        return
+    listed = pack.nodes.situations.named()
+    for run in range(3):
+        asked.clear()
+        caplog.clear()
+        assert k_sample(demo, model, **how).isfinite().all()
+        if run == 0:
+            assert caplog.messages == [
+                f"AMED: {STEPS} calls, first guess from {guess}. Still learning: the next run teaches it again."
+            ]
+            assert pack.nodes.situations.named() == listed, "of a guess nothing is learned yet"
+        if run == 1:
+            assert f"The first guess from {guess} had " in caplog.text
+            assert len(pack.nodes.situations.named()) == len(listed) + 1
+        assert len(asked) > TEACHER if run == 1 else len(asked) == STEPS, run
+
+
+def test_a_first_guess_is_nearer_to_the_slow_picture_than_plain_solvers(pack: Any) -> None:
+    family, slow, cfg = digits(pack, 10), "ipndm", 2.5
+    for _ in range(2):
+        k_sample(family, family.model, 5, 2.0)
+    guessed = k_sample(family, family.model, 5, cfg)
+    converged = k_sample(family, family.model, 60, cfg, slow, "karras")
+    pairs = [(s, g) for s in ("euler", "ipndm", "dpmpp_2m") for g in ("karras", "simple", "sgm_uniform")]
+    plain = [(k_sample(family, family.model, 5, cfg, *pair) - converged).square().mean() for pair in pairs]
+    assert (guessed - converged).square().mean() < min(plain)
 
 
 def test_prompts_and_seeds_are_no_situations(pack: Any, demo: Family, kept: Path) -> None:
@@ -234,13 +316,15 @@ def test_two_parts_with_leftover_noise(pack: Any, demo: Family, kept: Path) -> N
     assert (fast - slow).square().mean() < (plain - slow).square().mean()
 
 
-def through(guider: Any, family: Family, sampler: str, scheduler: str, steps: int = STEPS) -> torch.Tensor:
-    """What SamplerCustomAdvanced does with noise of seed 3."""
+def through(
+    guider: Any, family: Family, sampler: str, scheduler: str, steps: int = STEPS, seed: int = 3
+) -> torch.Tensor:
+    """What SamplerCustomAdvanced does with noise of a seed."""
     import comfy.samplers  # noqa: PLC0415
 
     sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-    noise, chosen = stock("RandomNoise", noise_seed=3)[0], stock("KSamplerSelect", sampler_name=sampler)[0]
+    noise, chosen = stock("RandomNoise", noise_seed=seed)[0], stock("KSamplerSelect", sampler_name=sampler)[0]
     inputs = {"noise": noise, "guider": guider, "sampler": chosen, "sigmas": sigmas, "latent_image": family.latent}
     with torch.inference_mode():
         drawn: torch.Tensor = stock("SamplerCustomAdvanced", **inputs).args[0]["samples"]
@@ -272,6 +356,26 @@ def test_other_guiders_are_situations_of_their_own(pack: Any, kept: Path, kind: 
     assert ours == len(asked) + len(asked_low), "as many calls as Euler's method"
 
 
+def test_of_two_models_it_learns_weights_that_are_nearer_than_plain_solvers(pack: Any, kept: Path) -> None:
+    """The change is where much of the picture is made, and the second model answers otherwise."""
+    family = digits(pack, 10)
+    low = family.model.clone()
+    low.set_model_sampler_post_cfg_function(lambda args: 0.8 * args["denoised"])
+    prompts, sigma = (family.positive, family.negative), 2.0
+    guider, other = (
+        pack.nodes.AMEDTwoModelsGuider.execute(family.model, low, *prompts, CFG, at).args[0] for at in (sigma, 1.0)
+    )
+    for seed in (1, 1, 2):
+        through(guider, family, "amed", "amed", 5, seed)
+    through(other, family, "amed", "amed", 5)
+    assert len(files(kept)) == 2
+    ours = through(guider, family, "amed", "amed", 5, 4)
+    converged = through(guider, family, "euler", "karras", 200, 4)
+    pairs = [(s, g) for s in ("euler", "ipndm", "dpmpp_2m") for g in ("karras", "simple", "sgm_uniform")]
+    plain = [(through(guider, family, *pair, 5, 4) - converged).square().mean() for pair in pairs]
+    assert (ours - converged).square().mean() < min(plain)
+
+
 @pytest.mark.parametrize("guidance", ["ControlNet", "another strength"])
 def test_a_control_net_is_another_situation(pack: Any, kept: Path, guidance: str) -> None:
     del pack
@@ -294,7 +398,7 @@ def test_the_frames_of_a_video_teach_as_one_picture(pack: Any, monkeypatch: pyte
     learn = learner.learn
     monkeypatch.setattr(pack.nodes.learning, "frames_are_batch", lambda guider: True)
     monkeypatch.setattr(
-        learner, "learn", lambda self, denoiser, x, path: [shapes.append(x.shape), learn(self, denoiser, x, path)]
+        learner, "learn", lambda self, denoiser, x, *how: [shapes.append(x.shape), learn(self, denoiser, x, *how)]
     )
     family = digits(pack, 3)
     model, asked = counted(family)
@@ -349,15 +453,50 @@ def test_other_samplers_still_need_a_predictor(pack: Any, demo: Family) -> None:
 def test_it_says_what_it_does(pack: Any, demo: Family, caplog: pytest.LogCaptureFixture) -> None:
     del pack
     caplog.set_level(logging.INFO)
-    k_sample(demo, demo.model, STEPS, 1.0)
-    assert f"AMED: learning 1: {TEACHER} + up to " in caplog.text
-    assert f"calls once, then {STEPS}" in caplog.text
-    for _ in range(3):
+    alone = {"latent": torch.zeros_like(demo.latent["samples"][:1])}
+    said = []
+    for _ in range(4):
         caplog.clear()
-        k_sample(demo, demo.model, STEPS, 1.0)
-    assert "of the best plain sampler's error (held out)" in caplog.text or "plain" in caplog.text
-    first = caplog.messages[0].removeprefix("AMED: ").split(". ")[0]
-    assert len(first) <= 60
+        k_sample(demo, demo.model, STEPS, 1.0, **alone)
+        said.append([message.removeprefix("AMED: ") for message in caplog.messages])
+    assert said[0][0].startswith(f"learning 1 of 8: {TEACHER} + up to ")
+    assert said[0][0].endswith(f" calls once, then {STEPS}.")
+    assert said[0][-1] == f"learned from 1; the next picture takes {STEPS} calls."
+    assert said[1] == [f"{STEPS} calls, learned from 1 picture. Still learning: the next run teaches it again."]
+    assert said[2][0].startswith("learning 2 of 8: ")
+    assert "of the best plain sampler's error (held out)" in said[3][0] or "plain" in said[3][0]
+    assert all(len(message.split(". ")[0]) <= 60 for messages in said for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("calls", "teacher", "pictures"), [(5, 24, 1), (16, 100, 1), (16, 24, 10)], ids=["usual", "longest", "batch"]
+)
+def test_the_first_words_are_short(pack: Any, calls: int, teacher: int, pictures: int) -> None:
+    said = begun(pack, calls, teacher).begins(pictures)
+    assert len(said) <= 60, said
+
+
+def begun(pack: Any, calls: int, teacher: int = TEACHER, **settings: Any) -> Any:
+    """What a situation of which nothing is known yet says of itself."""
+    learning = pack.nodes.learning
+    facts = pack.amed_core.samplers.ModelFacts(0.03, 14.6)
+    config = pack.amed_core.samplers.student_config("amed_multistep", calls, facts)
+    learner = learning.Learner(config, teacher_calls=teacher)
+    return learning.Learned(None, Path(), learner, learning.Learning(**settings))
+
+
+def test_it_says_why_it_stops(pack: Any, demo: Family, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one = begun(pack, 5)
+    one.learner.pictures = 8
+    assert "after 8 pictures" in one.finished()
+    one.learner.good_in_a_row = 2
+    assert "2 in a row were at least 20% better" in one.finished()
+    two = learning(pack, demo.model, "from N pictures", pictures=2)
+    for _ in range(2):
+        caplog.clear()
+        k_sample(demo, two, STEPS, 1.0)
+        assert "Finished after 2 pictures, as AMED Learn says." in caplog.messages[-1]
 
 
 def test_callback_and_bar_count_and_previews_are_of_the_picture(
@@ -376,6 +515,7 @@ def test_callback_and_bar_count_and_previews_are_of_the_picture(
     assert [(i, n) for i, n, _ in heard_of] == [(i, STEPS) for i in range(STEPS)]
     torch.testing.assert_close(heard_of[-1][2], drawn, rtol=1e-3, atol=1e-3)
     assert shown[-1] == (len(asked), len(asked))
+    assert {total for value, total in shown if value > TEACHER} == {len(asked)}, "known once the slow run is over"
     assert [value for value, _ in shown] == sorted(value for value, _ in shown)
 
 
@@ -456,6 +596,36 @@ def test_if_learning_fails_the_slow_picture_is_there(
     assert (drawn == k_sample(demo, demo.model, STEPS, 1.0)).all()
 
 
+@pytest.mark.parametrize("begin", [1, TEACHER + 1], ids=["slow run", "passes"])
+def test_what_failed_is_not_tried_again_until_it_is_forgotten(
+    pack: Any, demo: Family, caplog: pytest.LogCaptureFixture, begin: int
+) -> None:
+    made: list[int] = []
+    model = demo.model.clone()
+
+    def wrapper(apply_model: Any, parameters: Any) -> torch.Tensor:
+        made.append(1)
+        if len(made) == begin:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
+        return answer
+
+    model.set_model_unet_function_wrapper(wrapper)
+    drawn = []
+    for run in range(3):
+        caplog.clear()
+        before = len(made)
+        drawn.append(k_sample(demo, model, STEPS, 1.0))
+        if run:
+            assert caplog.messages[0].startswith(f"AMED: {STEPS} plain calls, nothing learned: that failed before (")
+            assert "OutOfMemoryError" in caplog.text
+            assert len(made) - before == STEPS
+    assert (drawn[1] == drawn[2]).all()
+    before = len(made)
+    k_sample(demo, learning(pack, model, forget=True), STEPS, 1.0)
+    assert len(made) - before > TEACHER
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=["NaN", "memory", "kernel"])
 def test_if_the_slow_run_fails_the_plain_picture_is_there(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, error: Exception | None
@@ -467,7 +637,9 @@ def test_if_the_slow_run_fails_the_plain_picture_is_there(
     assert (drawn == k_sample(demo, never, STEPS, 1.0)).all()
 
 
-def test_a_later_failure_leaves_what_was_learned(pack: Any, demo: Family, kept: Path) -> None:
+def test_a_later_failure_leaves_what_was_learned(
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     del pack
     shared = failing(demo, range(0))
     for _ in range(2):
@@ -476,17 +648,21 @@ def test_a_later_failure_leaves_what_was_learned(pack: Any, demo: Family, kept: 
     before = file.read_bytes()
     k_sample(demo, failing(demo, range(TEACHER + 1, 10**6)), STEPS, 1.0)
     assert file.read_bytes() == before
+    caplog.clear()
+    assert k_sample(demo, shared, STEPS, 1.0).isfinite().all()
+    assert "Nothing more is learned: that failed before" in caplog.text
 
 
+@pytest.mark.parametrize("call", [5, TEACHER + 3], ids=["slow run", "passes"])
 def test_a_model_that_is_changed_meanwhile_teaches_nothing(
-    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, call: int
 ) -> None:
     del pack
     model, made = demo.model.clone(), []
 
     def wrapper(apply_model: Any, parameters: Any) -> torch.Tensor:
         made.append(1)
-        if len(made) == TEACHER + 3:
+        if len(made) == call:
             model.model_options["sampler_cfg_function"] = lambda args: args["cond"]
         answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
         return answer
@@ -497,14 +673,40 @@ def test_a_model_that_is_changed_meanwhile_teaches_nothing(
     assert not files(kept)
 
 
-def test_a_damaged_file_is_told_and_learning_begins_anew(
-    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def cut(pack: Any, file: Path) -> None:
     del pack
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def nan(pack: Any, file: Path) -> None:
+    state = pack.amed_core.files.load_state(file)
+    for one in state["learner"]["candidates"]:
+        one["weights"][0, 0] = torch.nan
+    pack.amed_core.files.save_state(file, state)
+
+
+def of_another_kind(pack: Any, file: Path) -> None:
+    pack.amed_core.files.save_state(file, {"fit": "another"})
+
+
+def of_another_run(pack: Any, file: Path) -> None:
+    state = pack.amed_core.files.load_state(file)
+    state["learner"]["teacher_calls"] += 1
+    pack.amed_core.files.save_state(file, state)
+
+
+@pytest.mark.parametrize("damage", [cut, nan, of_another_kind, of_another_run])
+def test_a_damaged_file_is_told_and_learning_begins_anew(
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, damage: Any
+) -> None:
     model, asked = counted(demo)
     k_sample(demo, model, STEPS, 1.0)
     (file,) = files(kept)
-    file.write_bytes(file.read_bytes()[:1000])
+    damage(pack, file)
+    if damage is not of_another_run:  # AMED Load need not know of which run it is
+        for name in pack.nodes.situations.named():
+            with pytest.raises(ValueError, match="damaged"):
+                pack.nodes.AMEDLoadPredictor.execute(name)
     asked.clear()
     assert k_sample(demo, model, STEPS, 1.0).isfinite().all()
     assert "learning begins anew" in caplog.text
@@ -512,6 +714,29 @@ def test_a_damaged_file_is_told_and_learning_begins_anew(
     asked.clear()
     k_sample(demo, model, STEPS, 1.0)
     assert len(asked) == STEPS
+
+
+def test_if_what_was_learned_cannot_be_written_the_slow_picture_is_there(
+    pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pack.amed_core.files.os, "replace", full)
+        drawn = k_sample(demo, demo.model, STEPS, 1.0)
+    assert "the slow picture, nothing learned: OSError. No space left" in caplog.text
+    assert not list(kept.iterdir()), "neither whole nor in part"
+    learning(pack, demo.model, forget=True)
+    assert (drawn == k_sample(demo, demo.model, STEPS, 1.0)).all()
+    (file,) = files(kept)
+    before = file.read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr(pack.amed_core.files.os, "replace", full)
+        assert k_sample(demo, demo.model, STEPS, 1.0).isfinite().all()
+    assert "could not be kept" in caplog.text
+    assert file.read_bytes() == before
+    assert list(kept.iterdir()) == [file]
 
 
 def test_of_many_files_the_one_used_longest_ago_goes(pack: Any, demo: Family, kept: Path) -> None:
@@ -525,6 +750,30 @@ def test_of_many_files_the_one_used_longest_ago_goes(pack: Any, demo: Family, ke
     assert len(files(kept)) == most
     assert not (kept / "other-0-10.safetensors").exists()
     assert (kept / "other-1-10.safetensors").exists()
+
+
+def test_a_long_path_is_kept_in_half_precision_and_teaches(
+    pack: Any, demo: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes_learning, samples = pack.nodes.learning, demo.latent["samples"]
+    whole, half = (nodes_learning.path_bytes(samples, TEACHER, half=half) for half in (False, True))
+    assert 2 * half == whole
+    paths = []
+    learn = nodes_learning.Learner.learn
+    monkeypatch.setattr(
+        nodes_learning.Learner,
+        "learn",
+        lambda self, x, start, path, *how: [paths.append(path), learn(self, x, start, path)],
+    )
+    slow = k_sample(demo, learning(pack, demo.model, "from N pictures", pictures=1), STEPS, 1.0)
+    monkeypatch.setattr(nodes_learning, "MOST_BYTES", half)
+    learning(pack, demo.model, forget=True)
+    model, asked = counted(demo)
+    assert (k_sample(demo, model, STEPS, 1.0) == slow).all(), "the picture itself is in full precision"
+    assert [path.x.nbytes + path.slopes.nbytes for path in paths] == [whole, half]
+    asked.clear()
+    assert k_sample(demo, model, STEPS, 1.0).isfinite().all()
+    assert len(asked) == STEPS
 
 
 def test_too_large_a_batch_is_drawn_plainly_and_says_so(
