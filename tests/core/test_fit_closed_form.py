@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amed_core import MultistepTable, load_predictor, sample, save_predictor
 from amed_core.call_list import all_plain
-from amed_core.fit.closed_form import RIDGE, NormalEquations, Walk, least_squares, solved, solved_apart
+from amed_core.fit.closed_form import RIDGE, Lessons, NormalEquations, Walk, least_squares, solved, solved_apart, taught
 from amed_core.fit.teacher import TeacherPath, levels, path
 from amed_core.spectrum import combined, spectrum
 from amed_core.types import Denoiser, Sample
@@ -134,3 +134,42 @@ def test_bands_that_want_the_same_weights_do_not_differ() -> None:
     torch.testing.assert_close(solved(products, 0 * together, 0.0), together)
     assert float(solved_apart(products, sizes, together).abs().max()) < 1e-9
     assert float((spectrum(aim).square().sum() - aim.square().sum()).abs()) < 1e-9 * float(aim.square().sum())
+
+
+def slopes_of_their_own(x: Sample, sigma: Tensor) -> Sample:
+    """A model whose slope does not depend on where it is asked, but on the noise level and the pixel."""
+    slope = torch.linspace(0, 3, x[0].numel(), dtype=x.dtype).view(x[0].shape).sin() * (1 + sigma).log()
+    return x - sigma * slope
+
+
+def test_lessons_hold_for_any_weights_where_slopes_stay() -> None:
+    """The equations of a run with other weights, without that run."""
+    teacher = path(mixture, X, levels(SIGMA_MIN, SIGMA_MAX, 20, flow=False))
+    before, after = table_on(), table_on()
+    after.weights += 0.1 * torch.randn(after.weights.shape, generator=torch.Generator().manual_seed(0)).tril()
+    after.first += 0.05
+    runs = {}
+    for table in (before, after):
+        walk, equations = Walk(slopes_of_their_own, X, teacher), []
+        for k in range(table.config.intervals):
+            equations.append(walk.equations(table, k))
+            walk.go(table, k)
+        runs[table] = (walk, equations)
+    lessons = Lessons.none(GRID).and_of(runs[before][0].history, teacher)
+    stood = [lessons.begin]
+    for k, expected in enumerate(runs[after][1]):
+        found = lessons.equations(after, k, stood)
+        scale = float(expected.products.abs().max())
+        torch.testing.assert_close(found.products, expected.products, rtol=1e-4, atol=1e-5 * scale)
+        stood.append(lessons.after(after, k, stood))
+    moved = [a.products - b.products for a, b in zip(runs[after][1], runs[before][1], strict=True)]
+    assert float(moved[-1].abs().max()) > 1e-3, "the weights matter"
+
+
+def test_the_lesson_of_a_walk_teaches_what_the_walk_learned() -> None:
+    teacher = path(mixture, X, levels(SIGMA_MIN, SIGMA_MAX, 20, flow=False))
+    walk = Walk(mixture, X, teacher)
+    made, _ = taught(table_on(), Lessons.none(GRID), walk)
+    again, _ = taught(table_on(), Lessons.none(GRID).and_of(walk.history, teacher))
+    torch.testing.assert_close(again.weights, made.weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sample(mixture, X, made.method()), walk.x, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,70 @@
+"""What the first pictures teach, on every model of `beds`: the rows of `python -m amed_core first`, kept as they come.
+
+A row that the file has already, of the same settings, is not measured again: a run may be stopped at any time.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from amed_core.tools.first import USE_NAMES, first
+from benchmarks.beds import MODELS
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Over all models and cfg of a use: medians of ratios, the worst cell and the worst draw."""
+    lines = [f"{'use':12}{'calls':>6}{'pictures':>9}{'cells':>6}{'median':>8}{'cell':>6}{'draw':>6}{'of medians':>11}"]
+    for use, calls, pictures in sorted({(r["use"], r["calls"], r["pictures"]) for r in rows}):
+        own = [r for r in rows if (r["use"], r["calls"], r["pictures"]) == (use, calls, pictures)]
+        ratios, medians = [r["ratio"] for r in own], [r["median_ratio"] for r in own]
+        lines.append(
+            f"{use:12}{calls:6}{pictures:9}{len(own):6}{statistics.median(ratios):8.2f}{max(ratios):6.2f}"
+            f"{max(r['worst'] for r in own):6.2f}{statistics.median(medians):11.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 3.0, 6.0])
+    parser.add_argument("--uses", nargs="+", default=["noise"], choices=USE_NAMES)
+    parser.add_argument("--calls", nargs="+", type=int, default=[5, 8])
+    parser.add_argument("--pictures", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, required=True)
+    asked = parser.parse_args()
+    rows = json.loads(asked.json.read_text()) if asked.json.exists() else []
+    about = {"draws": asked.draws, "samples": asked.samples, "seed": asked.seed}
+    for calls in asked.calls:
+        for cfg in asked.cfg:
+            for name in asked.models:
+                for use in asked.uses:
+                    here = {"model": name, "cfg": cfg, **about, "asked": calls}
+                    if any(row["use"] == use and here.items() <= row.items() for row in rows):
+                        continue
+                    counts = ([calls], asked.pictures, asked.draws, asked.samples)
+                    found = first(MODELS[name](cfg), *counts, uses=[use], batch=asked.batch, seed=asked.seed)
+                    new = [{**here, **asdict(row)} for row in found]
+                    rows += new
+                    asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+                    for row in new:
+                        print(
+                            f"{name:9} cfg {cfg:g} {use:10} {row['calls']:2} calls, {row['pictures']} taught: "
+                            f"{row['ratio']:.2f}, worst {row['worst']:.2f}, medians {row['median_ratio']:.2f}",
+                            flush=True,
+                        )
+    print(summary(rows))
+
+
+if __name__ == "__main__":
+    main()
