@@ -147,9 +147,38 @@ def everyday() -> str:
     return everyday_rows.summary(everyday_rows.load(HERE / "everyday.json"))
 
 
+def first_pictures() -> str:
+    """What the first pictures teach: for each use and number of calls over all models and scales of guidance."""
+    every = read("first_pictures")
+
+    def line(use: str, calls: int) -> list[str]:
+        own = [row for row in every if (row["use"], row["calls"]) == (use, calls)]
+        counts = sorted({row["pictures"] for row in own})
+
+        def shown(key: str, over: Callable[[list[float]], float]) -> str:
+            return ", ".join(f"{over([row[key] for row in own if row['pictures'] == n]):.2f}" for n in counts)
+
+        cells = len({(row["model"], row["cfg"]) for row in own})
+        ratios = [shown("ratio", statistics.median), shown("ratio", max), shown("worst", max)]
+        return [use, str(calls), str(cells), *ratios, shown("median_ratio", statistics.median)]
+
+    uses = list(dict.fromkeys((row["use"], row["calls"]) for row in sorted(every, key=lambda row: row["calls"])))
+    head = [
+        "Use",
+        "Calls",
+        "Cells",
+        "Ratio after 1, 2, 4, 8 pictures",
+        "Worst cell",
+        "Worst draw",
+        "Of median pictures",
+    ]
+    return markdown(head, (line(*one) for one in sorted(uses, key=lambda one: one[0] != "noise")))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
+    "first_pictures": first_pictures,
     "pictures_quality": pictures_quality,
     "robustness": robustness,
     "model_matrix": model_matrix,

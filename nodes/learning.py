@@ -123,7 +123,7 @@ def _why_not_taught(x: Sample, learned: "Learned") -> str | None:
     """Why a run that is to teach cannot, as a sentence; None if it can."""
     if (failed := situations.why_failed(learned.path)) is not None:
         return f"that failed before ({failed}). AMED Learn with forget, or a restart, tries again."
-    if path_bytes(x, learned.settings.teacher_calls, half=True) > MOST_BYTES:
+    if path_bytes(x, learned.learner.teacher_calls, half=True) > MOST_BYTES:
         return f"the slow run of {len(x)} at this size would take over 2 GB. Fewer at once would teach."
     return None
 
@@ -314,7 +314,7 @@ def _teach(run: _Run, learned: Learned, guider: Any) -> Sample:
 def _slow(learned: Learned, asked: Denoiser, start: Sample) -> TeacherPath | str:
     """The teacher's path, in half precision if it is long; or why there is none."""
     try:
-        long = path_bytes(start, learned.settings.teacher_calls, half=False) > MOST_BYTES
+        long = path_bytes(start, learned.learner.teacher_calls, half=False) > MOST_BYTES
         path = learned.learner.taught(asked, start, half=long)
         return path if path.end.isfinite().all() else "NaN in the slow run"
     except comfy.model_management.InterruptProcessingException:
@@ -416,8 +416,8 @@ class AMEDLearn(io.ComfyNode):
                     default=24,
                     min=12,
                     max=100,
-                    tooltip="Model calls of a slow picture, which teaches. 24 suits most models; more where cfg is "
-                    "high, and 100 takes four times as long. What was learned with another number is kept apart.",
+                    tooltip="Model calls of a slow picture, which teaches; never fewer than three times the steps. 24 "
+                    "suits most models; more where cfg is high. What was learned with another number is kept apart.",
                 ),
                 io.Boolean.Input(
                     "forget",

@@ -34,6 +34,7 @@ FAR = 9.0  # times the median: what an outlier's squared error counts at most wh
 LEARNED_FIRST, PLAIN_FIRST = 18, 12  # candidates that run on the first picture,
 LEARNED_NEXT, PLAIN_NEXT = 6, 4  # and on each of the next ones,
 WALKING = 4  # of which so many run once more, with the weights that they learn
+TEACHER_TIMES = 3  # the student's calls: a teacher of fewer is hardly better than its student
 LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
 GOOD = 0.8  # of the best plain candidate's error:
 GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
@@ -87,7 +88,8 @@ class Learner:
 
     `config` is a multistep table's before any fit, for the model, the number of calls and the level that pictures start
     at. `levels` is a list that the user chose; without one the learner chooses the grid. `end` is the level where
-    pictures end. `model_sigmas` are a discrete model's levels.
+    pictures end. `model_sigmas` are a discrete model's levels. The teacher takes `teacher_calls`, or TEACHER_TIMES the
+    student's calls where that is more.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Learner:
         self.levels = tuple(levels)
         self.end = self.levels[-1] if self.levels else end
         self.model_sigmas = model_sigmas
-        self.teacher_calls = teacher_calls
+        self.teacher_calls = max(teacher_calls, TEACHER_TIMES * config.calls)
         self.candidates: list[Candidate] = []
         self.pictures = 0
         self.good_in_a_row = 0
