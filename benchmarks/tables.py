@@ -148,31 +148,28 @@ def everyday() -> str:
 
 
 def first_pictures() -> str:
-    """What the first pictures teach: for each use and number of calls over all models and scales of guidance."""
+    """What the first pictures teach: for each use and number of calls over models and scales of guidance."""
     every = read("first_pictures")
 
-    def line(use: str, calls: int) -> list[str]:
-        own = [row for row in every if (row["use"], row["calls"]) == (use, calls)]
-        counts = sorted({row["pictures"] for row in own})
+    def line(pictures: bool, use: str, calls: int) -> list[str]:
+        own = [r for r in every if (r["model"] == "pictures", r["use"], r["calls"]) == (pictures, use, calls)]
+        cells: dict[tuple[str, float], set[int]] = {(row["model"], row["cfg"]): set() for row in own}
+        for row in own:
+            cells[row["model"], row["cfg"]].add(row["pictures"])
+        counts = sorted(set.intersection(*cells.values()))
 
         def shown(key: str, over: Callable[[list[float]], float]) -> str:
             return ", ".join(f"{over([row[key] for row in own if row['pictures'] == n]):.2f}" for n in counts)
 
-        cells = len({(row["model"], row["cfg"]) for row in own})
         ratios = [shown("ratio", statistics.median), shown("ratio", max), shown("worst", max)]
-        return [use, str(calls), str(cells), *ratios, shown("median_ratio", statistics.median)]
+        models = "text-to-picture" if pictures else "others"
+        taught = ", ".join(map(str, counts))
+        return [models, use, str(calls), str(len(cells)), taught, *ratios, shown("median_ratio", statistics.median)]
 
-    uses = list(dict.fromkeys((row["use"], row["calls"]) for row in sorted(every, key=lambda row: row["calls"])))
-    head = [
-        "Use",
-        "Calls",
-        "Cells",
-        "Ratio after 1, 2, 4, 8 pictures",
-        "Worst cell",
-        "Worst draw",
-        "Of median pictures",
-    ]
-    return markdown(head, (line(*one) for one in sorted(uses, key=lambda one: one[0] != "noise")))
+    keys = {(row["model"] == "pictures", row["use"], row["calls"]) for row in every}
+    lines = sorted(keys, key=lambda key: (key[0], key[1] != "noise", key))
+    head = ["Models", "Use", "Calls", "Cells", "Taught", "Ratio", "Worst cell", "Worst draw", "Median pictures"]
+    return markdown(head, (line(*one) for one in lines))
 
 
 TABLES: dict[str, Callable[[], str]] = {
