@@ -5,29 +5,13 @@ A row that the file has already, of the same settings, is not measured again: a 
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.tools.first import USE_NAMES, first
 from benchmarks.beds import MODELS
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Over all models and cfg of a use: medians of ratios, the worst cell and the worst draw."""
-    lines = [f"{'use':12}{'calls':>6}{'pictures':>9}{'cells':>6}{'median':>8}{'cell':>6}{'draw':>6}{'of medians':>11}"]
-    for use, calls, pictures in sorted({(r["use"], r["calls"], r["pictures"]) for r in rows}):
-        own = [r for r in rows if (r["use"], r["calls"], r["pictures"]) == (use, calls, pictures)]
-        ratios, medians = [r["ratio"] for r in own], [r["median_ratio"] for r in own]
-        lines.append(
-            f"{use:12}{calls:6}{pictures:9}{len(own):6}{statistics.median(ratios):8.2f}{max(ratios):6.2f}"
-            f"{max(r['worst'] for r in own):6.2f}{statistics.median(medians):11.2f}"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -63,7 +47,6 @@ def main() -> None:
                             f"{row['ratio']:.2f}, worst {row['worst']:.2f}, medians {row['median_ratio']:.2f}",
                             flush=True,
                         )
-    print(summary(rows))
 
 
 if __name__ == "__main__":

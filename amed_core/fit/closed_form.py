@@ -200,8 +200,9 @@ class Walk:
     def equations(self, table: MultistepTable, k: int) -> NormalEquations:
         """Of interval k, whose slope it evaluates: from where it stands back to the path."""
         if len(self.history) == k:
-            sigma = torch.tensor(table.config.sigmas[k]).to(self.x)
-            self.history = (*self.history, evaluate(self.denoiser, self.x, sigma))
+            planner = table.method().planner
+            x, sigma = planner.carried(k, self.x, torch.tensor(table.config.sigmas[k]).to(self.x))
+            self.history = (*self.history, evaluate(self.denoiser, x, sigma, planner.told(k, sigma)))
         return equations_of(self.history, self.path, table, k)
 
     def go(self, table: MultistepTable, k: int) -> None:
@@ -212,11 +213,11 @@ class Walk:
 
 
 def equations_of(history: History, path: TeacherPath, table: MultistepTable, k: int) -> NormalEquations:
-    """Of interval k of an unguided table, from the evaluations (batch, ...) up to it: back to the path."""
-    sigma, sigma_next = table.config.sigmas[k : k + 2]
-    start, known = history[k], history[table.known(k).start : k + 1]
-    aim = (path.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - sigma)
-    return NormalEquations.of(multistep_vectors(known, guided=False), aim, spectral=False)
+    """Of interval k of a table, from the evaluations (batch, ...) up to it: back to the path."""
+    config, start, sigma_next = table.config, history[k], table.config.sigmas[k + 1]
+    aim = (path.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - float(start.sigma))
+    known = history[table.known(k).start : k + 1]
+    return NormalEquations.of(multistep_vectors(known, guided=config.guided), aim, spectral=config.spectral)
 
 
 @torch.no_grad()
@@ -252,22 +253,14 @@ def least_squares(
     spectral table then takes the weights of every band in the same way, held at those of all. Takes one run of each
     walk, and leaves it where that ends.
     """
-    config, levels = table.config, table.config.sigmas
-    made = MultistepTable(config)
+    config, made = table.config, MultistepTable(table.config)
     made.load_state_dict(table.state_dict())
-    planner = table.method().planner
     for k in range(config.intervals):
-        known = table.known(k)
-        vectors = len(known) * (1 + config.guided) + 1
-        bands_apart = BANDS if config.spectral else 1
-        products = torch.zeros(bands_apart, vectors + 1, vectors + 1, dtype=torch.float64)
+        bands_apart, vectors = BANDS if config.spectral else 1, len(table.row(k)) + 1
+        products = torch.zeros(bands_apart, vectors, vectors, dtype=torch.float64)
         sizes = torch.zeros(bands_apart, dtype=torch.float64)
         for walk in walks:
-            x, sigma = planner.carried(k, walk.x, torch.tensor(levels[k]).to(walk.x))
-            walk.history = (*walk.history, evaluate(walk.denoiser, x, sigma, planner.told(k, sigma)))
-            aim = (walk.path.at(levels[k + 1])[0].to(x) - x) / (levels[k + 1] - float(sigma))
-            added = multistep_vectors(walk.history[known.start :], guided=config.guided)
-            more, counted = NormalEquations.of(added, aim, spectral=config.spectral).total()
+            more, counted = walk.equations(made, k).total()
             products, sizes = products + more, sizes + counted
         products, sizes = workers.sum(products), workers.sum(sizes)
         row = solved(products, table.row(k), ridge)

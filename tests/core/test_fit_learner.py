@@ -53,6 +53,13 @@ def test_the_first_picture_is_the_teachers() -> None:
     assert torch.equal(made.taught(model, x).end, sample(model, x, method))
 
 
+@pytest.mark.parametrize(("calls", "slow"), [(5, 24), (8, 24), (9, 27), (16, 48)])
+def test_a_teacher_takes_three_times_the_students_calls_at_least(calls: int, slow: int) -> None:
+    asked = Counting(Mixture())
+    learner(calls).taught(asked, noisy(0))
+    assert asked.calls == slow
+
+
 @pytest.mark.parametrize(("calls", "first", "next_ones"), [(5, 150, 80), (8, 250, 130)])
 def test_a_picture_costs_no_more_than_it_says(calls: int, first: int, next_ones: int) -> None:
     made = learner(calls)
