@@ -230,6 +230,7 @@ def taught(
     batch it takes no call, and the equations are those of the lessons.
     """
     made, stood, listed = MultistepTable(table.config), [lessons.begin], []
+    made.load_state_dict(table.state_dict())
     for k in range(table.config.intervals):
         known = [lessons.equations(made, k, stood)]
         if walk is not None:

@@ -18,12 +18,14 @@ from ..config import PredictorConfig
 from ..samplers import TYPES, sampler_name
 from ..schedules import SEARCHED
 from ..types import Denoiser, Sample
-from .teacher import PathProducts, levels, path, products_of
+from .teacher import PathProducts, left_of_errors, levels, path, products_of
 
 # What crosses an interval: the slope at its start (Euler, DDIM), Adams' and Bashforth's two slopes (iPNDM), or the best
 # two slopes (DPM-Solver++ and learned weights).
 Rule = Literal["euler", "ipndm", "weights"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+# Signal to noise, in amplitude, where a first step without a call may lead.
+FIRST_RATIOS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)
 SEARCH_CALLS, SEARCH_TRAJECTORIES = 24, 16  # of a search for a student's grid
 
 
@@ -81,17 +83,17 @@ def search(denoiser: Denoiser, x: Sample, config: PredictorConfig) -> PredictorC
     return on_cheapest_grid(config, products_of(path(denoiser, x, fine)))
 
 
-def first_levels(passed: PathProducts, ratios: Sequence[float], *, flow: bool = False) -> list[float]:
-    """The levels of a passed below its first one where signal to noise, in amplitude, is nearest to these ratios."""
-    spread = float(_variance(passed).sqrt())
+def first_levels(
+    passed: Sequence[float], variance: float, ratios: Sequence[float], *, flow: bool = False
+) -> list[float]:
+    """The passed levels below the first one where signal to noise, in amplitude, is nearest to these ratios.
+
+    `variance` is that of the data.
+    """
+    spread = variance**0.5
     wanted = [spread / (spread + ratio) if flow else spread / ratio for ratio in ratios]
-    nearest = [min(passed.levels, key=lambda level, w=w: abs(level - w)) for w in wanted]  # type: ignore[misc]
-    return [level for level in dict.fromkeys(nearest) if passed.levels[-2] < level < passed.levels[0]]
-
-
-def _variance(passed: PathProducts) -> Tensor:
-    n = len(passed.levels)
-    return passed.products[n - 1, n - 1] / passed.elements
+    nearest = [min(passed, key=lambda level, w=w: abs(level - w)) for w in wanted]  # type: ignore[misc]
+    return [level for level in dict.fromkeys(nearest) if passed[-2] < level < passed[0]]
 
 
 def left_at_end(passed: PathProducts, flow: bool) -> Tensor:
@@ -99,14 +101,7 @@ def left_at_end(passed: PathProducts, flow: bool) -> Tensor:
 
     At sigma, v / (s^2 v + sigma^2), with the variance v and the signal's scale s.
     """
-    return left_of_errors(passed.levels, float(_variance(passed)), flow)
-
-
-def left_of_errors(levels: Sequence[float], variance: float, flow: bool) -> Tensor:
-    """The same (levels,) for data of a known variance."""
-    sigma = torch.tensor(levels, dtype=torch.float64)
-    signal = 1 - sigma if flow else torch.ones_like(sigma)
-    return variance / (signal**2 * variance + sigma**2)
+    return left_of_errors(passed.levels, passed.variance, flow)
 
 
 def _errors(passed: PathProducts) -> tuple[Tensor, Tensor, Tensor, Tensor]:

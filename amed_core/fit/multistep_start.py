@@ -15,7 +15,7 @@ from ..spectrum import BANDS, gains, moments, shows_frequencies
 from .baselines import Baseline, baseline, solvers
 from .closed_form import NormalEquations, Walk, least_squares, solved_apart
 from .end_to_end import Found
-from .grid_search import RULES, Rule, first_levels, searched
+from .grid_search import FIRST_RATIOS, RULES, Rule, first_levels, searched
 from .huber import compared, squares
 from .runs import RunCache, Runs
 from .targets import Target, finite
@@ -23,7 +23,6 @@ from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, prod
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
-FIRST_RATIOS = (0.03, 0.05, 0.07, 0.09, 0.11, 0.135, 0.16)  # signal to noise where a first step without a call may lead
 SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
 SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
@@ -137,7 +136,7 @@ class MultistepStart:
             return [self._ipndm(self.on.sigmas, self.on.first_sigma)]
         listed = [self._ipndm(best.method.sigmas)]
         listed += [self._ipndm(searched(total, config.calls, rule, flow=flow)) for rule in SOLVED_FOR]
-        for level in first_levels(total, FIRST_RATIOS, flow=flow) if self.channels else []:
+        for level in first_levels(total.levels, total.variance, FIRST_RATIOS, flow=flow) if self.channels else []:
             if len(below(total, level).levels) > config.calls:
                 self.gains[level] = self._gains(paths, level)
                 grid = searched(below(total, level), config.calls, "weights", flow=flow)

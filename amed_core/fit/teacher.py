@@ -18,6 +18,7 @@ from ..types import Denoiser, Method, Planner, Sample, Solver, Step
 
 ORDER = 3  # of the teacher, iPNDM: in 24 calls it is nearer to convergence than Heun's method in 40
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
+QUADRATURE = 4  # slopes that a polynomial takes to show a teacher's error
 PIECE = 1 << 15  # elements of all samples: sums over a path take them one piece after the other
 
 
@@ -55,6 +56,12 @@ class TeacherPath:
             return _between(sigma, high, low, x, slopes)
         x_0, x_1 = (_unit(level) * sample.to(self.last) for level, sample in zip((high, low), x, strict=True))
         return _between(sigma, high, low, (x_0, x_1), slopes.to(self.last))
+
+    def channels(self) -> Iterator["TeacherPath"]:
+        """The same path, one channel (levels, batch, 1, ...) at a time."""
+        for n in range(self.x.shape[2]):
+            last = None if self.last is None else self.last[:, n : n + 1]
+            yield TeacherPath(self.levels, self.x[:, :, n : n + 1], self.slopes[:, :, n : n + 1], last)
 
     def pieces(self) -> Iterator["TeacherPath"]:
         """The same path, a few elements (levels, batch, part) at a time."""
@@ -156,6 +163,49 @@ def passed_at(
     return found
 
 
+def left_of_errors(levels: Sequence[float], variance: float, flow: bool) -> Tensor:
+    """What is left at the end, squared, of an error at every level (levels,), if the data were Gaussian.
+
+    At sigma, v / (s^2 v + sigma^2), with the data's variance v and the signal's scale s.
+    """
+    sigma = torch.tensor(levels, dtype=torch.float64)
+    signal = 1 - sigma if flow else torch.ones_like(sigma)
+    return variance / (signal**2 * variance + sigma**2)
+
+
+def own_errors(passed: TeacherPath, flow: bool) -> Tensor:
+    """What a path itself shows of how far it ends from the ODE's solution, squared, per value (batch,), in float64.
+
+    In every interval the slopes that were passed, integrated by polynomials of order QUADRATURE - 1, say where the step
+    should have led. What it missed is added up as it would arrive at the end if the data were Gaussian. Measured on
+    four models, its root is 0.2 to 1.6 of the true error: least where nearby samples part on their way.
+    """
+    levels, count = passed.levels, len(passed.slopes)
+    left = left_of_errors(levels, float(passed.end.double().square().mean()), flow).sqrt().tolist()
+    order = min(QUADRATURE, count)
+    sums = torch.zeros(passed.end.shape[0], dtype=torch.float64)
+    for piece in passed.pieces():
+        points = [piece.at(level) for level in levels[:count]]
+        missed = torch.zeros_like(points[0][0], dtype=torch.float64)
+        for k in range(count - 1):
+            begin = max(0, min(k + 1 - order // 2, count - order))
+            weights = _integral(levels[begin : begin + order], levels[k], levels[k + 1])
+            moved = sum(w * points[begin + j][1].double() for j, w in enumerate(weights))
+            missed += left[k + 1] * (moved - (points[k + 1][0] - points[k][0]).double())
+        sums += missed.square().sum(1)
+    return sums / passed.end[0].numel()
+
+
+def _integral(nodes: Sequence[float], begin: float, end: float) -> list[float]:
+    """The weights of values at nodes in the integral of their polynomial from `begin` to `end`."""
+    middle, scale = sum(nodes) / len(nodes), max(nodes) - min(nodes)
+    at = (torch.tensor([*nodes, begin, end], dtype=torch.float64) - middle) / scale
+    powers = torch.arange(len(nodes), dtype=torch.float64)[:, None]
+    integrals = scale * (at[-1] ** (powers + 1) - at[-2] ** (powers + 1)) / (powers + 1)
+    solved: list[float] = torch.linalg.solve(at[:-2] ** powers, integrals)[:, 0].tolist()
+    return solved
+
+
 @dataclass(frozen=True)
 class PathProducts:
     """All inner products of what paths pass, summed over them: what any linear rule errs by follows from these.
@@ -166,6 +216,12 @@ class PathProducts:
     levels: tuple[float, ...]
     products: Tensor
     elements: int  # of all samples that were summed
+
+    @property
+    def variance(self) -> float:
+        """Of the samples at the end, about 0."""
+        n = len(self.levels)
+        return float(self.products[n - 1, n - 1] / self.elements)
 
 
 def below(products: PathProducts, level: float) -> PathProducts:

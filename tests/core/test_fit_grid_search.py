@@ -89,9 +89,9 @@ def test_of_an_error_remains_what_a_gaussians_ode_leaves_of_it() -> None:
 
 def test_first_levels_are_those_nearest_to_a_ratio_of_signal_to_noise() -> None:
     products = products_of(path(mixture, SIGMA_MAX * noise(32, 1, 4, 4), levels(SIGMA_MIN, SIGMA_MAX, 24, flow=False)))
-    spread = float(products.products[len(products.levels) - 1, len(products.levels) - 1] / products.elements) ** 0.5
-    found = first_levels(products, (0.03, 0.1, 0.1))
+    spread = products.variance**0.5
+    found = first_levels(products.levels, products.variance, (0.03, 0.1, 0.1))
     assert len(found) == 2
     for level, ratio in zip(found, (0.03, 0.1), strict=True):
         assert min(products.levels, key=lambda one, r=ratio: abs(one - spread / r)) == level  # type: ignore[misc]
-    assert first_levels(products, (1e-6,)) == [], "none lies above the first level"
+    assert first_levels(products.levels, products.variance, (1e-6,)) == [], "none lies above the first level"
