@@ -70,8 +70,7 @@ class MultistepTable(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        asked_at = (config.first_sigma or config.sigmas[0], *config.sigmas[1:])
-        plain = Method(asked_at, restarted(config.build_solver(), config.switch), NoMidpoint())
+        plain = Method(self.asked, restarted(config.build_solver(), config.switch), NoMidpoint())
         weights = torch.tensor(coefficients(plain)[1])
         several = (len(config.guidances),) if config.guidances else ()
         self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
@@ -90,6 +89,11 @@ class MultistepTable(nn.Module):
     def learned(self) -> dict[str, Tensor]:
         """All its numbers by name, in the shapes above."""
         return dict(self.named_parameters())
+
+    @property
+    def asked(self) -> tuple[float, ...]:
+        """The levels of its model calls, and its end."""
+        return (self.config.first_sigma or self.config.sigmas[0], *self.config.sigmas[1:])
 
     def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
         """How it samples a run that begins where this table or its second model does, or its own grid.

@@ -5,6 +5,7 @@ It needs a denoiser, noisy samples and the teacher's path from them: no fit, no 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from ..driver import evaluate
 from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
-from ..spectrum import BANDS, bands, filled, spectrum
-from ..types import Denoiser, History, Sample
-from .teacher import PIECE, TeacherPath
+from ..spectrum import BANDS, bands, carried, filled, spectrum
+from ..types import Denoiser, Evaluation, History, Sample
+from .huber import squares
+from .teacher import PIECE, TeacherPath, left_of_errors
 from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
@@ -218,6 +220,52 @@ def equations_of(history: History, path: TeacherPath, table: MultistepTable, k: 
     aim = (path.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - float(start.sigma))
     known = history[table.known(k).start : k + 1]
     return NormalEquations.of(multistep_vectors(known, guided=config.guided), aim, spectral=config.spectral)
+
+
+@torch.no_grad()
+def along(table: MultistepTable, passed: TeacherPath) -> tuple[MultistepTable, list[NormalEquations]]:
+    """The table with weights from a teacher's own path, at no call, and the equations of every interval there.
+
+    They are robust, and held at those of `table`, which is unguided and not spectral.
+    """
+    every: list[list[NormalEquations]] = []
+    for piece in passed.pieces():
+        history: History = ()
+        every.append([])
+        for k, sigma in enumerate(table.asked[:-1]):
+            x, slope = piece.at(sigma)
+            history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
+            every[-1].append(equations_of(history, piece, table, k))
+    made = MultistepTable(table.config)
+    made.load_state_dict(table.state_dict())
+    listed = [sum_of_parts(of_pieces) for of_pieces in zip(*every, strict=True)]
+    for k, one in enumerate(listed):
+        made.set_row(k, robust_weights([one], table.row(k)))
+    return made, listed
+
+
+def cost_on_paper(table: MultistepTable, equations: Sequence[NormalEquations], passed: TeacherPath) -> float:
+    """What a table's errors of all intervals leave at the end, squared, per value, if none met another.
+
+    `equations` are those of every interval along the path. A first step without a call errs, too.
+    """
+    left: list[float] = left_of_errors(
+        table.asked, float(passed.end.double().square().mean()), table.config.flow
+    ).tolist()
+    made = [float(one.residuals(table.row(k)).mean()) for k, one in enumerate(equations)]
+    steps = [sigma - sigma_next for sigma, sigma_next in pairwise(table.asked)]
+    cost = sum(part * step**2 * error for part, step, error in zip(left[1:], steps, made, strict=True))
+    return cost + left[0] * _missed_at_first(table, passed) if table.config.first_sigma else cost
+
+
+def _missed_at_first(table: MultistepTable, passed: TeacherPath) -> float:
+    """How far from a path a first step without a call leads: the mean square of all values."""
+    begin, end = table.config.sigmas[0], table.config.first_sigma
+    total = 0.0
+    for channel, one in enumerate(passed.channels()):
+        x = carried(one.at(begin)[0], table.gains[channel : channel + 1])
+        total += float(squares(x, one.at(end)[0]).mean())
+    return total / len(table.gains)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ Samples near a fork of the ODE end far from the teacher whatever the solver. A f
 what is minimised grows only linearly beyond some times the usual distance (Huber's loss).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ class Found:
     distances: Tensor
     cache: RunCache
     table: Predictor | None  # None of a baseline that is no table
+    teacher_error: float = 0.0  # the teacher's own, an RMSE, where a start knows it
 
 
 class Start(Protocol):
@@ -89,6 +91,9 @@ class FitState:
     fitted: Tensor = field(default_factory=lambda: torch.empty(0))  # distances (fitted,) of the current table
     best_distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (fitted + held_out,) of the best one
     base_distances: Tensor = field(default_factory=lambda: torch.empty(0))  # the same of the baseline
+    begun_error: float = math.inf  # on held-out trajectories, of the table that the iterations began with
+    teacher_calls: int = 0  # that the targets took, once they are known
+    teacher_error: float = 0.0  # the teacher's own, an RMSE; 0 if it is not known
     best_is_table: bool = True  # or the best distances are those of a baseline that is none
     history: tuple[tuple[float, float], ...] = ()  # RMSE on fitted and on held-out trajectories, of every table
     linearised: Mapping[int, Linearised] = field(default_factory=dict)  # by the batch's number
@@ -216,8 +221,10 @@ class EndToEnd:
                 at = replace(at, baseline=found.name)
             at, event = self._judged(at, found.method, is_table=table is not None)
             events.append(event)
-            at = replace(at, iteration=at.iteration + 1)
-        at = replace(at, iteration=1, used=self.start.model_calls)
+            at = replace(at, iteration=at.iteration + 1, teacher_error=found.teacher_error)
+        begun, _ = self._held_out_errors(at.best_distances, at.base_distances)
+        calls = self.runs.fitted.teacher_calls
+        at = replace(at, iteration=1, used=self.start.model_calls, begun_error=begun, teacher_calls=calls)
         events[-1] = replace(events[-1], iteration=1)
         self._commit(at, cache)
         return events
@@ -237,7 +244,8 @@ class EndToEnd:
         """Measure the current table on what is held out, and keep it if it is the best so far on all there is.
 
         There are many more trajectories than numbers, and the more, the less a few odd ones decide. But on what is
-        held out it must be better than the baseline, if the best so far is.
+        held out it must be better than the baseline, if the best so far is, and no worse than what iterations began
+        with.
         """
         last: list[tuple[list[Step], Sample]] = []
 
@@ -253,7 +261,8 @@ class EndToEnd:
             at = replace(at, best_distances=both, best=at.current, best_is_table=True)
         elif compared(both, at.best_distances) < 1:
             error, base = self._held_out_errors(both, at.base_distances)
-            if error < max(base, self._held_out_errors(at.best_distances, at.base_distances)[0]):
+            allowed = max(base, self._held_out_errors(at.best_distances, at.base_distances)[0])
+            if error < allowed and error <= at.begun_error:
                 at = replace(at, best_distances=both, best=at.current)
         steps, teacher = last[0]
         plans = tuple(step.plan.mean() for step in steps if step.plan is not None)
@@ -406,6 +415,7 @@ class EndToEnd:
         self.at, self._cache = at, RunCache(0)
         self._earlier_calls, self._all_calls = calls
         for targets, found in zip(both, ends, strict=True):
+            targets.refine(at.teacher_calls or self.settings.teacher_calls)
             targets.ends = found
 
     def summary(self) -> FitSummary:
@@ -415,7 +425,11 @@ class EndToEnd:
         errors: tuple[float | None, float | None] = (None, None)
         if self.at.history:
             errors = self._held_out_errors(self.at.best_distances, self.at.base_distances)
-        teacher, details = f"iPNDM, {self.settings.teacher_calls} calls", {"iterations": self.at.iteration}
+        calls = self.at.teacher_calls or self.settings.teacher_calls
+        teacher = f"iPNDM of cautious order, {calls} calls"
+        details: dict[str, Any] = {"iterations": self.at.iteration}
+        if self.at.teacher_error:
+            details["teacher_error"] = self.at.teacher_error
         settings = asdict(self.settings)
         return FitSummary("end to end", teacher, self.at.baseline, self._all_calls, *errors, settings, details)
 

@@ -8,30 +8,24 @@ honest. Candidates that learn nothing run beside them, and win where learning do
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..driver import NoMidpoint, Resume, trajectory
-from ..multistep import MultistepTable, multistep_config
+from ..driver import Resume, trajectory
 from ..schedules import fine
-from ..solvers import CautiousIpndm, Ipndm
-from ..spectrum import BANDS, carried, gains, moments, shows_frequencies
-from ..types import Denoiser, Evaluation, History, Method, Sample, Solver
-from .baselines import baseline, grids, solvers
-from .closed_form import Lessons, NormalEquations, Walk, equations_of, robust_weights, sum_of_parts, taught
-from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
+from ..spectrum import BANDS
+from ..types import Denoiser, Evaluation, History, Sample
+from .baselines import solvers
+from .candidates import Candidate, Grid, Span, best_of, best_of_kinds, capped_mean, moments_of, over_plain
+from .closed_form import Lessons, Walk, along, cost_on_paper, taught
 from .huber import squares
 from .protocol import StateError, of_kind, of_shape, reading_state
-from .teacher import TeacherPath, below, left_of_errors, levels, own_errors, path_of, products_of
+from .teacher import TeacherPath, levels, own_errors, path_of, teacher
 
-PRIOR = Ipndm(2)  # weights are held at those of Adams and Bashforth, order 2
-TEACHER = CautiousIpndm(3)
-FAR = 9.0  # times the median: what an outlier's squared error counts at most where candidates are compared
 LEARNED_FIRST, PLAIN_FIRST = 16, 11  # candidates that run on the first picture, at most, in
 MOST_FIRST = 480  # calls: fewer run where one takes many
 LEARNED_LISTED = 4  # of candidates on the user's levels, which differ in where their first call asks
@@ -39,77 +33,10 @@ LEARNED_NEXT, PLAIN_NEXT = 5, 3  # those that run on each of the next pictures,
 WALKING = 3  # of which so many run once more, with the weights that they learn
 TEACHER_TIMES = 3  # the student's calls: a teacher of fewer is hardly better than its student
 REFINED, MOST_REFINED = 2, 4  # times the calls that a teacher takes whose own error is no less than half the student's
-NOISE = 1e-3  # relative, below the model's highest level: where a start is pure noise
-LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
 GOOD = 0.8  # of the best plain candidate's error:
 GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
 PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The levels of a candidate's calls, and the last one. With `first` a step without a call leads there at first."""
-
-    levels: tuple[float, ...]
-    first: float = 0.0
-
-    @property
-    def asked(self) -> tuple[float, ...]:
-        """Where it calls the model, and its end."""
-        return (self.first or self.levels[0], *self.levels[1:])
-
-
-@dataclass(eq=False)  # two are the same only if they are one
-class Candidate:
-    """A grid with weights: learned, or those of a plain solver."""
-
-    name: str
-    table: MultistepTable
-    lessons: Lessons | None = None  # None of a plain solver
-    moments: Tensor | None = None  # (2, channels, BANDS) of a first step without a call: all that its gains need
-    seen: list[float] = field(default_factory=list)  # squared errors of pictures that it had learned from
-    held_out: list[float] = field(default_factory=list)  # of pictures that it had not
-    ends: list[float] = field(default_factory=list)  # squared errors at the very end, of what it had learned from
-
-    @property
-    def plain(self) -> bool:
-        """Whether it learns nothing."""
-        return self.lessons is None
-
-    @property
-    def new(self) -> bool:
-        """Whether it is to learn, and knows nothing yet."""
-        return self.lessons is not None and not len(self.lessons.products)
-
-    @property
-    def grid(self) -> Grid:
-        """Its levels."""
-        return Grid(self.table.config.sigmas, self.table.config.first_sigma)
-
-    @property
-    def calls(self) -> int:
-        """The calls of its run on a picture whose first call at the first level is known: the teacher's."""
-        return self.table.config.calls - (not self.grid.first)
-
-    @property
-    def score(self) -> float:
-        """The squared error by which candidates are compared, infinite without any picture.
-
-        Of what was learned and of what was held out the geometric mean, by numbers of pictures: the first is low for
-        all learned candidates alike, but the last has few pictures at first.
-        """
-        parts = [(len(errors), capped_mean(errors)) for errors in (self.seen, self.held_out) if errors]
-        if not parts or any(not math.isfinite(mean) for _, mean in parts):
-            return math.inf
-        logs = sum(count * math.log(max(mean, 1e-30)) for count, mean in parts)
-        return math.exp(logs / sum(count for count, _ in parts))
-
-
-def capped_mean(errors: Sequence[float]) -> float:
-    """The mean of squared errors, of which none counts more than some times the median."""
-    squares = torch.tensor(errors, dtype=torch.float64)
-    return float(squares.clamp(max=FAR * float(squares.median())).mean())
 
 
 class Learner:
@@ -133,7 +60,7 @@ class Learner:
         self.config = replace(config, guided=False)
         self.levels = tuple(levels)
         self.end = self.levels[-1] if self.levels else end
-        self.model_sigmas = model_sigmas
+        self.span = Span(self.config, self.levels, self.end, model_sigmas)
         self.usual_calls = max(teacher_calls, TEACHER_TIMES * config.calls)  # of the teacher
         self.refined = 1  # times the usual calls: what the next picture's teacher takes
         self.candidates: list[Candidate] = []
@@ -156,7 +83,7 @@ class Learner:
 
     def taught(self, denoiser: Denoiser, x: Sample, *, half: bool = False) -> TeacherPath:
         """The slow sampler's path from noisy pictures x (batch, ...): teacher_calls calls of each."""
-        return path_of(denoiser, x, Method(self.teacher_levels, TEACHER, NoMidpoint()), half=half)
+        return path_of(denoiser, x, teacher(self.teacher_levels), half=half)
 
     @property
     def done(self) -> bool:
@@ -188,7 +115,7 @@ class Learner:
 
     def ratio_of(self, one: Candidate) -> float | None:
         """The same of any candidate that learns."""
-        return _over_plain(one, self.candidates, len(one.held_out)) if one.held_out else None
+        return over_plain(one, self.candidates, len(one.held_out)) if one.held_out else None
 
     def calls_for(self, pictures: int) -> int:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
@@ -202,15 +129,10 @@ class Learner:
     def _most_first(self) -> tuple[int, int]:
         """How many candidates run on the first picture: those that learn, and plain ones."""
         if self.levels:
-            return (LEARNED_LISTED if self._from_noise else 1), len(solvers(self.config.flow))
+            return (LEARNED_LISTED if self.span.from_noise else 1), len(solvers(self.config.flow))
         runs = MOST_FIRST // self.config.calls
         share = min(1.0, runs / (LEARNED_FIRST + PLAIN_FIRST))
         return max(round(LEARNED_FIRST * share), 1), max(round(PLAIN_FIRST * share), 1)
-
-    @property
-    def _from_noise(self) -> bool:
-        """Whether pictures start at the model's highest level, where it has next to nothing to say."""
-        return self.config.sigmas[0] >= (1 - NOISE) * self.config.sigma_max
 
     def guess(self, near: "Learner", name: str, elements: int) -> None:
         """Begin with what was chosen in a situation near to this one; the first picture that is learned checks it.
@@ -218,7 +140,7 @@ class Learner:
         `elements` are those of one sample, which may have another size there.
         """
         chosen = near.chosen
-        table = self._table(chosen.grid, shown=chosen.moments)
+        table = self.span.table(chosen.grid, shown=chosen.moments)
         table.load_state_dict(chosen.table.state_dict())
         lessons = None if chosen.lessons is None else chosen.lessons.of_size(elements)
         self.candidates = [Candidate(name, table, lessons, chosen.moments)]
@@ -237,17 +159,17 @@ class Learner:
         level, good = passed.levels[0], False
         first = Evaluation(x, torch.tensor(level).to(x), x - level * passed.slopes[0].to(x))
         drawn = [(self._begun if one.new else _drawn)(one, denoiser, first, passed) for one in before]
-        walking = _best_of([one for one, history in drawn if history and not one.plain], WALKING)
+        walking = best_of([one for one, history in drawn if history and not one.plain], WALKING)
         if planned is not None:
             planned(sum(one.calls for one in [*before, *walking]))
         if self.pictures:  # on the newest pictures, what was chosen before
             best = before.index(self._best(plain=False))
-            good = _over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
+            good = over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
         after = [self._taught(one, history, denoiser, first, passed, one in walking) for one, history in drawn]
         self.good_in_a_row = self.good_in_a_row + 1 if good else 0
         self.pictures += len(x)
-        self.candidates = [*_best_of([c for c in after if not c.plain], LEARNED_NEXT)]
-        self.candidates += _best_of([c for c in after if c.plain], PLAIN_NEXT)
+        learned, plain = ([one for one in after if one.plain is kind] for kind in (False, True))
+        self.candidates = best_of_kinds(learned, LEARNED_NEXT) + best_of(plain, PLAIN_NEXT)
         self._judge_teacher(passed)
 
     def _judge_teacher(self, passed: TeacherPath) -> None:
@@ -264,14 +186,14 @@ class Learner:
         """The candidates that do best on paper: along the teacher's own path, at no model call."""
         learned: list[tuple[float, Candidate]] = []
         plain: dict[str, list[tuple[float, Candidate]]] = {}
-        for name, grid in self._grids(passed).items():
-            shown = _moments_of(grid, passed)
-            solved, equations = _along(self._table(grid, shown=shown), passed)
+        for name, grid in self.span.grids(passed).items():
+            shown = moments_of(grid, passed)
+            solved, equations = along(self.span.table(grid, shown=shown), passed)
             one = Candidate(f"learned, {name}", solved, Lessons.none(grid.asked), shown)
-            learned.append((self._cost(solved, equations, passed), one))
+            learned.append((cost_on_paper(solved, equations, passed), one))
             for solver_name, solver in {} if grid.first else solvers(self.config.flow).items():
-                one = Candidate(f"{solver_name}, {name}", self._table(grid, solver))
-                plain.setdefault(solver_name, []).append((self._cost(one.table, equations, passed), one))
+                one = Candidate(f"{solver_name}, {name}", self.span.table(grid, solver))
+                plain.setdefault(solver_name, []).append((cost_on_paper(one.table, equations, passed), one))
         # A path shows nothing of overshooting: of every solver the best grid runs.
         firsts = [min(listed, key=_first) for listed in plain.values()]
         others = sorted((one for listed in plain.values() for one in listed if one not in firsts), key=_first)
@@ -279,91 +201,15 @@ class Learner:
         most_learned, most_plain = self._most_first
         return [one for _, one in [*learned[:most_learned], *[*firsts, *others][:most_plain]]]
 
-    def _cost(self, table: MultistepTable, equations: Sequence[NormalEquations], passed: TeacherPath) -> float:
-        """What a table's errors of all intervals leave at the end, squared, per value, if none met another.
-
-        A first step without a call errs, too.
-        """
-        config, size = table.config, float(passed.end.double().square().mean())
-        grid = Grid(config.sigmas, config.first_sigma).asked
-        left: list[float] = left_of_errors(grid, size, self.config.flow).tolist()
-        made = [float(one.residuals(table.row(k)).mean()) for k, one in enumerate(equations)]
-        steps = [sigma - sigma_next for sigma, sigma_next in pairwise(grid)]
-        cost = sum(part * step**2 * error for part, step, error in zip(left[1:], steps, made, strict=True))
-        if config.first_sigma:
-            cost += left[0] * _missed_at_first(table, passed)
-        return cost
-
-    def _grids(self, passed: TeacherPath) -> dict[str, Grid]:
-        """Candidate grids by name: the user's, or the usual, the searched ones, and those of the teacher's shape.
-
-        From pure noise there are some more, whose first call asks lower than pictures start.
-        """
-        config, n, high = self.config, self.config.calls, self.config.sigmas[0]
-        if self.levels or self.end > 0:
-            firsts = self._firsts(passed, passed.levels)
-            if self.levels:
-                begun = [0.0, *(level for level in firsts if level > self.levels[1])]
-                return {f"these levels{_from(level)}": Grid(self.levels, level) for level in begun}
-            return self._grids_to_end([0.0, *(level for level in firsts if level > self.end)])
-        total, found = products_of(passed), dict[str, Grid]()
-        firsts = self._firsts(passed, total.levels)
-        for low in sorted({config.sigma_min, max(config.sigma_min, LOWEST_FLOW if config.flow else 0.0)}):
-            if low < high:
-                found |= {f"{name}, {low:g}": Grid(grid) for name, grid in grids(n, low, high, self.model_sigmas)}
-                found[f"teacher's, {low:g}"] = Grid((*fine(n, low, high, config.flow).tolist(), 0.0))
-        found |= {f"searched for {rule}": Grid(searched(total, n, rule, flow=config.flow)) for rule in RULES}
-        for level in firsts:
-            rest = below(total, level)
-            if len(rest.levels) > n:
-                grid = searched(rest, n, "weights", flow=config.flow)
-                found[f"searched for weights{_from(level)}"] = Grid((high, *grid[1:]), level)
-        unique: dict[str, Grid] = {}
-        for name, one in found.items():
-            asked = one.asked
-            if all(a > b for a, b in pairwise(asked)) and not any(_alike(asked, o.asked) for o in unique.values()):
-                unique[name] = one
-        return unique
-
-    def _grids_to_end(self, begun: Sequence[float]) -> dict[str, Grid]:
-        """Those of a run that ends in the middle, with first calls at these levels, 0 being where pictures start."""
-        n, high, found = self.config.calls, self.config.sigmas[0], dict[str, Grid]()
-        for level in begun:
-            begin = level or high
-            even = torch.linspace(begin, self.end, n + 1)
-            log = torch.linspace(math.log(begin), math.log(self.end), n + 1).exp()
-            shapes = {"teacher's": fine(n + 1, self.end, begin, self.config.flow), "even": even, "log": log}
-            for name, spaced in shapes.items():
-                found[name + _from(level)] = Grid((high, *spaced.tolist()[1:-1], self.end), level)
-        return found
-
-    def _firsts(self, passed: TeacherPath, listed: Sequence[float]) -> list[float]:
-        """Which of these levels a first step without a call may lead to."""
-        if not (self._from_noise and shows_frequencies(passed.x.shape[2:])):
-            return []
-        variance = float(passed.end.double().square().mean())
-        return first_levels(listed, variance, FIRST_RATIOS, flow=self.config.flow)
-
-    def _table(self, grid: Grid, solver: Solver = PRIOR, shown: Tensor | None = None) -> MultistepTable:
-        """A solver's table on a grid, before anything is learned but the gains of its first step."""
-        one = baseline("", solver, grid.levels, grid.first, self.config.switch_sigma)
-        channels = 0 if shown is None else shown.shape[1]
-        config = multistep_config(self.config, grid.levels, first_sigma=grid.first, channels=channels)
-        table = MultistepTable(config)
-        table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
-        if shown is not None:
-            table.gains.copy_(gains(shown, grid.first, grid.levels[0]))
-        return table
-
     def _begun(
         self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
     ) -> tuple[Candidate, History]:
         """A new candidate after the first pictures, which it cannot draw before it has learned; no history to learn."""
         assert candidate.lessons is not None
         walk = _walk(candidate, denoiser, first, passed)
-        table, equations = taught(self._table(candidate.grid, shown=candidate.moments), candidate.lessons, walk)
+        table, equations = taught(self.span.table(candidate.grid, shown=candidate.moments), candidate.lessons, walk)
         ends = squares(walk.x, passed.end.to(walk.x)).tolist()
-        cost = self._cost(table, equations, passed)
+        cost = cost_on_paper(table, equations, passed)
         lessons = candidate.lessons.and_of(walk.history, passed)
         seen = [math.sqrt(end * cost) for end in ends]
         return replace(candidate, table=table, lessons=lessons, seen=seen, ends=ends), ()
@@ -384,9 +230,9 @@ class Learner:
         """
         if one.lessons is None or not history:
             return one
-        more = _moments_of(one.grid, passed)
+        more = moments_of(one.grid, passed)
         shown = more if more is None or one.moments is None else one.moments + more
-        plain = self._table(one.grid, shown=shown)
+        plain = self.span.table(one.grid, shown=shown)
         if walking:
             walk = _walk(one, denoiser, first, passed)
             table, _ = taught(plain, one.lessons, walk)
@@ -443,12 +289,12 @@ class Learner:
         shown = None
         for kept in saved["moments"]:
             shown = of_shape(kept, (2, *kept.shape[1:-1], BANDS))
-        table = self._table(Grid(tuple(saved["sigmas"]), of_kind(saved["first_sigma"], float)), shown=shown)
+        table = self.span.table(Grid(tuple(saved["sigmas"]), of_kind(saved["first_sigma"], float)), shown=shown)
         for name, kept in (("weights", table.weights), ("first", table.first)):
             kept.copy_(of_shape(saved[name], kept.shape))
         lessons = None
         for products in saved["lessons"]:
-            lessons = Lessons.none((table.config.first_sigma or table.config.sigmas[0], *table.config.sigmas[1:]))
+            lessons = Lessons.none(table.asked)
             shaped = of_shape(products, (len(products), *lessons.products.shape[1:]))
             lessons = replace(lessons, products=shaped, size=of_kind(saved["size"], int))
         numbers = [*table.learned.values(), *([] if lessons is None else [lessons.products])]
@@ -458,20 +304,9 @@ class Learner:
         return Candidate(of_kind(saved["name"], str), table, lessons, shown, *errors)
 
 
-def _best_of(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Those whose score is least, so many of them."""
-    return sorted(candidates, key=lambda one: one.score)[:count]
-
-
 def _walking(candidates: Sequence[Candidate]) -> int:
     """How many candidates run twice on the next picture."""
     return min(WALKING, sum(not (one.plain or one.new) for one in candidates))
-
-
-def _over_plain(one: Candidate, candidates: Sequence[Candidate], count: int) -> float:
-    """A candidate's error on the newest pictures over that of the best plain one."""
-    plain = min(capped_mean(c.held_out[-count:]) for c in candidates if c.plain)
-    return math.sqrt(capped_mean(one.held_out[-count:]) / max(plain, 1e-30))
 
 
 def _drawn(
@@ -489,48 +324,5 @@ def _walk(candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: T
     return Walk(denoiser, first.x, passed, () if candidate.grid.first else (first,))
 
 
-def _moments_of(grid: Grid, passed: TeacherPath) -> Tensor | None:
-    """What gains of a first step without a call need to know of a path; None of a grid that has no such step."""
-    if not grid.first:
-        return None
-    return torch.cat([moments(one.at(grid.levels[0])[0], one.at(grid.first)[0]) for one in passed.channels()], 1)
-
-
-def _missed_at_first(table: MultistepTable, passed: TeacherPath) -> float:
-    """How far from a path a first step without a call leads: the mean square of all values."""
-    grid, total = Grid(table.config.sigmas, table.config.first_sigma), 0.0
-    for channel, one in enumerate(passed.channels()):
-        x = carried(one.at(grid.levels[0])[0], table.gains[channel : channel + 1])
-        total += float(squares(x, one.at(grid.first)[0]).mean())
-    return total / len(table.gains)
-
-
-def _from(level: float) -> str:
-    """What a candidate's name says of where its first call asks."""
-    return f" from {level:.3g}" if level else ""
-
-
-def _along(table: MultistepTable, passed: TeacherPath) -> tuple[MultistepTable, list[NormalEquations]]:
-    """The table with weights from the teacher's own path, at no call, and the equations of every interval there."""
-    every: list[list[NormalEquations]] = []
-    for piece in passed.pieces():
-        history: History = ()
-        every.append([])
-        for k, sigma in enumerate((table.config.first_sigma or table.config.sigmas[0], *table.config.sigmas[1:-1])):
-            x, slope = piece.at(sigma)
-            history = (*history, Evaluation(x, torch.tensor(sigma, dtype=x.dtype), x - sigma * slope))
-            every[-1].append(equations_of(history, piece, table, k))
-    made = MultistepTable(table.config)
-    made.load_state_dict(table.state_dict())
-    listed = [sum_of_parts(of_pieces) for of_pieces in zip(*every, strict=True)]
-    for k, one in enumerate(listed):
-        made.set_row(k, robust_weights([one], table.row(k)))
-    return made, listed
-
-
 def _first(one: tuple[float, Candidate]) -> float:
     return one[0]
-
-
-def _alike(grid: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(math.log(a / b)) < 0.02 for a, b in zip(grid[:-1], other[:-1], strict=True))

@@ -1,5 +1,6 @@
 """The table a multistep fit begins with: the best baseline, and then weights in closed form on several grids."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,22 +11,25 @@ from torch import Tensor
 from ..config import PredictorConfig
 from ..multistep import MultistepTable, multistep_config
 from ..predictor import Predictor
+from ..schedules import fine
 from ..solvers import Ipndm, multistep_vectors
 from ..spectrum import BANDS, gains, moments, shows_frequencies
 from .baselines import Baseline, baseline, solvers
-from .closed_form import NormalEquations, Walk, least_squares, solved_apart
+from .closed_form import NormalEquations, Walk, along, cost_on_paper, least_squares, solved_apart
 from .end_to_end import Found
-from .grid_search import FIRST_RATIOS, RULES, Rule, first_levels, searched
+from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
 from .runs import RunCache, Runs
-from .targets import Target, finite
-from .teacher import ORDER, PathProducts, TeacherPath, below, levels, path, products_of, sum_of
+from .targets import Target, finite, rmse
+from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path, products_of, sum_of
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
-SOLVED_FOR: tuple[Rule, ...] = ("weights", "ipndm")  # rules whose grids are worth solving for
+QUICK_GRIDS = 10  # of all grids those that are best on paper, along the teacher's path
+REFINED = 2  # times the calls that a teacher takes, once, whose own error is more than half the closed form's
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
 SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
+ORDER = 3  # of iPNDM, at whose weights those in closed form are held
 
 Part = Literal["first step", "bands"]
 
@@ -53,7 +57,10 @@ class MultistepStart:
         without_call = shows_frequencies(shape) and "first step" not in without and not runs.config.switch_sigma
         self.channels = shape[0] if without_call else 0
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
-        self.solved_grids = 1  # at least; how many there are is known when they were searched
+        # At least; how many there are is known when they were searched.
+        self.solved_grids = min(QUICK_GRIDS, len({one.levels for one in self.baselines}))
+        self.error = math.inf  # on held-out trajectories, of the closed form
+        self.refused = 0  # sample calls, of all workers, that a teacher led to which was not good enough
 
     @property
     def names(self) -> list[str]:
@@ -75,26 +82,41 @@ class MultistepStart:
         closed = min(SOLVED_GRIDS, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
         quick = self.solved_grids * few if self.on is None else 0
         judged = 2 * held_out + fitted  # the baseline, and the table that was chosen
-        return (
-            self.runs.fitted.model_calls + self.runs.judged.model_calls + calls * (unlearned + quick + closed + judged)
-        )
+        taught = self.runs.fitted.model_calls + self.runs.judged.model_calls
+        return self.refused + taught + calls * (unlearned + quick + closed + judged)
 
     def found(self) -> Iterator[Found]:
         """The best baseline, and then the table with weights in closed form, if it is better.
 
         Raises FloatingPointError if the teacher's samples are not finite.
         """
-        paths = self._paths()
-        total = self._products(paths)
-        best = self._best_baseline(total)
+        while True:
+            begun = self.runs.source.calls
+            paths = self._paths()
+            total = self._products(paths)
+            best = self._best_baseline(total)
+            grids = self._worth_solving(best, total, paths)
+            self.solved_grids = len(grids)
+            closed = self._closed_form(best, grids, paths)
+            own = self._own_error(paths)
+            if own <= self.error / 2 or self.refused:
+                break
+            self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
+            for targets in (self.runs.fitted, self.runs.judged):
+                targets.refine(REFINED * targets.teacher_calls)
         yield best
-        grids = self._worth_solving(best, total, paths)
-        self.solved_grids = len(grids)
-        yield self._closed_form(best, grids, paths)
+        yield replace(closed, teacher_error=own)
+
+    def _own_error(self, paths: Mapping[int, TeacherPath]) -> float:
+        """The teacher's own error, as its paths show it: an RMSE over those of all workers."""
+        parts = [own_errors(passed, self.runs.config.flow) for passed in paths.values()]
+        sums = torch.stack([torch.cat(parts).sum(), torch.tensor(sum(map(len, parts)))])
+        total, count = self.runs.workers.sum(sums).tolist()
+        return float((total / count) ** 0.5)
 
     def _paths(self) -> dict[int, TeacherPath]:
         """The teacher's paths toward the targets, as many as memory allows; the targets keep their ends."""
-        config, fitted, calls = self.runs.config, self.runs.fitted, self.runs.settings.teacher_calls
+        config, fitted, calls = self.runs.config, self.runs.fitted, self.runs.fitted.teacher_calls
         grid = levels(config.sigma_min, config.sigmas[0], calls, config.flow)
         passed: dict[int, TeacherPath] = {}
         kept = 0
@@ -126,22 +148,32 @@ class MultistepStart:
         return best_of([self._measured(one.name, self.written(one)) for one in finalists])
 
     def _worth_solving(self, best: Found, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:
-        """Grids whose weights are worth solving for, with iPNDM's: the best baseline's, and those that are searched,
-        from the first level on and from where a first step without a call may lead.
+        """Grids whose weights are worth solving for, with iPNDM's: of all usual ones, those that are searched, from the
+        first level on and from where a first step without a call may lead, and the teacher's shape, the best on paper.
         """
         config, flow = self.runs.config, self.runs.config.flow
         if self.on is not None:
             if self.on.first_sigma:
                 self.gains[self.on.first_sigma] = self._gains(paths, self.on.first_sigma)
             return [self._ipndm(self.on.sigmas, self.on.first_sigma)]
-        listed = [self._ipndm(best.method.sigmas)]
-        listed += [self._ipndm(searched(total, config.calls, rule, flow=flow)) for rule in SOLVED_FOR]
-        for level in first_levels(total.levels, total.variance, FIRST_RATIOS, flow=flow) if self.channels else []:
+        listed = [self._ipndm(searched(total, config.calls, rule, flow=flow)) for rule in RULES]
+        listed += [self._ipndm(one.levels) for one in self.baselines]
+        listed.append(self._ipndm((*fine(config.calls, config.sigma_min, config.sigmas[0], flow).tolist(), 0.0)))
+        firsts = first_levels(total.levels, total.variance, FIRST_RATIOS, flow=flow) if self.channels else []
+        for level in firsts:
             if len(below(total, level).levels) > config.calls:
                 self.gains[level] = self._gains(paths, level)
                 grid = searched(below(total, level), config.calls, "weights", flow=flow)
                 listed.append(self._ipndm((total.levels[0], *grid[1:]), level))
-        return list({(one.first_sigma, one.levels): one for one in listed}.values())
+        unique = list({(one.first_sigma, one.levels): one for one in listed}.values())
+        costs = self.runs.workers.sum(torch.tensor([self._on_paper(one, paths) for one in unique]))
+        return [unique[n] for n in costs.argsort(stable=True)[:QUICK_GRIDS].tolist()]
+
+    def _on_paper(self, one: Baseline, paths: Mapping[int, TeacherPath]) -> float:
+        """What weights in closed form would cost on a grid, along the first of this worker's paths: no call."""
+        for passed in paths.values():
+            return cost_on_paper(*along(self.written(one, guided=False), passed), passed)
+        return 0.0
 
     def _ipndm(self, grid: Sequence[float], first_sigma: float = 0.0) -> Baseline:
         return baseline("", Ipndm(ORDER), grid, first_sigma, self.runs.config.switch_sigma)
@@ -162,6 +194,7 @@ class MultistepStart:
             if table is None or compared(both, least) < 1:
                 table, least = trial, both
         assert table is not None
+        self.error = rmse(least[self.runs.settings.trajectories :])
         return best_of([best, self._measured(best.name, table)])
 
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
@@ -219,13 +252,16 @@ class MultistepStart:
         method = table.method()
         return Found(name, method, *self.runs.fitted_distances(method), table)
 
-    def written(self, one: Baseline, *, spectral: bool = False) -> MultistepTable:
-        """A baseline as a table: its weights, and the gains of its first step if that asks no model."""
+    def written(self, one: Baseline, *, spectral: bool = False, guided: bool = True) -> MultistepTable:
+        """A baseline as a table: its weights, and the gains of its first step if that asks no model.
+
+        With `guided` it has room for weights of guidance if the settings say so.
+        """
         channels = self.channels if one.first_sigma else 0
         config = multistep_config(
             self.runs.config, one.levels, first_sigma=one.first_sigma, channels=channels, spectral=spectral
         )
-        table = MultistepTable(config)
+        table = MultistepTable(replace(config, guided=config.guided and guided))
         table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
         if one.first_sigma:
             table.gains.copy_(self.gains[one.first_sigma])

@@ -72,7 +72,7 @@ def report(
     teacher_calls: int = 40,
     parts: Callable[[Sample], Mapping[str, Tensor]] = lambda _: {},
 ) -> IntervalReport:
-    """Run a predictor, its base solver and a slow one, iPNDM in `teacher_calls` calls, from the same noise.
+    """Run a predictor, its base solver and a slow one, the teacher in `teacher_calls` calls, from the same noise.
 
     `x` (batch, ...) is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their
     own.

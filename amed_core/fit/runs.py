@@ -11,7 +11,7 @@ from ..driver import Resume, trajectory
 from ..types import Evaluation, Method, Step
 from .protocol import FitConfig
 from .targets import Target, Targets
-from .teacher import IPNDM
+from .teacher import CAUTIOUS
 from .trajectories import HELD_OUT, Metered
 from .workers import Workers
 
@@ -52,7 +52,7 @@ class Runs:
         """Those of a source, with the slow sampler's samples as targets."""
 
         def targets(rows: range) -> Targets:
-            return Targets(source, rows, settings.batch_size, config, IPNDM, settings.teacher_calls, workers)
+            return Targets(source, rows, settings.batch_size, config, CAUTIOUS, settings.teacher_calls, workers)
 
         held_out = range(HELD_OUT, HELD_OUT + settings.held_out)
         return cls(config, settings, source, targets(range(settings.trajectories)), targets(held_out), workers)

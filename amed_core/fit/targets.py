@@ -92,6 +92,11 @@ class Targets:
         """Sample calls that the slow sampler takes for all of these trajectories, of all workers."""
         return len(self.rows) * self.teacher.model_calls(self.teacher_calls)
 
+    def refine(self, calls: int) -> None:
+        """Begin anew with a slow sampler of so many calls."""
+        self.teacher_calls = calls
+        self.ends = {}
+
     def state_dict(self) -> dict[str, Any]:
         """The slow sampler's samples, which need not be made again."""
         return dict(self.ends)

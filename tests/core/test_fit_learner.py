@@ -20,6 +20,7 @@ from amed_core.fit.teacher import heun_samples
 from amed_core.fit.trajectories import noise
 from amed_core.samplers import ModelFacts, student_config
 from amed_core.solvers import CautiousIpndm, Ipndm
+from amed_core.spectrum import from_spectrum, spectrum
 
 FACTS = ModelFacts(0.002, SIGMA_MAX)
 SHAPE = (2, 6)
@@ -139,6 +140,73 @@ def test_after_a_few_pictures_it_is_nearer_to_the_truth_than_plain_solvers() -> 
         return float((sample(model, x, method) - goal).square().mean().sqrt())
 
     assert error(made.chosen.table.method()) < min(error(one.table.method()) for one in plain)
+
+
+class LateModel:
+    """Knows next to nothing at high levels, where its answer is the same for all: pictures of low frequencies."""
+
+    def __init__(self) -> None:
+        size = torch.arange(8, dtype=torch.float64)
+        self.variance = 0.3**2 * torch.exp(-(size[:, None] + size))
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        variance = self.variance.to(x)
+        gain = variance / (variance + sigma**2)
+        coefficients = spectrum(x)
+        return from_spectrum(gain * coefficients + 0.02 * (1 - gain) * torch.tanh(coefficients / sigma))
+
+
+def test_from_pure_noise_the_first_call_may_ask_where_the_model_has_something_to_say() -> None:
+    """A step without a call leads there, with gains that the pictures showed; elsewhere there is no such candidate."""
+    model, made = LateModel(), learner(4)
+    for row in range(3):
+        x = SIGMA_MAX * noise(range(row, row + 1), (2, 8, 8), 3)
+        made.learn(model, x, made.taught(model, x))
+    assert 0 < made.chosen.grid.first < SIGMA_MAX
+    asked, x = Counting(model), SIGMA_MAX * noise(range(50, 60), (2, 8, 8), 3)
+    sample(asked, x, made.chosen.table.method())
+    assert asked.calls == 4
+    later = learner(4, (40.0, 10.0, 2.0, 0.5, 0.0))
+    later.learn(model, x[:1] / 2, later.taught(model, x[:1] / 2))
+    assert not any(one.grid.first for one in later.candidates)
+
+
+def test_with_the_users_levels_its_first_call_asks_between_the_first_two() -> None:
+    listed, model = (SIGMA_MAX, 10.0, 2.0, 0.5, 0.0), LateModel()
+    made, x = learner(4, listed), SIGMA_MAX * noise(range(1), (2, 8, 8), 3)
+    made.learn(model, x, made.taught(model, x))
+    firsts = [one.grid.first for one in made.candidates if one.grid.first]
+    assert firsts
+    assert all(listed[1] < level < listed[0] for level in firsts)
+    assert all(one.grid.levels == listed for one in made.candidates)
+
+
+def test_a_teacher_that_errs_like_its_student_takes_more_calls_from_then_on(tmp_path: Path) -> None:
+    """This mixture is learned nearly to the teacher's own error, which its path shows; and a file remembers it."""
+    made = taught(learner(8), Mixture(), range(3))
+    assert made.teacher_calls == 48
+    asked = Counting(Mixture())
+    made.taught(asked, noisy(3))
+    assert asked.calls == 48
+    again = learner(8)
+    again.load_state_dict(made.state_dict())
+    assert (again.teacher_calls, again.teacher_errors) == (48, made.teacher_errors)
+    assert len(made.teacher_errors) == 3
+
+
+def test_many_steps_do_not_try_everything() -> None:
+    made, asked = learner(40), Counting(Mixture())
+    made.learn(asked, noisy(0), made.taught(Mixture(), noisy(0)))
+    assert asked.calls <= 520
+
+
+def test_of_both_kinds_of_beginning_two_go_on() -> None:
+    made, model = learner(4), LateModel()
+    x = SIGMA_MAX * noise(range(1), (2, 8, 8), 3)
+    made.learn(model, x, made.taught(model, x))
+    kinds = [bool(one.grid.first) for one in made.candidates if not one.plain]
+    assert len(kinds) == 5
+    assert min(kinds.count(True), kinds.count(False)) >= 2
 
 
 def test_it_stops_after_eight_pictures_at_the_latest() -> None:

@@ -73,6 +73,22 @@ def test_its_calls_are_those_that_it_says() -> None:
     assert model.samples == begun.model_calls - judged * 4 - held_out_targets
 
 
+def test_a_teacher_that_errs_like_the_closed_form_is_made_anew_once() -> None:
+    few, many = (start(of_mixture(), settings=replace(SMALL, teacher_calls=calls)) for calls in (6, 60))
+    for begun, calls in ((few, 12), (many, 60)):
+        *_, closed = begun.found()
+        assert begun.runs.fitted.teacher_calls == begun.runs.judged.teacher_calls == calls
+        assert bool(begun.refused) == (begun is few)
+        assert closed.teacher_error > 0
+    fit = EndToEnd(build(multistep_config(4)), MultistepParameters, few, few.runs)
+    list(fit.events())
+    assert fit.summary().details["teacher_error"] == fit.at.teacher_error > 0
+    other = start(of_mixture(), settings=replace(SMALL, teacher_calls=6))
+    again = EndToEnd(build(multistep_config(4)), MultistepParameters, other, other.runs)
+    again.load_state_dict(fit.state_dict())
+    assert again.summary() == fit.summary()
+
+
 def test_on_a_given_grid_weights_are_solved_there_and_nowhere_else() -> None:
     grid = (80.0, 10.0, 2.0, 0.5, 0.0)
     begun = start(of_mixture(), on=multistep_config(4, sigmas=grid))
@@ -123,7 +139,7 @@ def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any) -> None:
         *_, last = fit.events()
         found = fit.predictor.config
         assert (found.guided, found.spectral) == (True, "bands" not in without)
-        assert bool(found.first_sigma) == ("first step" not in without)
+        assert not (found.first_sigma and "first step" in without)
         assert last.held_out is not None
         errors.append(last.held_out)
     assert errors[0] < 0.6 * errors[1]

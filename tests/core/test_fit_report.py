@@ -39,7 +39,7 @@ def test_the_teacher_of_a_fit_is_near_enough_to_tell_a_good_predictor_from_a_bad
     settings = usual_settings(predictor.config)
     assert isinstance(settings, FitConfig)
     few, many = (report("", "", predictor, model, x, teacher_calls=calls) for calls in (settings.teacher_calls, 100))
-    assert few.errors[-1] == pytest.approx(many.errors[-1], rel=0.05)
+    assert few.errors[-1] == pytest.approx(many.errors[-1], rel=0.12)
     assert few.errors[-1] < 0.5 * few.base_errors[-1]
 
 

@@ -24,19 +24,21 @@ from amed_core.fit.teacher import (
     below,
     heun_calls,
     heun_samples,
-    ipndm_samples,
     levels,
+    own_errors,
     papers_teacher,
     passed_at,
     path,
     path_of,
     products_of,
     refine,
+    slow_samples,
     sum_of,
 )
 from amed_core.samplers import TYPES
 from amed_core.schedules import SCHEDULES, schedule
-from amed_core.solvers import Ipndm
+from amed_core.solvers import CautiousIpndm, Ipndm
+from amed_core.types import Solver
 
 
 def test_between_its_levels_a_path_is_where_the_ode_goes() -> None:
@@ -89,7 +91,7 @@ def test_the_teachers_grid_follows_the_students_for_every_number_of_calls(name: 
         assert (fine.diff() < 0).all()
 
 
-@pytest.mark.parametrize(("samples", "factor"), [(heun_samples, 3.0), (ipndm_samples, 3.0)])
+@pytest.mark.parametrize(("samples", "factor"), [(heun_samples, 3.0), (slow_samples, 3.0)])
 def test_the_slow_samplers_reach_the_exact_solution(samples: object, factor: float) -> None:
     """Heun's method converges with order 2, iPNDM at least so."""
     model, x = Gaussian(), SIGMA_MAX * noise(20, 1, 4, 4)
@@ -108,14 +110,14 @@ def test_the_slow_samplers_make_the_calls_that_they_say(calls: int) -> None:
     heun_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
     assert model.calls == heun_calls(calls)
     model = Counting(mixture)
-    ipndm_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
+    slow_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
     assert model.calls == calls
 
 
 def test_a_path_ends_where_its_teacher_alone_does_and_its_slopes_are_the_models() -> None:
     for denoiser, switch in ((mixture, 0.0), (two_models, SWITCH)):
         found = path(denoiser, X, levels(SIGMA_MIN, SIGMA_MAX, 12, flow=False), switch)
-        end = ipndm_samples(denoiser, X, SIGMA_MIN, SIGMA_MAX, 12, switch_sigma=switch)
+        end = slow_samples(denoiser, X, SIGMA_MIN, SIGMA_MAX, 12, switch_sigma=switch)
         assert (found.end == end).all()
         for x, slope, sigma in zip(found.x[:-1], found.slopes, found.levels[:-1], strict=True):
             answer = denoiser(x, torch.tensor(sigma, dtype=torch.float64))
@@ -178,5 +180,31 @@ def test_the_papers_teacher_passes_the_students_levels_and_with_more_points_is_n
 def test_a_flow_models_slow_sampler_is_exact_in_few_calls() -> None:
     """To the exact solution, which for a Gaussian keeps (x - signal mean) / spread constant."""
     x = noise(20, 4)
-    end = ipndm_samples(FlowGaussian(0.3, 0.5), x, 0.001, 1.0, 40, flow=True)
+    end = slow_samples(FlowGaussian(0.3, 0.5), x, 0.001, 1.0, 40, flow=True)
     torch.testing.assert_close(end, 0.3 + 0.5 * x, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("solver", [Ipndm(1), CautiousIpndm(3)])
+def test_a_path_shows_how_far_it_ends_from_the_truth(flow: bool, solver: Solver) -> None:
+    """Of a Gaussian, for which it is exact but for the quadrature's own error, and whatever the solver."""
+    high, low = (1.0, 0.001) if flow else (SIGMA_MAX, 0.002)
+    model = FlowGaussian(0.3, 0.5) if flow else Gaussian()
+    x = high * noise(3, 1, 4, 4)
+    grid = levels(low, high, 24, flow)
+    shown = own_errors(path_of(model, x, Method(grid, solver, NoMidpoint())), flow).sqrt()
+    truth = path_of(model, x, Method(levels(low, high, 800, flow), Ipndm(4), NoMidpoint())).end
+    passed = path_of(model, x, Method(grid, solver, NoMidpoint())).end
+    error = (passed - truth).square().flatten(1).mean(1).sqrt()
+    assert (shown / error).tolist() == pytest.approx([1.0] * 3, rel=0.5)
+
+
+def test_in_half_precision_and_in_pieces_a_path_shows_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, method = (
+        SIGMA_MAX * noise(2, 2, 4, 4).float(),
+        Method(levels(0.03, SIGMA_MAX, 12, False), Ipndm(1), NoMidpoint()),
+    )
+    whole = own_errors(path_of(mixture, x, method), False)
+    monkeypatch.setattr(teacher_module, "PIECE", 10)
+    torch.testing.assert_close(own_errors(path_of(mixture, x, method), False), whole)
+    torch.testing.assert_close(own_errors(path_of(mixture, x, method, half=True), False), whole, rtol=0.05, atol=0)
