@@ -32,7 +32,8 @@ LEARNED_LISTED = 4  # of candidates on the user's levels, which differ in where 
 LEARNED_NEXT, PLAIN_NEXT = 5, 3  # those that run on each of the next pictures,
 WALKING = 3  # of which so many run once more, with the weights that they learn
 TEACHER_TIMES = 3  # the student's calls: a teacher of fewer is hardly better than its student
-REFINED, MOST_REFINED = 2, 4  # times the calls that a teacher takes whose own error is no less than half the student's
+REFINED = 2  # times the calls that a teacher takes whose own error is no less than half the student's,
+MOST_CALLS = 100  # as long as these are no more
 GOOD = 0.8  # of the best plain candidate's error:
 GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
@@ -179,8 +180,9 @@ class Learner:
         """
         self.teacher_errors += own_errors(passed, self.config.flow).tolist()
         theirs = self._best(plain=False).held_out
-        if len(theirs) > 1 and capped_mean(self.teacher_errors[-len(theirs) :]) > capped_mean(theirs) / 4:
-            self.refined = min(self.refined * REFINED, MOST_REFINED)
+        poor = len(theirs) > 1 and capped_mean(self.teacher_errors[-len(theirs) :]) > capped_mean(theirs) / 4
+        if poor and REFINED * self.teacher_calls <= MOST_CALLS:
+            self.refined *= REFINED
 
     def _proposed(self, passed: TeacherPath) -> list[Candidate]:
         """The candidates that do best on paper: along the teacher's own path, at no model call."""
@@ -280,7 +282,7 @@ class Learner:
             candidates = [self._loaded(saved) for saved in state["candidates"]]
             pictures, good, refined = (of_kind(state[name], int) for name in ("pictures", "good_in_a_row", "refined"))
             errors = [of_kind(error, float) for error in state["teacher_errors"]]
-            if not 1 <= refined <= MOST_REFINED:
+            if refined != 1 and not 1 <= refined * self.usual_calls <= MOST_CALLS:
                 raise StateError(f"This state of learning is damaged: its teacher takes {refined} times the calls.")
         self.candidates, self.pictures, self.good_in_a_row = candidates, pictures, good
         self.refined, self.teacher_errors = refined, errors

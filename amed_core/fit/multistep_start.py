@@ -26,7 +26,8 @@ from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path,
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
 QUICK_GRIDS = 10  # of all grids those that are best on paper, along the teacher's path
-REFINED = 2  # times the calls that a teacher takes, once, whose own error is more than half the closed form's
+REFINED = 2  # times the calls that a teacher takes, once, whose own error is more than half the closed form's,
+MOST_CALLS = 100  # if these are no more
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
 SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
 ORDER = 3  # of iPNDM, at whose weights those in closed form are held
@@ -99,11 +100,12 @@ class MultistepStart:
             self.solved_grids = len(grids)
             closed = self._closed_form(best, grids, paths)
             own = self._own_error(paths)
-            if own <= self.error / 2 or self.refused:
+            calls = REFINED * self.runs.fitted.teacher_calls
+            if own <= self.error / 2 or self.refused or calls > MOST_CALLS:
                 break
             self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
             for targets in (self.runs.fitted, self.runs.judged):
-                targets.refine(REFINED * targets.teacher_calls)
+                targets.refine(calls)
         yield best
         yield replace(closed, teacher_error=own)
 

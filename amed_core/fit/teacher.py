@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from ..types import Denoiser, Method, Planner, Sample, Solver, Step
 SLOW = CautiousIpndm(3)
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
 QUADRATURE = 4  # slopes that a polynomial takes to show a teacher's error
+MOST_LEVELS = 128  # that grids are searched on
 PIECE = 1 << 15  # elements of all samples: sums over a path take them one piece after the other
 
 
@@ -239,9 +241,14 @@ def sum_of(several: Sequence[PathProducts]) -> PathProducts:
 
 
 def products_of(passed: TeacherPath, finer: int = 2) -> PathProducts:
-    """The inner products of a path, at `finer` times as many levels."""
+    """The inner products of a path, at `finer` times as many levels, but no more than MOST_LEVELS.
+
+    What is searched on them takes memory by the third power of their number.
+    """
+    every = -(-len(passed.levels) // MOST_LEVELS)
+    finer = finer if finer * len(passed.levels) <= MOST_LEVELS else 1
     wanted: list[float] = []
-    for high, low in zip(passed.levels[:-2], passed.levels[1:-1], strict=True):
+    for high, low in pairwise(passed.levels[:-1:every]):
         wanted += [high * (low / high) ** (part / finer) for part in range(finer)]
     wanted += passed.levels[-2:]
     products = torch.zeros(2 * len(wanted), 2 * len(wanted), dtype=torch.float64)

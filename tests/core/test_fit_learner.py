@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from memory import Peak
-from problems import SIGMA_MAX, Counting, Mixture
+from problems import SIGMA_MAX, Counting, Mixture, Smooth
 from torch import Tensor
 
 from amed_core import Method, NoMidpoint, digits, sample
@@ -20,7 +20,6 @@ from amed_core.fit.teacher import heun_samples
 from amed_core.fit.trajectories import noise
 from amed_core.samplers import ModelFacts, student_config
 from amed_core.solvers import CautiousIpndm, Ipndm
-from amed_core.spectrum import from_spectrum, spectrum
 
 FACTS = ModelFacts(0.002, SIGMA_MAX)
 SHAPE = (2, 6)
@@ -142,38 +141,27 @@ def test_after_a_few_pictures_it_is_nearer_to_the_truth_than_plain_solvers() -> 
     assert error(made.chosen.table.method()) < min(error(one.table.method()) for one in plain)
 
 
-class LateModel:
-    """Knows next to nothing at high levels, where its answer is the same for all: pictures of low frequencies."""
-
-    def __init__(self) -> None:
-        size = torch.arange(8, dtype=torch.float64)
-        self.variance = 0.3**2 * torch.exp(-(size[:, None] + size))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        variance = self.variance.to(x)
-        gain = variance / (variance + sigma**2)
-        coefficients = spectrum(x)
-        return from_spectrum(gain * coefficients + 0.02 * (1 - gain) * torch.tanh(coefficients / sigma))
-
-
 def test_from_pure_noise_the_first_call_may_ask_where_the_model_has_something_to_say() -> None:
     """A step without a call leads there, with gains that the pictures showed; elsewhere there is no such candidate."""
-    model, made = LateModel(), learner(4)
+    model, made = Smooth(3.0), learner(3)
     for row in range(3):
-        x = SIGMA_MAX * noise(range(row, row + 1), (2, 8, 8), 3)
+        x = SIGMA_MAX * noise(range(row, row + 1), (1, 16, 16), 3)
         made.learn(model, x, made.taught(model, x))
-    assert 0 < made.chosen.grid.first < SIGMA_MAX
-    asked, x = Counting(model), SIGMA_MAX * noise(range(50, 60), (2, 8, 8), 3)
-    sample(asked, x, made.chosen.table.method())
-    assert asked.calls == 4
+    late = min((one for one in made.candidates if one.grid.first), key=lambda one: one.score)
+    assert 0 < late.grid.first < SIGMA_MAX
+    asked, x = Counting(model), SIGMA_MAX * noise(range(50, 60), (1, 16, 16), 3)
+    end, goal = sample(asked, x, late.table.method()), heun_samples(model, x, 0.002, SIGMA_MAX)
+    assert asked.calls == 3
+    plain = [float(squares(sample(model, x, o.table.method()), goal).mean()) for o in made.candidates if o.plain]
+    assert float(squares(end, goal).mean()) < 0.3 * min(plain)
     later = learner(4, (40.0, 10.0, 2.0, 0.5, 0.0))
     later.learn(model, x[:1] / 2, later.taught(model, x[:1] / 2))
     assert not any(one.grid.first for one in later.candidates)
 
 
 def test_with_the_users_levels_its_first_call_asks_between_the_first_two() -> None:
-    listed, model = (SIGMA_MAX, 10.0, 2.0, 0.5, 0.0), LateModel()
-    made, x = learner(4, listed), SIGMA_MAX * noise(range(1), (2, 8, 8), 3)
+    listed, model = (SIGMA_MAX, 10.0, 2.0, 0.5, 0.0), Smooth(3.0)
+    made, x = learner(4, listed), SIGMA_MAX * noise(range(1), (1, 16, 16), 3)
     made.learn(model, x, made.taught(model, x))
     firsts = [one.grid.first for one in made.candidates if one.grid.first]
     assert firsts
@@ -201,8 +189,8 @@ def test_many_steps_do_not_try_everything() -> None:
 
 
 def test_of_both_kinds_of_beginning_two_go_on() -> None:
-    made, model = learner(4), LateModel()
-    x = SIGMA_MAX * noise(range(1), (2, 8, 8), 3)
+    made, model = learner(4), Smooth(3.0)
+    x = SIGMA_MAX * noise(range(1), (1, 16, 16), 3)
     made.learn(model, x, made.taught(model, x))
     kinds = [bool(one.grid.first) for one in made.candidates if not one.plain]
     assert len(kinds) == 5

@@ -12,6 +12,7 @@ from problems import (
     SMALL,
     SWITCH,
     Counting,
+    Smooth,
     mixture,
     multistep_config,
     two_models,
@@ -27,7 +28,6 @@ from amed_core.fit.parameters import MultistepParameters
 from amed_core.fit.runs import RunCache, Runs
 from amed_core.fit.trajectories import HELD_OUT, Metered, gaussian
 from amed_core.fit.workers import ALONE
-from amed_core.spectrum import bands, from_spectrum, spectrum
 from amed_core.types import Denoiser, Source
 
 
@@ -74,17 +74,17 @@ def test_its_calls_are_those_that_it_says() -> None:
 
 
 def test_a_teacher_that_errs_like_the_closed_form_is_made_anew_once() -> None:
-    few, many = (start(of_mixture(), settings=replace(SMALL, teacher_calls=calls)) for calls in (6, 60))
-    for begun, calls in ((few, 12), (many, 60)):
+    few, many = (start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=calls)) for calls in (6, 40))
+    for begun, calls in ((few, 12), (many, 40)):
         *_, closed = begun.found()
         assert begun.runs.fitted.teacher_calls == begun.runs.judged.teacher_calls == calls
         assert bool(begun.refused) == (begun is few)
         assert closed.teacher_error > 0
-    fit = EndToEnd(build(multistep_config(4)), MultistepParameters, few, few.runs)
+    fit = EndToEnd(build(multistep_config(2)), MultistepParameters, few, few.runs)
     list(fit.events())
     assert fit.summary().details["teacher_error"] == fit.at.teacher_error > 0
-    other = start(of_mixture(), settings=replace(SMALL, teacher_calls=6))
-    again = EndToEnd(build(multistep_config(4)), MultistepParameters, other, other.runs)
+    other = start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=6))
+    again = EndToEnd(build(multistep_config(2)), MultistepParameters, other, other.runs)
     again.load_state_dict(fit.state_dict())
     assert again.summary() == fit.summary()
 
@@ -104,27 +104,6 @@ def test_the_first_of_equals_is_the_best() -> None:
     )
     assert best_of([one, same]).name == "one"
     assert best_of([one, same, better]).name == "better"
-
-
-class Smooth:
-    """Two Gaussians of smooth pictures about a picture and its negative; guided toward the first."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-        picture = torch.linspace(-1, 1, 16)
-        self.mean = spectrum((picture[:, None] * picture - 0.3 * picture)[None, None].double())
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, None, Tensor]:
-        coefficients, mean = spectrum(x), self.mean.to(x)
-        variance = (2.0 * 0.5 ** bands(x) + 0.01).to(x)
-        total = variance + sigma**2
-
-        def about(mean: Tensor) -> Tensor:
-            return mean + variance / total * (coefficients - mean)
-
-        first = (2 * (coefficients * mean / total).flatten(1).sum(1)).sigmoid().reshape(-1, 1, 1, 1)
-        cond, uncond = from_spectrum(about(mean)), from_spectrum(first * about(mean) + (1 - first) * about(-mean))
-        return uncond + self.scale * (cond - uncond), None, cond - uncond
 
 
 @pytest.mark.parametrize("left_out", ["first step", "bands"])

@@ -1,5 +1,7 @@
 """The teachers: where they lead, what of their way is kept, and the paper's finer grids."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from memory import Peak
@@ -152,6 +154,15 @@ def test_the_sums_over_a_path_take_little_memory_beside_it(half: bool, monkeypat
     torch.testing.assert_close(in_pieces, at_once, rtol=1e-9, atol=1e-6)
 
 
+@pytest.mark.parametrize(("calls", "count"), [(24, 48), (63, 126), (64, 65), (100, 101), (300, 101)])
+def test_grids_are_searched_on_no_more_levels_than_memory_allows(calls: int, count: int) -> None:
+    grid = levels(SIGMA_MIN, SIGMA_MAX, calls, False)
+    found = products_of(path(mixture, SIGMA_MAX * noise(1, 1, 2, 2), grid)).levels
+    assert len(found) == count
+    assert (found[0], *found[-2:]) == (grid[0], *grid[-2:])
+    assert all(a > b for a, b in pairwise(found))
+
+
 def test_products_of_several_paths_add_up_and_those_below_a_level_are_of_the_rest() -> None:
     grid = levels(SIGMA_MIN, SIGMA_MAX, 8, flow=False)
     whole, halves = path(mixture, X, grid), [path(mixture, X[rows], grid) for rows in (slice(0, 2), slice(2, 6))]
@@ -200,10 +211,8 @@ def test_a_path_shows_how_far_it_ends_from_the_truth(flow: bool, solver: Solver)
 
 
 def test_in_half_precision_and_in_pieces_a_path_shows_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, method = (
-        SIGMA_MAX * noise(2, 2, 4, 4).float(),
-        Method(levels(0.03, SIGMA_MAX, 12, False), Ipndm(1), NoMidpoint()),
-    )
+    x = SIGMA_MAX * noise(2, 2, 4, 4).float()
+    method = Method(levels(0.03, SIGMA_MAX, 12, False), Ipndm(1), NoMidpoint())
     whole = own_errors(path_of(mixture, x, method), False)
     monkeypatch.setattr(teacher_module, "PIECE", 10)
     torch.testing.assert_close(own_errors(path_of(mixture, x, method), False), whole)
