@@ -78,9 +78,9 @@ def sample_learning(
         (note if settings.mode == NEVER else warn)([why])
         return run.plain()
     own = is_own(levels, guider.inner_model.model_sampling, made_for)
-    masked = extra_args.get("denoise_mask") is not None
-    here = situation(guider.model_patcher, guider, levels, own, x, masked, settings.teacher_calls)
-    learned = Learned.read(here, _learner(config, levels, own, guider, settings), settings)
+    masked, learner = extra_args.get("denoise_mask") is not None, _learner(config, levels, own, guider, settings)
+    here = situation(guider.model_patcher, guider, levels, own, x, masked, learner.usual_calls)
+    learned = Learned.read(here, learner, settings)
     why = _why_not_taught(x, learned) if learned.due else None
     if learned.due and why is None:
         return _teach(run, learned, guider)
@@ -147,6 +147,7 @@ def _learner(
         end=levels[-1],
         model_sigmas=getattr(guider.inner_model.model_sampling, "sigmas", None),
         teacher_calls=settings.teacher_calls,
+        first_steps=not frames_are_batch(guider),  # frames take the channels' place in a video that teaches as one
     )
 
 
@@ -332,7 +333,7 @@ def _learn(
     unchanged: Callable[[], bool],
 ) -> None:
     """Learn from a path and keep it. Whatever fails, what was kept before stays, and the log tells."""
-    learner = learned.learner
+    learner, slow_calls = learned.learner, learned.learner.teacher_calls
     guess = None if learner.pictures else next(iter(learner.candidates), None)
     try:
         learner.learn(asked, start, path, report.expect)
@@ -348,6 +349,11 @@ def _learn(
     else:
         told = [f"learned from {learner.pictures}; the next picture takes {learner.config.calls} calls."]
         told += [] if guess is None else _checked(learner, guess.name)
+        if learner.teacher_calls > slow_calls:
+            told.append(
+                f"The slow run itself errs by half as much as its student, or more: the next one that teaches takes "
+                f"{learner.teacher_calls} calls."
+            )
         note(told + [learned.finished()] * learned.settings.enough(learner))
 
 

@@ -97,13 +97,14 @@ class Span:
 
     `config` is a multistep table's before any fit, for the model, the number of calls and the level that pictures start
     at. `levels` is a list that the user chose, if there is one. `end` is the level where pictures end. `model_sigmas`
-    (levels,) are a discrete model's.
+    (levels,) are a discrete model's. `first_steps` says whether a first step without a call may be taken.
     """
 
     config: PredictorConfig
     levels: tuple[float, ...]
     end: float
     model_sigmas: Tensor | None
+    first_steps: bool
 
     @property
     def from_noise(self) -> bool:
@@ -169,7 +170,7 @@ class Span:
 
     def _firsts(self, passed: TeacherPath, listed: Sequence[float]) -> list[float]:
         """Which of these levels a first step without a call may lead to."""
-        if not (self.from_noise and shows_frequencies(passed.x.shape[2:])):
+        if not (self.first_steps and self.from_noise and shows_frequencies(passed.x.shape[2:])):
             return []
         variance = float(passed.end.double().square().mean())
         return first_levels(listed, variance, FIRST_RATIOS, flow=self.config.flow)

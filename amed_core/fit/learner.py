@@ -46,7 +46,8 @@ class Learner:
     `config` is a multistep table's before any fit, for the model, the number of calls and the level that pictures start
     at. `levels` is a list that the user chose; without one the learner chooses the grid. `end` is the level where
     pictures end. `model_sigmas` are a discrete model's levels. The teacher takes `teacher_calls`, or TEACHER_TIMES the
-    student's calls where that is more.
+    student's calls where that is more. `first_steps` is False where samples are not (batch, channels, ...): from pure
+    noise a first step takes no call, with gains by channel and frequency.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Learner:
         end: float = 0.0,
         model_sigmas: Tensor | None = None,
         teacher_calls: int = 24,
+        first_steps: bool = True,
     ) -> None:
         self.config = replace(config, guided=False)
         self.levels = tuple(levels)
         self.end = self.levels[-1] if self.levels else end
-        self.span = Span(self.config, self.levels, self.end, model_sigmas)
+        self.span = Span(self.config, self.levels, self.end, model_sigmas, first_steps)
         self.usual_calls = max(teacher_calls, TEACHER_TIMES * config.calls)  # of the teacher
         self.refined = 1  # times the usual calls: what the next picture's teacher takes
         self.candidates: list[Candidate] = []
