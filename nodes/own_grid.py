@@ -5,23 +5,26 @@ calls, and that is known again by its levels between.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..amed_core.call_list import call_sigmas
 from ..amed_core.config import PredictorConfig
+from ..amed_core.schedules import time_uniform
 
 MARK = 1 - 2e-4  # what tells the list from ComfyUI's "simple", which somebody may have chosen for its own sake
+EVENLY = 1e-2  # relative, of levels in float32
 ROUNDING = 2e-5  # relative, of lists in float32
 MOST_STEPS = 1000  # of a whole list, of which a run is a piece
 
 
 def placeholder(model_sampling: Any, steps: int) -> Tensor:
-    """Levels (steps + 1,) as "simple" has them, so that denoise means what it means there, and marked."""
-    levels: Tensor = comfy.samplers.simple_scheduler(model_sampling, steps)
-    levels[1:] *= MARK
-    return levels
+    """Levels (steps + 1,) as "simple" has them, so that denoise means what it means there, and marked.
+
+    EDM's continuous models list their levels evenly in ln(sigma), by which half of the steps lie where pictures have
+    long been decided; a run in two parts would change over there. Theirs are uniform in diffusion time.
+    """
+    return _whole(model_sampling.sigmas.detach().cpu().double(), steps).float()
 
 
 def is_own(levels: Sequence[float], model_sampling: Any, config: PredictorConfig | None = None) -> bool:
@@ -41,10 +44,19 @@ def _wholes(calls: int, model_sampling: Any, config: PredictorConfig | None) -> 
         return
     table = model_sampling.sigmas.detach().cpu().double()
     for steps in range(calls, MOST_STEPS + 1):
+        yield _whole(table, steps)
+
+
+def _whole(table: Tensor, steps: int) -> Tensor:
+    """A list (steps + 1,) for a model with these levels, the smallest first."""
+    apart = table.log().diff()
+    if bool((apart - apart.mean()).abs().max() < EVENLY * apart.mean()):
+        whole = time_uniform(steps + 1, float(table[0]), float(table[-1]))[:-1]
+    else:
         falling = torch.arange(steps, dtype=torch.float64) * (len(table) / steps)
         whole = table[-1 - falling.long()]
-        whole[1:] *= MARK
-        yield torch.cat([whole, torch.zeros(1, dtype=torch.float64)])
+    whole[1:] *= MARK
+    return torch.cat([whole, torch.zeros(1, dtype=torch.float64)])
 
 
 def _has_piece(whole: Tensor, asked: Tensor) -> bool:
