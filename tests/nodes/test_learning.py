@@ -276,7 +276,7 @@ def test_prompts_and_seeds_are_no_situations(pack: Any, demo: Family, kept: Path
     assert len(files(kept)) == 1
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2_v", "flux", "sd3"])
+@pytest.mark.parametrize("name", ["sd15", "sd2_v", "flux", "sd3", "cosmos"])
 def test_the_schedulers_list_is_known_again(pack: Any, name: str) -> None:
     import comfy.samplers  # noqa: PLC0415
 
@@ -294,6 +294,22 @@ def test_the_schedulers_list_is_known_again(pack: Any, name: str) -> None:
             assert is_own(tail.tolist(), sampling)
         for other in ("simple", "karras", "normal", "sgm_uniform", "beta"):
             assert not is_own(comfy.samplers.calculate_sigmas(sampling, other, steps).tolist(), sampling), other
+
+
+@pytest.mark.parametrize(("name", "even"), [("sd15", False), ("flux", False), ("cosmos", True)])
+def test_a_part_changes_over_where_simple_does_or_where_half_of_the_diffusion_is_over(
+    pack: Any, name: str, even: bool
+) -> None:
+    """Even steps in ln(sigma) are no such list: most of them lie where pictures have long been decided."""
+    import comfy.samplers  # noqa: PLC0415
+
+    sampling = make(name).model.get_model_object("model_sampling")
+    ours = comfy.samplers.calculate_sigmas(sampling, "amed", 6)
+    simple = comfy.samplers.calculate_sigmas(sampling, "simple", 6)
+    spaced = pack.amed_core.schedules.time_uniform(7, float(sampling.sigmas[0]), float(sampling.sigmas[-1])).float()
+    assert torch.allclose(ours[:-1], simple[:-1], rtol=1e-3) is not even
+    assert torch.allclose(ours[:-1], spaced[:-1], rtol=1e-3) is even
+    assert ours[-1] == 0
 
 
 def test_two_parts_with_leftover_noise(pack: Any, demo: Family, kept: Path) -> None:
