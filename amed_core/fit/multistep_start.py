@@ -25,7 +25,7 @@ from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path,
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
-QUICK_GRIDS = 10  # of all grids those that are best on paper, along the teacher's path
+QUICK_GRIDS = 5  # of all grids those that are best on paper, along the teacher's path
 REFINED = 2  # times the calls that a teacher takes, once, whose own error is more than half the closed form's,
 MOST_CALLS = 100  # if these are no more
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones

@@ -44,7 +44,7 @@ from amed_core.types import Denoiser
 
 STOPS = 3  # of a fit that is really stopped; what its state would be is looked at in every call
 TRAIN = TrainConfig(trajectories=8, batch_size=4, epochs=2, held_out=4, validations=2, teacher_calls=6)
-TABLE = FitConfig(trajectories=4, held_out=2, batch_size=2, teacher_calls=24, iterations=3, tolerance=0.0)
+TABLE = FitConfig(trajectories=4, held_out=2, batch_size=2, teacher_calls=8, iterations=3, tolerance=0.0)
 
 Wrap = Callable[[Denoiser], Denoiser]  # around every model that a fit asks
 

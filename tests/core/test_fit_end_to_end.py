@@ -98,7 +98,7 @@ def test_it_stops_before_its_budget_is_exceeded() -> None:
 
 
 def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
-    """One of the samples that are held out ends elsewhere, whatever one does, and the start is lucky with it."""
+    """One of the samples that are held out ends elsewhere, whatever one does, and rules their RMSE."""
 
     def source(rows: range) -> tuple[Tensor, Denoiser]:
         x, _ = gaussian(mixture, SHAPE, SIGMA_MAX)(rows)
@@ -106,7 +106,7 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
 
         def answer(x: Tensor, sigma: Tensor) -> tuple[Tensor, None]:
             usual = mixture(x, sigma)[0]
-            return torch.where(odd, usual + 0.6 * torch.sin(700 * sigma.log()), usual), None
+            return torch.where(odd, usual + 0.6 * torch.sin(500 * sigma.log()), usual), None
 
         return x, answer
 
@@ -114,7 +114,7 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
     events = list(fit.events())
     assert events[-1].held_out is not None
     assert events[0].held_out is not None
-    assert events[-1].held_out > events[0].held_out, "or the RMSE would have chosen as well"
+    assert events[-1].held_out > 100 * events[-1].loss, "or the RMSE would have shown it as well"
     assert events[-1].loss < 0.1 * events[0].loss
     assert (fit.summary().gain or 0) > 0
 
