@@ -93,7 +93,7 @@ class MultistepTable(nn.Module):
     @property
     def asked(self) -> tuple[float, ...]:
         """The levels of its model calls, and its end."""
-        return (self.config.first_sigma or self.config.sigmas[0], *self.config.sigmas[1:])
+        return asked_at(self.config.sigmas, self.config.first_sigma)
 
     def method(self, run: Run | None = None, *, guidance: float | None = None, look: Look | None = None) -> Method:
         """How it samples a run that begins where this table or its second model does, or its own grid.
@@ -181,6 +181,11 @@ class MultistepTable(nn.Module):
             for name, values in self.learned.items():
                 table.learned[name].copy_(values[number] if several else values)
         return tables
+
+
+def asked_at(sigmas: Sequence[float], first_sigma: float) -> tuple[float, ...]:
+    """The levels of a grid's model calls, and its end; a first step without a call leads to `first_sigma`, if not 0."""
+    return (first_sigma or sigmas[0], *sigmas[1:])
 
 
 def known_to(k: int, switch: int) -> range:

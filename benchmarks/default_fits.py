@@ -3,7 +3,6 @@
 A row that the file has already is not measured again: a run may be stopped at any time.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -16,18 +15,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 from amed_core.fit.make import fit_predictor
 from amed_core.tools.first import Bed
 from benchmarks.beds import MODELS
+from benchmarks.first_pictures import options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 3.0, 6.0])
-    parser.add_argument("--calls", nargs="+", type=int, default=[5, 8])
-    parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = options(__doc__).parse_args()
     rows = json.loads(asked.json.read_text()) if asked.json.exists() else []
     for cfg in asked.cfg:
         for name in asked.models:

@@ -14,18 +14,24 @@ from amed_core.tools.first import USE_NAMES, first
 from benchmarks.beds import MODELS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(text: str | None) -> argparse.ArgumentParser:
+    """What a benchmark on such beds can be asked."""
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 3.0, 6.0])
-    parser.add_argument("--uses", nargs="+", default=["noise"], choices=USE_NAMES)
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 8])
-    parser.add_argument("--pictures", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--uses", nargs="+", default=["noise"], choices=USE_NAMES)
+    parser.add_argument("--pictures", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--draws", type=int, default=5)
     asked = parser.parse_args()
     rows = json.loads(asked.json.read_text()) if asked.json.exists() else []
     about = {"draws": asked.draws, "samples": asked.samples, "seed": asked.seed}

@@ -165,7 +165,7 @@ def predictor_of(path: Path) -> NotedPredictor:
 
 def _loaded(known: Mapping[str, Any]) -> Learner:
     """A learner of any situation, from its state. Raises ValueError, or a KeyError or TypeError, if it is damaged."""
-    config, calls = PredictorConfig.from_header(known["config"]), int(known["teacher_calls"])
+    config, calls = PredictorConfig.from_header(known["config"]), int(known["usual_calls"])
     learner = Learner(config, known["levels"], end=known["end"], teacher_calls=calls)
     learner.load_state_dict(known)
     return learner
@@ -351,7 +351,7 @@ def _learn(
         told += [] if guess is None else _checked(learner, guess.name)
         if learner.teacher_calls > slow_calls:
             told.append(
-                f"The slow run itself errs by half as much as its student, or more: the next one that teaches takes "
+                "The slow run itself errs by half as much as its student, or more: the next one that teaches takes "
                 f"{learner.teacher_calls} calls."
             )
         note(told + [learned.finished()] * learned.settings.enough(learner))

@@ -24,7 +24,8 @@ def placeholder(model_sampling: Any, steps: int) -> Tensor:
     EDM's continuous models list their levels evenly in ln(sigma), by which half of the steps lie where pictures have
     long been decided; a run in two parts would change over there. Theirs are uniform in diffusion time.
     """
-    return _whole(model_sampling.sigmas.detach().cpu().double(), steps).float()
+    table = model_sampling.sigmas.detach().cpu().double()
+    return _whole(table, steps, even=_even(table)).float()
 
 
 def is_own(levels: Sequence[float], model_sampling: Any, config: PredictorConfig | None = None) -> bool:
@@ -43,14 +44,20 @@ def _wholes(calls: int, model_sampling: Any, config: PredictorConfig | None) -> 
             yield torch.tensor(call_sigmas(config, steps), dtype=torch.float64)
         return
     table = model_sampling.sigmas.detach().cpu().double()
+    even = _even(table)
     for steps in range(calls, MOST_STEPS + 1):
-        yield _whole(table, steps)
+        yield _whole(table, steps, even=even)
 
 
-def _whole(table: Tensor, steps: int) -> Tensor:
-    """A list (steps + 1,) for a model with these levels, the smallest first."""
+def _even(table: Tensor) -> bool:
+    """Whether levels, the smallest first, are even in ln(sigma)."""
     apart = table.log().diff()
-    if bool((apart - apart.mean()).abs().max() < EVENLY * apart.mean()):
+    return bool((apart - apart.mean()).abs().max() < EVENLY * apart.mean())
+
+
+def _whole(table: Tensor, steps: int, *, even: bool) -> Tensor:
+    """A list (steps + 1,) for a model with these levels, the smallest first."""
+    if even:
         whole = time_uniform(steps + 1, float(table[0]), float(table[-1]))[:-1]
     else:
         falling = torch.arange(steps, dtype=torch.float64) * (len(table) / steps)

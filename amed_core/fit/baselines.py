@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..config import switch_of
 from ..driver import FixedMidpoint, NoMidpoint, analytic_first
-from ..multistep import coefficients
+from ..multistep import asked_at, coefficients
 from ..schedules import SCHEDULES, USUAL_RHO, Schedule, arctan, on_levels, polynomial
 from ..solvers import Dpm2, DpmSolverPP, Ipndm, restarted
 from ..types import Method, Model, Solver
@@ -84,7 +84,7 @@ def baseline(
     It may begin after a first step without a call, and restart where a second model answers.
     """
     solver = restarted(solver, switch_of(grid, switch_sigma))
-    _, weights = coefficients(Method((first_sigma or grid[0], *grid[1:]), solver, NoMidpoint()))
+    _, weights = coefficients(Method(asked_at(grid, first_sigma), solver, NoMidpoint()))
     return Baseline(name, tuple(grid), weights, first_sigma)
 
 

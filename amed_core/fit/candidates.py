@@ -1,7 +1,7 @@
 """What a learner tries: grids to cross the noise levels on, and candidates on them, most of which learn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..multistep import MultistepTable, multistep_config
+from ..multistep import MultistepTable, asked_at, multistep_config
 from ..schedules import fine
 from ..solvers import Ipndm
 from ..spectrum import gains, moments, shows_frequencies
@@ -36,7 +36,7 @@ class Grid:
     @property
     def asked(self) -> tuple[float, ...]:
         """Where it calls the model, and its end."""
-        return (self.first or self.levels[0], *self.levels[1:])
+        return asked_at(self.levels, self.first)
 
 
 @dataclass(eq=False)  # two are the same only if they are one
@@ -83,6 +83,9 @@ class Candidate:
             return math.inf
         logs = sum(count * math.log(max(mean, 1e-30)) for count, mean in parts)
         return math.exp(logs / sum(count for count, _ in parts))
+
+
+Cost = Callable[[Candidate], float]
 
 
 def capped_mean(errors: Sequence[float]) -> float:
@@ -176,17 +179,17 @@ class Span:
         return first_levels(listed, variance, FIRST_RATIOS, flow=self.config.flow)
 
 
-def best_of(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Those whose score is least, so many of them."""
-    return sorted(candidates, key=lambda one: one.score)[:count]
+def best_of(candidates: Sequence[Candidate], count: int, cost: Cost = lambda one: one.score) -> list[Candidate]:
+    """Those whose score, or another cost, is least, so many of them."""
+    return sorted(candidates, key=cost)[:count]
 
 
-def best_of_kinds(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+def best_of_kinds(candidates: Sequence[Candidate], count: int, cost: Cost = lambda one: one.score) -> list[Candidate]:
     """The same, but at least two of those with a first step without a call, and of those without, where there are."""
     kinds = [[one for one in candidates if bool(one.grid.first) is kind] for kind in (False, True)]
-    kept = [one for kind in kinds for one in best_of(kind, 2)]
-    others = best_of([one for one in candidates if one not in kept], count - len(kept))
-    return best_of([*kept, *others], count)
+    kept = [one for kind in kinds for one in best_of(kind, 2, cost)]
+    others = best_of([one for one in candidates if one not in kept], count - len(kept), cost)
+    return best_of([*kept, *others], count, cost)
 
 
 def over_plain(one: Candidate, candidates: Sequence[Candidate], count: int) -> float:

@@ -24,7 +24,7 @@ from .candidates import Candidate, Grid, Span, best_of, best_of_kinds, capped_me
 from .closed_form import Lessons, Walk, along, cost_on_paper, taught
 from .huber import squares
 from .protocol import StateError, of_kind, of_shape, reading_state
-from .teacher import TeacherPath, levels, own_errors, path_of, teacher
+from .teacher import MOST_CALLS, TeacherPath, levels, own_errors, path_of, refined_calls, teacher
 
 LEARNED_FIRST, PLAIN_FIRST = 16, 11  # candidates that run on the first picture, at most, in
 MOST_FIRST = 480  # calls: fewer run where one takes many
@@ -32,8 +32,6 @@ LEARNED_LISTED = 4  # of candidates on the user's levels, which differ in where 
 LEARNED_NEXT, PLAIN_NEXT = 5, 3  # those that run on each of the next pictures,
 WALKING = 3  # of which so many run once more, with the weights that they learn
 TEACHER_TIMES = 3  # the student's calls: a teacher of fewer is hardly better than its student
-REFINED = 2  # times the calls that a teacher takes whose own error is no less than half the student's,
-MOST_CALLS = 100  # as long as these are no more
 GOOD = 0.8  # of the best plain candidate's error:
 GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
@@ -64,17 +62,12 @@ class Learner:
         self.levels = tuple(levels)
         self.end = self.levels[-1] if self.levels else end
         self.span = Span(self.config, self.levels, self.end, model_sigmas, first_steps)
-        self.usual_calls = max(teacher_calls, TEACHER_TIMES * config.calls)  # of the teacher
-        self.refined = 1  # times the usual calls: what the next picture's teacher takes
+        self.usual_calls = max(teacher_calls, TEACHER_TIMES * config.calls)  # of the first picture's teacher,
+        self.teacher_calls = self.usual_calls  # and of the next one's
         self.candidates: list[Candidate] = []
-        self.teacher_errors: list[float] = []  # squared, of every picture's teacher, as its own path shows them
+        self.teacher_errors: list[float] = []  # squared, of every picture since it takes so many calls
         self.pictures = 0
         self.good_in_a_row = 0
-
-    @property
-    def teacher_calls(self) -> int:
-        """The calls of the next picture's teacher."""
-        return self.usual_calls * self.refined
 
     @property
     def teacher_levels(self) -> tuple[float, ...]:
@@ -182,28 +175,32 @@ class Learner:
         """
         self.teacher_errors += own_errors(passed, self.config.flow).tolist()
         theirs = self._best(plain=False).held_out
-        poor = len(theirs) > 1 and capped_mean(self.teacher_errors[-len(theirs) :]) > capped_mean(theirs) / 4
-        if poor and REFINED * self.teacher_calls <= MOST_CALLS:
-            self.refined *= REFINED
+        count = min(len(theirs), len(self.teacher_errors))
+        if count > 1:
+            errors = capped_mean(self.teacher_errors[-count:]), capped_mean(theirs[-count:])
+            if (calls := refined_calls(self.teacher_calls, *errors)) > self.teacher_calls:
+                self.teacher_calls, self.teacher_errors = calls, []
 
     def _proposed(self, passed: TeacherPath) -> list[Candidate]:
         """The candidates that do best on paper: along the teacher's own path, at no model call."""
-        learned: list[tuple[float, Candidate]] = []
-        plain: dict[str, list[tuple[float, Candidate]]] = {}
+        cost: dict[Candidate, float] = {}
+        learned: list[Candidate] = []
+        plain: dict[str, list[Candidate]] = {}
         for name, grid in self.span.grids(passed).items():
             shown = moments_of(grid, passed)
             solved, equations = along(self.span.table(grid, shown=shown), passed)
-            one = Candidate(f"learned, {name}", solved, Lessons.none(grid.asked), shown)
-            learned.append((cost_on_paper(solved, equations, passed), one))
+            learned.append(Candidate(f"learned, {name}", solved, Lessons.none(grid.asked), shown))
+            cost[learned[-1]] = cost_on_paper(solved, equations, passed)
             for solver_name, solver in {} if grid.first else solvers(self.config.flow).items():
                 one = Candidate(f"{solver_name}, {name}", self.span.table(grid, solver))
-                plain.setdefault(solver_name, []).append((cost_on_paper(one.table, equations, passed), one))
+                cost[one] = cost_on_paper(one.table, equations, passed)
+                plain.setdefault(solver_name, []).append(one)
         # A path shows nothing of overshooting: of every solver the best grid runs.
-        firsts = [min(listed, key=_first) for listed in plain.values()]
-        others = sorted((one for listed in plain.values() for one in listed if one not in firsts), key=_first)
-        learned.sort(key=_first)
+        firsts = [min(listed, key=cost.__getitem__) for listed in plain.values()]
+        others = [one for listed in plain.values() for one in listed if one not in firsts]
         most_learned, most_plain = self._most_first
-        return [one for _, one in [*learned[:most_learned], *[*firsts, *others][:most_plain]]]
+        chosen = best_of_kinds(learned, most_learned, cost.__getitem__)
+        return chosen + [*firsts, *best_of(others, most_plain, cost.__getitem__)][:most_plain]
 
     def _begun(
         self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
@@ -251,8 +248,8 @@ class Learner:
             "config": asdict(self.config),
             "levels": list(self.levels),
             "end": self.end,
-            "teacher_calls": self.usual_calls,
-            "refined": self.refined,
+            "usual_calls": self.usual_calls,
+            "teacher_calls": self.teacher_calls,
             "teacher_errors": list(self.teacher_errors),
             "pictures": self.pictures,
             "good_in_a_row": self.good_in_a_row,
@@ -278,16 +275,18 @@ class Learner:
         """Go on from a state. Raises StateError, a ValueError, if it is of another situation, or damaged."""
         with reading_state():
             config = PredictorConfig.from_header(state["config"])
-            found = (config, tuple(state["levels"]), state["end"], state["teacher_calls"])
+            found = (config, tuple(state["levels"]), state["end"], state["usual_calls"])
             if found != (self.config, self.levels, self.end, self.usual_calls):
                 raise StateError("This state of learning was made in another situation.")
             candidates = [self._loaded(saved) for saved in state["candidates"]]
-            pictures, good, refined = (of_kind(state[name], int) for name in ("pictures", "good_in_a_row", "refined"))
+            pictures, good, calls = (
+                of_kind(state[name], int) for name in ("pictures", "good_in_a_row", "teacher_calls")
+            )
             errors = [of_kind(error, float) for error in state["teacher_errors"]]
-            if refined != 1 and not 1 <= refined * self.usual_calls <= MOST_CALLS:
-                raise StateError(f"This state of learning is damaged: its teacher takes {refined} times the calls.")
+            if not self.usual_calls <= calls <= max(self.usual_calls, MOST_CALLS):
+                raise StateError(f"This state of learning is damaged: its teacher takes {calls} calls.")
         self.candidates, self.pictures, self.good_in_a_row = candidates, pictures, good
-        self.refined, self.teacher_errors = refined, errors
+        self.teacher_calls, self.teacher_errors = calls, errors
 
     def _loaded(self, saved: Mapping[str, Any]) -> Candidate:
         shown = None
@@ -326,7 +325,3 @@ def _drawn(
 def _walk(candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath) -> Walk:
     """A candidate's walk along a path. Its first call is the teacher's, unless it asks lower."""
     return Walk(denoiser, first.x, passed, () if candidate.grid.first else (first,))
-
-
-def _first(one: tuple[float, Candidate]) -> float:
-    return one[0]

@@ -21,13 +21,11 @@ from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
 from .runs import RunCache, Runs
 from .targets import Target, finite, rmse
-from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path, products_of, sum_of
+from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path, products_of, refined_calls, sum_of
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
 QUICK_GRIDS = 5  # of all grids those that are best on paper, along the teacher's path
-REFINED = 2  # times the calls that a teacher takes, once, whose own error is more than half the closed form's,
-MOST_CALLS = 100  # if these are no more
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
 SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
 ORDER = 3  # of iPNDM, at whose weights those in closed form are held
@@ -96,12 +94,12 @@ class MultistepStart:
             paths = self._paths()
             total = self._products(paths)
             best = self._best_baseline(total)
-            grids = self._worth_solving(best, total, paths)
+            grids = self._worth_solving(total, paths)
             self.solved_grids = len(grids)
             closed = self._closed_form(best, grids, paths)
             own = self._own_error(paths)
-            calls = REFINED * self.runs.fitted.teacher_calls
-            if own <= self.error / 2 or self.refused or calls > MOST_CALLS:
+            calls = refined_calls(self.runs.fitted.teacher_calls, own**2, self.error**2)
+            if self.refused or calls == self.runs.fitted.teacher_calls:
                 break
             self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
             for targets in (self.runs.fitted, self.runs.judged):
@@ -149,7 +147,7 @@ class MultistepStart:
         finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALIST_BASELINES].tolist()]
         return best_of([self._measured(one.name, self.written(one)) for one in finalists])
 
-    def _worth_solving(self, best: Found, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:
+    def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:
         """Grids whose weights are worth solving for, with iPNDM's: of all usual ones, those that are searched, from the
         first level on and from where a first step without a call may lead, and the teacher's shape, the best on paper.
         """

@@ -20,6 +20,7 @@ from ..types import Denoiser, Method, Planner, Sample, Solver, Step
 # The teacher: in 24 calls it is nearer to convergence than Heun's method in 40, and safe where guidance is strong.
 SLOW = CautiousIpndm(3)
 ROUNDING = 1e-6  # relative, of levels that were kept in float32
+REFINED, MOST_CALLS = 2, 100  # of a teacher that is too poor for its student
 QUADRATURE = 4  # slopes that a polynomial takes to show a teacher's error
 MOST_LEVELS = 128  # that grids are searched on
 PIECE = 1 << 15  # elements of all samples: sums over a path take them one piece after the other
@@ -197,6 +198,16 @@ def own_errors(passed: TeacherPath, flow: bool) -> Tensor:
             missed += left[k + 1] * (moved - (points[k + 1][0] - points[k][0]).double())
         sums += missed.square().sum(1)
     return sums / passed.end[0].numel()
+
+
+def refined_calls(calls: int, own: float, students: float) -> int:
+    """The calls that a teacher of so many should take, by its own and its student's squared errors.
+
+    One that errs by half as much as its student, or more, takes REFINED times the calls, if these are no more than
+    MOST_CALLS.
+    """
+    more = REFINED * calls
+    return more if own > students / 4 and more <= MOST_CALLS else calls
 
 
 def _integral(nodes: Sequence[float], begin: float, end: float) -> list[float]:

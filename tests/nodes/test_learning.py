@@ -707,7 +707,7 @@ def of_another_kind(pack: Any, file: Path) -> None:
 
 def of_another_run(pack: Any, file: Path) -> None:
     state = pack.amed_core.files.load_state(file)
-    state["learner"]["teacher_calls"] += 1
+    state["learner"]["usual_calls"] += 1
     pack.amed_core.files.save_state(file, state)
 
 
