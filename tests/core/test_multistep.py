@@ -181,3 +181,13 @@ def test_what_two_models_share_a_run_or_take_one_each_is_the_same() -> None:
     torch.testing.assert_close(sample(two_models, between, table.method(all_plain(GRID[at:]))), whole)
     assert run_of(GRID[at:], table.config).own_grid
     assert not run_of(GRID[at - 1 :], table.config).own_grid, "it begins with the first model's last call"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_list_in_half_precision_is_crossed_on_the_tables_own_levels(dtype: torch.dtype) -> None:
+    """Two of its levels lie so near to one another that rounding would change the step between them by a tenth."""
+    config = multistep_config(4, sigmas=(1.0, 0.97, 0.5, 0.1, 0.0))
+    exact, rounded = (torch.tensor(config.sigmas).to(kind).tolist() for kind in (torch.float32, dtype))
+    found = MultistepTable(config).method(run_of(rounded, config))
+    assert isinstance(found.solver, Multistep)
+    assert list(found.sigmas) == exact
