@@ -106,7 +106,7 @@ class MultistepTable(nn.Module):
         if (begin := config.begins_at(sigmas)) is None:
             return config.plain_method(sigmas)
         if run is not None:  # a list in half precision says which levels are meant, but not how long its steps are
-            sigmas = tuple(torch.tensor(config.sigmas[begin : begin + len(sigmas)]).tolist())
+            sigmas = config.sigmas[begin : begin + len(sigmas)]
         first = at_guidance(config, self.first, guidance).tolist()
         guided = self._rows(self.guided, guidance)[begin:] if config.guided else ()
         weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
