@@ -105,8 +105,8 @@ class MultistepTable(nn.Module):
         config = self.config
         if (begin := config.begins_at(sigmas)) is None:
             return config.plain_method(sigmas)
-        if run is not None:  # a list in half precision says which levels are meant, but not how long its steps are
-            sigmas = config.sigmas[begin : begin + len(sigmas)]
+        # A list in half precision says which levels are meant, but not how long its steps are.
+        sigmas = config.sigmas[begin : begin + len(sigmas)]
         first = at_guidance(config, self.first, guidance).tolist()
         guided = self._rows(self.guided, guidance)[begin:] if config.guided else ()
         weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
