@@ -35,6 +35,9 @@ TEACHER_TIMES = 3  # the student's calls: a teacher of fewer is hardly better th
 GOOD = 0.8  # of the best plain candidate's error:
 GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
+# Of one picture the errors of intervals may happen to cancel at its end. What they cost on paper counts so much more,
+# by exponents.
+ON_PAPER = 0.75
 PLAIN_WINS = 0.8  # of the learned candidate's squared error: the best of many plain ones looks better than it is
 
 
@@ -212,7 +215,7 @@ class Learner:
         ends = squares(walk.x, passed.end.to(walk.x)).tolist()
         cost = cost_on_paper(table, equations, passed)
         lessons = candidate.lessons.and_of(walk.history, passed)
-        seen = [math.sqrt(end * cost) for end in ends]
+        seen = [end ** (1 - ON_PAPER) * cost**ON_PAPER for end in ends]
         return replace(candidate, table=table, lessons=lessons, seen=seen, ends=ends), ()
 
     def _taught(
