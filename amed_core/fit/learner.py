@@ -6,7 +6,6 @@ its normal equations, a few kilobytes. Each later picture is drawn before it is 
 honest. Candidates that learn nothing run beside them, and win where learning does not pay.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
