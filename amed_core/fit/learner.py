@@ -17,7 +17,7 @@ from ..config import PredictorConfig
 from ..driver import Resume, trajectory
 from ..schedules import fine
 from ..spectrum import BANDS
-from ..types import Denoiser, Evaluation, History, Sample
+from ..types import Denoiser, Evaluation, Sample
 from .baselines import solvers
 from .candidates import Candidate, Grid, Span, best_of, best_of_kinds, capped_mean, moments_of, over_plain
 from .closed_form import Lessons, Walk, along, cost_on_paper, taught
@@ -157,13 +157,13 @@ class Learner:
         level, good = passed.levels[0], False
         first = Evaluation(x, torch.tensor(level).to(x), x - level * passed.slopes[0].to(x))
         drawn = [(self._begun if one.new else _drawn)(one, denoiser, first, passed) for one in before]
-        walking = best_of([one for one, history in drawn if history and not one.plain], WALKING)
+        walking = best_of([one for one, lessons in drawn if lessons is not None], WALKING)
         if planned is not None:
             planned(sum(one.calls for one in [*before, *walking]))
         if self.pictures:  # on the newest pictures, what was chosen before
             best = before.index(self._best(plain=False))
             good = over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
-        after = [self._taught(one, history, denoiser, first, passed, one in walking) for one, history in drawn]
+        after = [self._taught(one, lessons, denoiser, first, passed, one in walking) for one, lessons in drawn]
         self.good_in_a_row = self.good_in_a_row + 1 if good else 0
         self.pictures += len(x)
         learned, plain = ([one for one in after if one.plain is kind] for kind in (False, True))
@@ -206,8 +206,8 @@ class Learner:
 
     def _begun(
         self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
-    ) -> tuple[Candidate, History]:
-        """A new candidate after the first pictures, which it cannot draw before it has learned; no history to learn."""
+    ) -> tuple[Candidate, None]:
+        """A new candidate after the first pictures, which it cannot draw before it has learned, and no more lessons."""
         assert candidate.lessons is not None
         walk = _walk(candidate, denoiser, first, passed)
         table, equations = taught(self.span.table(candidate.grid, shown=candidate.moments), candidate.lessons, walk)
@@ -215,12 +215,12 @@ class Learner:
         cost = cost_on_paper(table, equations, passed)
         lessons = candidate.lessons.and_of(walk.history, passed)
         seen = [end ** (1 - ON_PAPER) * cost**ON_PAPER for end in ends]
-        return replace(candidate, table=table, lessons=lessons, seen=seen, ends=ends), ()
+        return replace(candidate, table=table, lessons=lessons, seen=seen, ends=ends), None
 
     def _taught(
         self,
         one: Candidate,
-        history: History,
+        lessons: Lessons | None,
         denoiser: Denoiser,
         first: Evaluation,
         passed: TeacherPath,
@@ -231,7 +231,7 @@ class Learner:
         The best walk along them with the weights that they learn. Of the others it is taken for granted that slopes
         stay as they were when weights change.
         """
-        if one.lessons is None or not history:
+        if one.lessons is None or lessons is None:
             return one
         more = moments_of(one.grid, passed)
         shown = more if more is None or one.moments is None else one.moments + more
@@ -240,7 +240,6 @@ class Learner:
             walk = _walk(one, denoiser, first, passed)
             table, _ = taught(plain, one.lessons, walk)
             return replace(one, table=table, lessons=one.lessons.and_of(walk.history, passed), moments=shown)
-        lessons = one.lessons.and_of(history, passed)
         table, _ = taught(plain, lessons)
         return replace(one, table=table, lessons=lessons, moments=shown)
 
@@ -316,12 +315,16 @@ def _walking(candidates: Sequence[Candidate]) -> int:
 
 def _drawn(
     candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
-) -> tuple[Candidate, History]:
-    """The candidate after pictures that it drew as it is, and what it evaluated on the way."""
+) -> tuple[Candidate, Lessons | None]:
+    """The candidate after pictures that it drew as it is, and its lessons with them; None of one that learns nothing.
+
+    What it evaluated on the way does not outlive this function: on a GPU the runs of all candidates would be much.
+    """
     begin = None if candidate.grid.first else Resume(0, first, ())
     steps = list(trajectory(denoiser, first.x, candidate.table.method(), resume=begin))
     errors = squares(steps[-1].x, passed.end.to(first.x)).tolist()
-    return replace(candidate, held_out=candidate.held_out + errors), tuple(step.start for step in steps)
+    lessons = candidate.lessons and candidate.lessons.and_of(tuple(step.start for step in steps), passed)
+    return replace(candidate, held_out=candidate.held_out + errors), lessons
 
 
 def _walk(candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath) -> Walk:

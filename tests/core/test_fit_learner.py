@@ -256,3 +256,23 @@ def test_the_first_choice_takes_little_memory_beside_the_path(monkeypatch: pytes
     with Peak() as peak:
         made._proposed(path)
     assert peak.most < 0.25 * (path.x.nbytes + path.slopes.nbytes)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_lesson_holds_what_one_candidate_evaluated_and_no_more(
+    pictures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (teacher, closed_form):
+        monkeypatch.setattr(module, "PIECE", 1 << 10)
+    made, x = learner(), SIGMA_MAX * noise(range(1), (1, 256, 256), 0)
+
+    def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + sigma**2)
+
+    paths = [made.taught(gaussian, x) for _ in range(pictures)]
+    for path in paths[:-1]:
+        made.learn(gaussian, x, path)
+    with Peak() as peak:
+        made.learn(gaussian, x, paths[-1])
+    sample_bytes = x.numel() * x.element_size()
+    assert peak.most < 8 * made.config.calls * sample_bytes, "of each call the sample, the answer, and sums of them"

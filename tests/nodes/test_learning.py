@@ -529,7 +529,7 @@ def test_callback_and_bar_count_and_previews_are_of_the_picture(
     model, asked = counted(demo)
     drawn = k_sample(demo, model, STEPS, 1.0, callback=lambda i, x0, x, n: heard_of.append((i, n, x0)))
     assert [(i, n) for i, n, _ in heard_of] == [(i, STEPS) for i in range(STEPS)]
-    torch.testing.assert_close(heard_of[-1][2], drawn, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(heard_of[-1][2].cpu(), drawn, rtol=1e-3, atol=1e-3)
     assert shown[-1] == (len(asked), len(asked))
     assert {total for value, total in shown if value > TEACHER} == {len(asked)}, "known once the slow run is over"
     assert [value for value, _ in shown] == sorted(value for value, _ in shown)
