@@ -124,7 +124,7 @@ def test_it_ends_no_worse_on_what_is_held_out_than_it_began() -> None:
 
     def source(rows: range) -> tuple[Tensor, Denoiser]:
         x, _ = gaussian(mixture, SHAPE, SIGMA_MAX)(rows)
-        scale = 1.0 if rows.start >= HELD_OUT else 1.5
+        scale = 1.0 if rows.start >= HELD_OUT else 2.0
         return x, lambda x, sigma: mixture(x, scale * sigma)[0]
 
     fit = make_fit(multistep_config(4), replace(SMALL, trajectories=4, iterations=5), source)
