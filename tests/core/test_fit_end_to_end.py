@@ -24,6 +24,7 @@ from problems import (
 from torch import Tensor
 
 from amed_core import PredictorConfig, make_fit
+from amed_core.fit import multistep_start
 from amed_core.fit.end_to_end import damped_step
 from amed_core.fit.trajectories import HELD_OUT, gaussian
 from amed_core.samplers import TYPES
@@ -119,14 +120,15 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
     assert (fit.summary().gain or 0) > 0
 
 
-def test_it_ends_no_worse_on_what_is_held_out_than_it_began() -> None:
+def test_it_ends_no_worse_on_what_is_held_out_than_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """Iterations fit trajectories that are nearly those of another model, of which few show what they do."""
 
     def source(rows: range) -> tuple[Tensor, Denoiser]:
         x, _ = gaussian(mixture, SHAPE, SIGMA_MAX)(rows)
-        scale = 1.0 if rows.start >= HELD_OUT else 2.0
+        scale = 1.0 if rows.start >= HELD_OUT else 1.5
         return x, lambda x, sigma: mixture(x, scale * sigma)[0]
 
+    monkeypatch.setattr(multistep_start, "QUICK_GRIDS", 5)  # a worse start, from which iterations lead farther
     fit = make_fit(multistep_config(4), replace(SMALL, trajectories=4, iterations=5), source)
     worse = 0
     for event in fit.events():
