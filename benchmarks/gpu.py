@@ -65,11 +65,30 @@ from comfyui import COMFYUI, WHY_NOT, load_pack, version_of
 from families import SPECS, Family, _known, make, prompt
 from toys import apply, heard, k_sample, predictor, train
 
-from benchmarks.cost import CHANNELS, REAL, seconds
+from benchmarks.cost import CHANNELS, interval, seconds
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 CFG = {"sdxl": 5.0, "flux": 1.0}
+REAL: dict[str, dict[str, Any]] = {  # what ComfyUI detects in the released files
+    "sdxl": {
+        "model_channels": 320,
+        "num_res_blocks": [2, 2, 2],
+        "channel_mult": [1, 2, 4],
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+        "transformer_depth_middle": 10,
+        "context_dim": 32,
+    },
+    "flux": {
+        "hidden_size": 3072,
+        "mlp_ratio": 4.0,
+        "num_heads": 24,
+        "depth": 19,
+        "depth_single_blocks": 38,
+        "axes_dim": [16, 56, 56],
+    },
+}
 STOCK = ("ipndm", "euler", "dpmpp_2m")
 OURS, CALLS = "amed_multistep", 5
 MOST_COST, MOST_MEMORY, MOST_ERROR = 1.02, 1.15, 2.0  # the goals
@@ -339,13 +358,6 @@ def waits(pack: Any, small: bool, dynamic: bool) -> None:
 
 
 # Cost
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """The median, and its 95 % interval."""
-    drawn = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
 
 
 def cost(pack: Any, small: bool, dynamic: bool) -> None:

@@ -25,7 +25,7 @@ from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path,
 
 SCREENING_TRAJECTORIES = 2  # every baseline is run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
-QUICK_GRIDS = 12  # of all grids those that are best on paper, which is no sure sign: five lose a fit in three
+QUICK_GRIDS = 12  # of all grids those that are best on paper, which is no sure sign: five were too few
 QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
 SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
 ORDER = 3  # of iPNDM, at whose weights those in closed form are held
