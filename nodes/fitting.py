@@ -20,6 +20,7 @@ from ..amed_core.files import PredictorFileError, load_state, save_state
 from ..amed_core.fit.make import Settings, make_fit
 from ..amed_core.fit.protocol import Fit
 from ..amed_core.fit.report import IntervalReport, report
+from ..amed_core.fit.teacher import Converged
 from ..amed_core.fit.trajectories import HELD_OUT, Metered, noise
 from ..amed_core.types import Answer, Denoiser, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
@@ -218,7 +219,8 @@ class TrainSampler(comfy.samplers.Sampler):
         fit.predictor.requires_grad_(False)
         x, denoiser = source(range(HELD_OUT, HELD_OUT + min(REPORTED, settings.batch_size)))
         scale = self.job.scales[0]
-        return report(*names, fit.predictor, denoiser, x, see, scale, settings.teacher_calls, balance.parts)
+        slow = Converged.of(fit.predictor.config, settings.teacher_calls)
+        return report(*names, fit.predictor, denoiser, x, see, scale, slow, balance.parts)
 
     def _sources(
         self, guider: Any, extra_args: dict[str, Any], like: Tensor, on_call: OnCall, balance: Balance

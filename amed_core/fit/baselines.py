@@ -25,6 +25,11 @@ class Baseline:
     weights: Sequence[Sequence[float]]
     first_sigma: float = 0.0  # where a first step without a call leads to
 
+    @property
+    def solver(self) -> str:
+        """The first word of its name."""
+        return self.name.partition(" ")[0]
+
 
 def solvers(flow: bool) -> dict[str, Solver]:
     """The solvers with one call per interval."""

@@ -223,7 +223,7 @@ class EndToEnd:
             events.append(event)
             at = replace(at, iteration=at.iteration + 1, teacher_error=found.teacher_error)
         begun, _ = self._held_out_errors(at.best_distances, at.base_distances)
-        calls = self.runs.fitted.teacher_calls
+        calls = self.runs.fitted.teacher.calls
         at = replace(at, iteration=1, used=self.start.model_calls, begun_error=begun, teacher_calls=calls)
         events[-1] = replace(events[-1], iteration=1)
         self._commit(at, cache)
@@ -425,8 +425,7 @@ class EndToEnd:
         errors: tuple[float | None, float | None] = (None, None)
         if self.at.history:
             errors = self._held_out_errors(self.at.best_distances, self.at.base_distances)
-        calls = self.at.teacher_calls or self.settings.teacher_calls
-        teacher = f"iPNDM of cautious order, {calls} calls"
+        teacher = self.runs.fitted.teacher.name
         details: dict[str, Any] = {"iterations": self.at.iteration}
         if self.at.teacher_error:
             details["teacher_error"] = self.at.teacher_error

@@ -24,6 +24,7 @@ from .per_interval import PerInterval
 from .protocol import Fit, FitConfig, TrainConfig
 from .runs import Runs
 from .scales import SeveralScales
+from .teacher import Teacher
 from .trajectories import Metered, conditioned, gaussian
 from .workers import ALONE, Workers
 
@@ -56,10 +57,12 @@ def make_fit(
     look: Look | None = None,
     workers: Workers = ALONE,
     device: torch.device | str = "cpu",
+    teacher: Teacher | None = None,
 ) -> Fit:
     """The fit of a predictor of these settings, not begun.
 
-    `sources` are one per guidance scale of the config. `model_sigmas` (levels,) are a discrete model's. `seed` is that
+    `sources` are one per guidance scale of the config. `teacher` says where tables should lead, if not where the ODE
+    itself does. `model_sigmas` (levels,) are a discrete model's. `seed` is that
     of a network's weights. Raises ValueError for settings of another kind of fit, or another number of sources.
     """
     listed = (sources,) if callable(sources) else tuple(sources)
@@ -77,7 +80,7 @@ def make_fit(
         """The fit at guidance scale `number`, on the grid of the table of another scale if there is one."""
         scale = config.guidances[number] if config.guidances else config.guidance
         own = replace(config, guidance=scale, guidances=())
-        runs = Runs.of(own, settings, Metered(listed[number]), workers)
+        runs = Runs.of(own, settings, Metered(listed[number]), workers, teacher)
         initial = build(own).to(device if own.kind == "table" else "cpu")
         if own.kind == "table":
             return EndToEnd(initial, MidpointParameters, MidpointStart(runs, initial), runs)

@@ -20,13 +20,12 @@ from .end_to_end import Found
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
 from .runs import RunCache, Runs
-from .targets import Target, finite, rmse
-from .teacher import PathProducts, TeacherPath, below, levels, own_errors, path, products_of, refined_calls, sum_of
+from .targets import Target, rmse
+from .teacher import PathProducts, TeacherPath, below, own_errors, products_of, refined_calls, sum_of
 
-SCREENING_TRAJECTORIES = 2  # every baseline is run on these
+SCREENED_BASELINES = 12  # those that are best on paper, which shows nothing of overshooting: some of every solver,
+SCREENING_TRAJECTORIES = 2  # run on these
 FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
-QUICK_GRIDS = 12  # of all grids those that are best on paper, which is no sure sign: five were too few
-QUICK_TRAJECTORIES = 16  # weights of every grid are solved on these, and judged on as many held-out ones
 SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
 ORDER = 3  # of iPNDM, at whose weights those in closed form are held
 
@@ -57,7 +56,7 @@ class MultistepStart:
         self.channels = shape[0] if without_call else 0
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
         # At least; how many there are is known when they were searched.
-        self.solved_grids = min(QUICK_GRIDS, len({one.levels for one in self.baselines}))
+        self.solved_grids = min(runs.settings.grids, len({one.levels for one in self.baselines}))
         self.error = math.inf  # on held-out trajectories, of the closed form
         self.refused = 0  # sample calls, of all workers, that a teacher led to which was not good enough
 
@@ -75,9 +74,8 @@ class MultistepStart:
         settings, calls = self.runs.settings, self.runs.config.calls
         fitted, held_out = settings.trajectories, settings.held_out
         first = min(settings.batch_size, fitted)
-        tried = len(self.baselines) + len(RULES) * len(solvers(self.runs.config.flow))
-        unlearned = tried * min(SCREENING_TRAJECTORIES, first) + FINALIST_BASELINES * fitted
-        few = sum(targets.beginning(QUICK_TRAJECTORIES) for targets in (self.runs.fitted, self.runs.judged))
+        unlearned = SCREENED_BASELINES * min(SCREENING_TRAJECTORIES, first) + FINALIST_BASELINES * fitted
+        few = sum(targets.beginning(settings.few) for targets in (self.runs.fitted, self.runs.judged))
         closed = min(SOLVED_GRIDS, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
         quick = self.solved_grids * few if self.on is None else 0
         judged = 2 * held_out + fitted  # the baseline, and the table that was chosen
@@ -91,15 +89,17 @@ class MultistepStart:
         """
         while True:
             begun = self.runs.source.calls
-            paths = self._paths()
+            paths = self.runs.fitted.taught(self.runs.settings.keep_bytes)
             total = self._products(paths)
-            best = self._best_baseline(total)
-            grids = self._worth_solving(total, paths)
+            paper = OnPaper(self, next(iter(paths.values()), None))
+            best = self._best_baseline(total, paper)
+            grids = self._worth_solving(total, paths, paper)
             self.solved_grids = len(grids)
             closed = self._closed_form(best, grids, paths)
             own = self._own_error(paths)
-            calls = refined_calls(self.runs.fitted.teacher_calls, own**2, self.error**2)
-            if self.refused or calls == self.runs.fitted.teacher_calls:
+            teacher = self.runs.fitted.teacher
+            calls = refined_calls(teacher.calls, own**2, self.error**2)
+            if self.refused or teacher.in_calls(calls) == teacher:
                 break
             self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
             for targets in (self.runs.fitted, self.runs.judged):
@@ -114,40 +114,29 @@ class MultistepStart:
         total, count = self.runs.workers.sum(sums).tolist()
         return float((total / count) ** 0.5)
 
-    def _paths(self) -> dict[int, TeacherPath]:
-        """The teacher's paths toward the targets, as many as memory allows; the targets keep their ends."""
-        config, fitted, calls = self.runs.config, self.runs.fitted, self.runs.fitted.teacher_calls
-        grid = levels(config.sigma_min, config.sigmas[0], calls, config.flow)
-        passed: dict[int, TeacherPath] = {}
-        kept = 0
-        for number, rows in enumerate(fitted.batches()):
-            x, denoiser = self.runs.source(rows)
-            kept += 2 * len(grid) * x.numel() * x.element_size()
-            if kept > self.runs.settings.keep_bytes and passed:
-                break
-            passed[number] = path(denoiser, x, grid, config.switch_sigma)
-            fitted.ends[str(number)] = finite(passed[number].end)
-        return passed
-
     def _products(self, paths: Mapping[int, TeacherPath]) -> PathProducts:
         """What grids are searched on: all that the teacher's paths passed."""
         total = sum_of([products_of(passed) for passed in paths.values()])
         elements = int(self.runs.workers.sum(torch.tensor(total.elements)))
         return replace(total, products=self.runs.workers.sum(total.products), elements=elements)
 
-    def _best_baseline(self, total: PathProducts) -> Found:
-        """The baseline that does best, first on a few trajectories, then, of the best, on all."""
+    def _best_baseline(self, total: PathProducts, paper: "OnPaper") -> Found:
+        """The baseline that does best: of those that do on paper, first on a few trajectories, then on all."""
         flow, switch = self.runs.config.flow, self.runs.config.switch_sigma
         listed = list(self.baselines)
         for rule in RULES:
             grid = searched(total, self.runs.config.calls, rule, flow=flow)
             for name, solver in solvers(flow).items():
                 listed.append(baseline(f"{name} searched for {rule}", solver, grid, switch_sigma=switch))
-        screened = self._screened(listed).log().mean(1)
-        finalists = [listed[n] for n in screened.argsort(stable=True)[:FINALIST_BASELINES].tolist()]
+        costs = self.runs.workers.sum(torch.tensor([paper.plain(one) for one in listed])).tolist()
+        ranked = [listed[n] for n in sorted(range(len(listed)), key=costs.__getitem__)]
+        firsts = list({one.solver: one for one in reversed(ranked)}.values())
+        tried = [*firsts, *(one for one in ranked if one not in firsts)][:SCREENED_BASELINES]
+        screened = self._screened(tried).log().mean(1)
+        finalists = [tried[n] for n in screened.argsort(stable=True)[:FINALIST_BASELINES].tolist()]
         return best_of([self._measured(one.name, self.written(one)) for one in finalists])
 
-    def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath]) -> list[Baseline]:
+    def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath], paper: "OnPaper") -> list[Baseline]:
         """Grids whose weights are worth solving for, with iPNDM's: of all usual ones, those that are searched, from the
         first level on and from where a first step without a call may lead, and the teacher's shape, the best on paper.
         """
@@ -155,37 +144,32 @@ class MultistepStart:
         if self.on is not None:
             if self.on.first_sigma:
                 self.gains[self.on.first_sigma] = self._gains(paths, self.on.first_sigma)
-            return [self._ipndm(self.on.sigmas, self.on.first_sigma)]
-        listed = [self._ipndm(searched(total, config.calls, rule, flow=flow)) for rule in RULES]
-        listed += [self._ipndm(one.levels) for one in self.baselines]
-        listed.append(self._ipndm((*fine(config.calls, config.sigma_min, config.sigmas[0], flow).tolist(), 0.0)))
+            return [self.ipndm(self.on.sigmas, self.on.first_sigma)]
+        listed = [self.ipndm(searched(total, config.calls, rule, flow=flow)) for rule in RULES]
+        listed += [self.ipndm(one.levels) for one in self.baselines]
+        listed.append(self.ipndm((*fine(config.calls, config.sigma_min, config.sigmas[0], flow).tolist(), 0.0)))
         firsts = first_levels(total.levels, total.variance, FIRST_RATIOS, flow=flow) if self.channels else []
         for level in firsts:
             if len(below(total, level).levels) > config.calls:
                 self.gains[level] = self._gains(paths, level)
                 grid = searched(below(total, level), config.calls, "weights", flow=flow)
-                listed.append(self._ipndm((total.levels[0], *grid[1:]), level))
+                listed.append(self.ipndm((total.levels[0], *grid[1:]), level))
         unique = list({(one.first_sigma, one.levels): one for one in listed}.values())
-        costs = self.runs.workers.sum(torch.tensor([self._on_paper(one, paths) for one in unique]))
-        return [unique[n] for n in costs.argsort(stable=True)[:QUICK_GRIDS].tolist()]
+        costs = self.runs.workers.sum(torch.tensor([paper.learned(one) for one in unique]))
+        return [unique[n] for n in costs.argsort(stable=True)[: self.runs.settings.grids].tolist()]
 
-    def _on_paper(self, one: Baseline, paths: Mapping[int, TeacherPath]) -> float:
-        """What weights in closed form would cost on a grid, along the first of this worker's paths: no call."""
-        for passed in paths.values():
-            return cost_on_paper(*along(self.written(one, guided=False), passed), passed)
-        return 0.0
-
-    def _ipndm(self, grid: Sequence[float], first_sigma: float = 0.0) -> Baseline:
+    def ipndm(self, grid: Sequence[float], first_sigma: float = 0.0) -> Baseline:
+        """What weights on a grid are held at."""
         return baseline("", Ipndm(ORDER), grid, first_sigma, self.runs.config.switch_sigma)
 
     def _closed_form(self, best: Found, grids: Sequence[Baseline], paths: Mapping[int, TeacherPath]) -> Found:
         """The weights that lead nearest to the teacher at every level, on the grid where they do best, or `best`."""
         batches, table = self.runs.fitted.batches(), None
-        few = [number for number in paths if batches[number].start < QUICK_TRAJECTORIES]
+        few = [number for number in paths if batches[number].start < self.runs.settings.few]
         if self.on is not None:
             return self._measured(best.name, self._solved(grids[0], list(paths), paths)[0])
         quick = [self._solved(one, few, paths)[0] for one in grids]
-        distances = torch.stack([self.runs.judged_distances(t.method(), QUICK_TRAJECTORIES) for t in quick])
+        distances = torch.stack([self.runs.judged_distances(t.method(), self.runs.settings.few) for t in quick])
         ranked = distances.log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
         least = torch.empty(0)
         for number in ranked[:SOLVED_GRIDS].tolist():
@@ -287,6 +271,33 @@ class MultistepStart:
                 end = self.runs.run(few, self.written(one).method())[-1].x
                 errors[n, rows.start : rows.stop] = squares(end, few.end)
         return self.runs.workers.sum(errors).sqrt()
+
+
+class OnPaper:
+    """What methods cost along a teacher's path, at no call; nothing without one, of a worker that has no trajectory."""
+
+    def __init__(self, start: MultistepStart, passed: TeacherPath | None) -> None:
+        self.start = start
+        self.passed = passed
+        self.known: dict[tuple[float, tuple[float, ...]], tuple[MultistepTable, list[NormalEquations]]] = {}
+
+    def learned(self, one: Baseline) -> float:
+        """Of a grid with weights in closed form."""
+        return 0.0 if self.passed is None else cost_on_paper(*self._solved(one, self.passed), self.passed)
+
+    def plain(self, one: Baseline) -> float:
+        """Of a baseline as it is."""
+        if self.passed is None:
+            return 0.0
+        _, equations = self._solved(one, self.passed)
+        return cost_on_paper(self.start.written(one, guided=False), equations, self.passed)
+
+    def _solved(self, one: Baseline, passed: TeacherPath) -> tuple[MultistepTable, list[NormalEquations]]:
+        grid = (one.first_sigma, one.levels)
+        if grid not in self.known:
+            begun = self.start.ipndm(one.levels, one.first_sigma)
+            self.known[grid] = along(self.start.written(begun, guided=False), passed)
+        return self.known[grid]
 
 
 def best_of(found: Sequence[Found]) -> Found:

@@ -33,7 +33,7 @@ from .protocol import (
     refuse_other_settings,
 )
 from .targets import Target, Targets, rmse
-from .teacher import HEUN, papers_teacher
+from .teacher import Heun, papers_teacher
 from .trajectories import HELD_OUT, Metered, out_of_memory
 from .workers import ALONE, Workers
 
@@ -130,7 +130,8 @@ class PerInterval:
         self.trajectory = 0
         self.interval_losses: list[list[float]] = [[] for _ in range(settings.planned)]
         held_out = range(HELD_OUT, HELD_OUT + config.held_out)
-        self.judged = Targets(self.metered, held_out, config.batch_size, settings, HEUN, config.teacher_calls, workers)
+        judge = Heun.of(settings, config.teacher_calls)
+        self.judged = Targets(self.metered, held_out, config.batch_size, judge, workers)
         self.errors: list[float] = []  # held out, at every validation
         self.base: float | None = None
         self._best: dict[str, Tensor] | None = None

@@ -13,7 +13,9 @@ from ..multistep import ToldLevels
 from ..predictor import Predictor
 from ..solvers import Multistep
 from ..types import COLUMNS, Denoiser, Sample
-from .teacher import levels, passed_at
+from .teacher import Converged, Teacher
+
+TEACHER_CALLS = 40
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,16 @@ def report(
     x: Sample,
     look: Look | None = None,
     guidance: float | None = None,
-    teacher_calls: int = 40,
+    teacher: Teacher | None = None,
     parts: Callable[[Sample], Mapping[str, Tensor]] = lambda _: {},
 ) -> IntervalReport:
-    """Run a predictor, its base solver and a slow one, the teacher in `teacher_calls` calls, from the same noise.
+    """Run a predictor, its base solver and a teacher, which is usually nearly the ODE itself, from the same noise.
 
     `x` (batch, ...) is at the grid's first level. `parts` takes finished samples apart, by name, for errors of their
     own.
     """
     config = predictor.config
-    fine = levels(config.sigma_min, config.sigmas[0], teacher_calls, config.flow)
-    truth = passed_at(denoiser, x, fine, config.sigmas[1:], config.switch_sigma)
+    truth = (teacher or Converged.of(config, TEACHER_CALLS)).passed_at(denoiser, x, config.sigmas[1:])
     fitted = predictor.method(look=look, guidance=guidance)
     errors: list[list[float]] = []
     apart: list[dict[str, float]] = []

@@ -11,7 +11,7 @@ from ..driver import Resume, trajectory
 from ..types import Evaluation, Method, Step
 from .protocol import FitConfig
 from .targets import Target, Targets
-from .teacher import CAUTIOUS
+from .teacher import Converged, Teacher
 from .trajectories import HELD_OUT, Metered
 from .workers import Workers
 
@@ -48,11 +48,19 @@ class Runs:
     workers: Workers
 
     @classmethod
-    def of(cls, config: PredictorConfig, settings: FitConfig, source: Metered, workers: Workers) -> "Runs":
-        """Those of a source, with the slow sampler's samples as targets."""
+    def of(
+        cls,
+        config: PredictorConfig,
+        settings: FitConfig,
+        source: Metered,
+        workers: Workers,
+        teacher: Teacher | None = None,
+    ) -> "Runs":
+        """Those of a source, with a teacher's samples as targets: usually nearly the ODE's own solution."""
+        slow = teacher or Converged.of(config, settings.teacher_calls)
 
         def targets(rows: range) -> Targets:
-            return Targets(source, rows, settings.batch_size, config, CAUTIOUS, settings.teacher_calls, workers)
+            return Targets(source, rows, settings.batch_size, slow, workers)
 
         held_out = range(HELD_OUT, HELD_OUT + settings.held_out)
         return cls(config, settings, source, targets(range(settings.trajectories)), targets(held_out), workers)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import PredictorConfig
 from ..types import Denoiser, Sample
 from .huber import squares
 from .protocol import of_shape
-from .teacher import SlowSampler
+from .teacher import Teacher, TeacherPath
 from .trajectories import Metered
 from .workers import ALONE, Workers
 
@@ -43,11 +42,10 @@ class Targets:
     source: Metered
     rows: range
     batch_size: int
-    config: PredictorConfig
-    teacher: SlowSampler
-    teacher_calls: int
+    teacher: Teacher
     workers: Workers = ALONE
-    ends: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number
+    ends: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number,
+    paths: dict[int, TeacherPath] = field(default_factory=dict)  # of those whose whole path is kept
 
     def batches(self) -> list[range]:
         """The trajectories of every batch that is this worker's to run.
@@ -63,11 +61,30 @@ class Targets:
             x, denoiser = self.source(rows)
             end = self.ends.get(str(number))
             if end is None:
-                levels, switch = (self.config.sigma_min, self.config.sigmas[0]), self.config.switch_sigma
-                flow, calls = self.config.flow, self.teacher_calls
-                end = self.teacher.samples(denoiser, x, *levels, calls, flow=flow, switch_sigma=switch).cpu()
+                end = self.teacher.samples(denoiser, x).cpu()
                 self.ends[str(number)] = finite(end)
             yield Target(number, rows, x, denoiser, end.to(x))
+
+    def taught(self, keep_bytes: int) -> dict[int, TeacherPath]:
+        """The teacher's paths of this worker's batches, by number: as many as fit into so many bytes, at least one.
+
+        They are made once, and with them the ends of these batches. Raises FloatingPointError if one is not finite.
+        """
+        kept = 0
+        for number, rows in enumerate(self.batches()):
+            if number not in self.paths:
+                if kept and kept + self._bytes_each > keep_bytes:
+                    break
+                x, denoiser = self.source(rows)
+                self.paths[number] = self.teacher.path(denoiser, x)
+                self.ends[str(number)] = finite(self.paths[number].end)
+            kept += self.paths[number].bytes
+        return self.paths
+
+    @property
+    def _bytes_each(self) -> int:
+        """Those of the longest path."""
+        return max(path.bytes for path in self.paths.values())
 
     def beginning(self, count: int) -> int:
         """How many trajectories the batches hold that begin before number `count`."""
@@ -90,12 +107,13 @@ class Targets:
     @property
     def model_calls(self) -> int:
         """Sample calls that the slow sampler takes for all of these trajectories, of all workers."""
-        return len(self.rows) * self.teacher.model_calls(self.teacher_calls)
+        return len(self.rows) * self.teacher.model_calls
 
     def refine(self, calls: int) -> None:
-        """Begin anew with a slow sampler of so many calls."""
-        self.teacher_calls = calls
-        self.ends = {}
+        """Begin anew with a slow sampler of so many calls, if it is another."""
+        refined = self.teacher.in_calls(calls)
+        if refined != self.teacher:
+            self.teacher, self.ends, self.paths = refined, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """The slow sampler's samples, which need not be made again."""

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -43,6 +43,11 @@ class TeacherPath:
         """The same path on another device."""
         last = None if self.last is None else self.last.to(device)
         return TeacherPath(self.levels, self.x.to(device), self.slopes.to(device), last)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of memory."""
+        return sum(part.numel() * part.element_size() for part in (self.x, self.slopes))
 
     @property
     def end(self) -> Sample:
@@ -125,24 +130,6 @@ def path_of(denoiser: Denoiser, x: Sample, method: Method, *, half: bool = False
         slopes[step.index].copy_(step.start.slope)
         del step
     return TeacherPath(grid, samples, slopes, x.cpu() if half else None)
-
-
-@torch.no_grad()
-def slow_samples(
-    denoiser: Denoiser,
-    x: Sample,
-    sigma_min: float,
-    sigma_max: float,
-    calls: int,
-    *,
-    flow: bool = False,
-    switch_sigma: float = 0.0,
-) -> Sample:
-    """The teacher's samples alone, with the memory of sampling."""
-    grid = levels(sigma_min, sigma_max, calls, flow)
-    for step in trajectory(denoiser, x, teacher(grid, switch_sigma)):
-        x = step.x
-    return x
 
 
 @torch.no_grad()
@@ -284,45 +271,117 @@ def heun_samples(
     calls: int = 200,
     *,
     flow: bool = False,
-    switch_sigma: float = 0.0,
 ) -> Sample:
     """The samples that errors are measured against: Heun's method in `calls` model calls, the last one plain, to 0.
 
     `x` is the noisy sample at sigma_max; the grid is `schedules.fine`. No step remembers the one before, so that it
-    does not matter where a second model takes over (`switch_sigma`).
+    does not matter where a second model takes over.
     """
-    del switch_sigma
     intervals = max(calls // 2, 1)
     grid = (*fine(intervals + 1, sigma_min, sigma_max, flow).tolist(), 0.0)
     return sample(denoiser, x, Method(grid, Dpm2(), FixedMidpoint(1.0, plain=frozenset({intervals}))))
 
 
-class Converged(Protocol):
-    """A slow sampler from x at sigma_max to 0."""
+class Teacher(Protocol):
+    """A slow way from noisy samples to finished ones, which a student is to reproduce in fewer calls.
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x: Sample,
-        sigma_min: float,
-        sigma_max: float,
-        calls: int,
-        *,
-        flow: bool = False,
-        switch_sigma: float = 0.0,
-    ) -> Sample: ...
+    One that subclasses it writes `path`, and of the others what is not as here.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people, with its number of calls."""
+
+    @property
+    def calls(self) -> int:
+        """What it is set to, in model calls."""
+
+    @property
+    def model_calls(self) -> int:
+        """True model calls of each sample."""
+        return self.calls
+
+    def path(self, denoiser: Denoiser, x: Sample, *, half: bool = False) -> TeacherPath:
+        """Its path from noisy samples x (batch, ...), on the CPU, on demand in half precision."""
+
+    def samples(self, denoiser: Denoiser, x: Sample) -> Sample:
+        """Where it leads x (batch, ...)."""
+        return self.path(denoiser, x).end.to(x)
+
+    def passed_at(self, denoiser: Denoiser, x: Sample, wanted: Sequence[float]) -> list[Sample]:
+        """Where it passes these levels, the largest first."""
+        passed = self.path(denoiser, x)
+        return [passed.at(sigma)[0].to(x) for sigma in wanted]
+
+    def in_calls(self, calls: int) -> "Teacher":
+        """The same in another number of calls; itself where it is to be reproduced as it is."""
+        del calls
+        return self
 
 
 @dataclass(frozen=True)
-class SlowSampler:
-    """Where targets come from, and how many model calls that really takes."""
+class Converged(Teacher):
+    """Nearly the ODE's own solution: `SLOW` on `levels`, from sigma_max to 0."""
 
-    samples: Converged
-    model_calls: Callable[[int], int]
+    sigma_min: float
+    sigma_max: float
+    calls: int = 24
+    flow: bool = False
+    switch_sigma: float = 0.0
+
+    @classmethod
+    def of(cls, config: PredictorConfig, calls: int) -> "Converged":
+        """The teacher of a student with these settings."""
+        return cls(config.sigma_min, config.sigmas[0], calls, config.flow, config.switch_sigma)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"iPNDM of cautious order, {self.calls} calls"
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """Its levels."""
+        return levels(self.sigma_min, self.sigma_max, self.calls, self.flow)
+
+    def path(self, denoiser: Denoiser, x: Sample, *, half: bool = False) -> TeacherPath:
+        """Its path from noisy samples x (batch, ...)."""
+        return path_of(denoiser, x, teacher(self.grid, self.switch_sigma), half=half)
+
+    @torch.no_grad()
+    def samples(self, denoiser: Denoiser, x: Sample) -> Sample:
+        """Where it leads x (batch, ...), with the memory of sampling."""
+        for step in trajectory(denoiser, x, teacher(self.grid, self.switch_sigma)):
+            x = step.x
+        return x
+
+    def passed_at(self, denoiser: Denoiser, x: Sample, wanted: Sequence[float]) -> list[Sample]:
+        """Where it passes these levels, the largest first, with the memory of sampling."""
+        return passed_at(denoiser, x, self.grid, wanted, self.switch_sigma)
+
+    def in_calls(self, calls: int) -> "Converged":
+        """The same in another number of calls."""
+        return replace(self, calls=calls)
 
 
-HEUN = SlowSampler(heun_samples, heun_calls)
-CAUTIOUS = SlowSampler(slow_samples, lambda calls: calls)
+@dataclass(frozen=True)
+class Heun(Converged):
+    """Heun's method, whose steps remember nothing: `heun_samples`."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"Heun, {self.model_calls} calls"
+
+    @property
+    def model_calls(self) -> int:
+        """True model calls of each sample."""
+        return heun_calls(self.calls)
+
+    def samples(self, denoiser: Denoiser, x: Sample) -> Sample:
+        """Where it leads x (batch, ...)."""
+        return heun_samples(denoiser, x, self.sigma_min, self.sigma_max, self.calls, flow=self.flow)
+
 
 # The paper's teachers, which cross the student's intervals in smaller steps. Multistep ones are the student's own
 # solver, with its order and its prediction type.

@@ -77,7 +77,7 @@ def test_a_teacher_that_errs_like_the_closed_form_is_made_anew_once() -> None:
     few, many = (start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=calls)) for calls in (6, 40))
     for begun, calls in ((few, 12), (many, 40)):
         *_, closed = begun.found()
-        assert begun.runs.fitted.teacher_calls == begun.runs.judged.teacher_calls == calls
+        assert begun.runs.fitted.teacher.calls == begun.runs.judged.teacher.calls == calls
         assert bool(begun.refused) == (begun is few)
         assert closed.teacher_error > 0
     fit = EndToEnd(build(multistep_config(2)), MultistepParameters, few, few.runs)

@@ -11,6 +11,7 @@ from amed_core.files import load_predictor
 from amed_core.fit.make import usual_settings
 from amed_core.fit.protocol import FitConfig
 from amed_core.fit.report import report
+from amed_core.fit.teacher import Converged
 from amed_core.predictor import build
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def test_errors_are_those_to_the_exact_solution(student: str) -> None:
         float((step.x - model.exact(x, SIGMA_MAX, level)).square().mean().sqrt())
         for step, level in zip(steps, config.sigmas[1:], strict=True)
     ]
-    found = report("", "", predictor, model, x, teacher_calls=60)
+    found = report("", "", predictor, model, x, teacher=Converged.of(config, 60))
     assert list(found.errors) == pytest.approx(exact, rel=2e-2, abs=2e-3)
 
 
@@ -38,7 +39,8 @@ def test_the_teacher_of_a_fit_is_near_enough_to_tell_a_good_predictor_from_a_bad
     model = DigitsDenoiser().for_rows(range(20))
     settings = usual_settings(predictor.config)
     assert isinstance(settings, FitConfig)
-    few, many = (report("", "", predictor, model, x, teacher_calls=calls) for calls in (settings.teacher_calls, 100))
+    teachers = (Converged.of(predictor.config, calls) for calls in (settings.teacher_calls, 100))
+    few, many = (report("", "", predictor, model, x, teacher=one) for one in teachers)
     assert few.errors[-1] == pytest.approx(many.errors[-1], rel=0.12)
     assert few.errors[-1] < 0.5 * few.base_errors[-1]
 

@@ -2,20 +2,22 @@
 
 import pytest
 import torch
-from problems import SHAPE, SIGMA_MAX, SIGMA_MIN, Counting, midpoint_config, mixture
+from problems import SHAPE, SIGMA_MAX, SIGMA_MIN, Counting, mixture
 
 from amed_core.fit.targets import Target, Targets, rmse
-from amed_core.fit.teacher import CAUTIOUS, HEUN, SlowSampler, slow_samples
+from amed_core.fit.teacher import Converged, Heun, Teacher, path
 from amed_core.fit.trajectories import Metered, gaussian
 from amed_core.fit.workers import Workers
 from amed_core.types import Denoiser, Sample
 
+SLOW = Converged(SIGMA_MIN, SIGMA_MAX, 9)
+
 
 def targets(
-    rows: range, workers: Workers | None = None, denoiser: Denoiser = mixture, teacher: SlowSampler = CAUTIOUS
+    rows: range, workers: Workers | None = None, denoiser: Denoiser = mixture, teacher: Teacher = SLOW
 ) -> Targets:
     source = Metered(gaussian(denoiser, SHAPE, SIGMA_MAX))
-    return Targets(source, rows, 4, midpoint_config(), teacher, 9, workers or Workers())
+    return Targets(source, rows, 4, teacher, workers or Workers())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -28,8 +30,8 @@ def test_workers_share_trajectories_and_none_has_parts_of_two_batches(rows: rang
         assert first == last
 
 
-@pytest.mark.parametrize("teacher", [CAUTIOUS, HEUN], ids=["ipndm", "heun"])
-def test_the_slow_sampler_runs_once_and_takes_the_calls_it_says(teacher: SlowSampler) -> None:
+@pytest.mark.parametrize("teacher", [SLOW, Heun(SIGMA_MIN, SIGMA_MAX, 9)], ids=["ipndm", "heun"])
+def test_the_slow_sampler_runs_once_and_takes_the_calls_it_says(teacher: Teacher) -> None:
     model = Counting(mixture)
     found = targets(range(10), denoiser=model, teacher=teacher)
     first = [target.end for target in found]
@@ -40,7 +42,7 @@ def test_the_slow_sampler_runs_once_and_takes_the_calls_it_says(teacher: SlowSam
 
 def test_targets_are_where_the_slow_sampler_leads() -> None:
     for target in targets(range(3, 9)):
-        expected = slow_samples(mixture, target.x, SIGMA_MIN, SIGMA_MAX, 9)
+        expected = path(mixture, target.x, SLOW.grid).end
         assert (target.end == expected).all()
 
 

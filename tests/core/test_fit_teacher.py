@@ -22,10 +22,11 @@ from problems import (
 from amed_core import Method, NoMidpoint, PredictorConfig, sample, student_config
 from amed_core.fit import teacher as teacher_module
 from amed_core.fit.teacher import (
+    Converged,
+    Heun,
+    Teacher,
     TeacherPath,
     below,
-    heun_calls,
-    heun_samples,
     levels,
     own_errors,
     papers_teacher,
@@ -34,13 +35,14 @@ from amed_core.fit.teacher import (
     path_of,
     products_of,
     refine,
-    slow_samples,
     sum_of,
 )
 from amed_core.samplers import TYPES
 from amed_core.schedules import SCHEDULES, schedule
 from amed_core.solvers import CautiousIpndm, Ipndm
 from amed_core.types import Solver
+
+every_teacher = pytest.mark.parametrize("kind", [Converged, Heun])
 
 
 def test_between_its_levels_a_path_is_where_the_ode_goes() -> None:
@@ -93,33 +95,39 @@ def test_the_teachers_grid_follows_the_students_for_every_number_of_calls(name: 
         assert (fine.diff() < 0).all()
 
 
-@pytest.mark.parametrize(("samples", "factor"), [(heun_samples, 3.0), (slow_samples, 3.0)])
-def test_the_slow_samplers_reach_the_exact_solution(samples: object, factor: float) -> None:
+@every_teacher
+def test_the_slow_samplers_reach_the_exact_solution(kind: type[Converged]) -> None:
     """Heun's method converges with order 2, iPNDM at least so."""
     model, x = Gaussian(), SIGMA_MAX * noise(20, 1, 4, 4)
     exact = model.exact(x, SIGMA_MAX, 0.0)
     errors = [
-        float((samples(model, x, SIGMA_MIN, SIGMA_MAX, calls) - exact).abs().max())  # type: ignore[operator]
-        for calls in (50, 100, 200)
+        float((kind(SIGMA_MIN, SIGMA_MAX, calls).samples(model, x) - exact).abs().max()) for calls in (50, 100, 200)
     ]
     assert errors[2] < 0.01 * model.std
-    assert errors[0] > factor * errors[1] > factor**2 * errors[2]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
 
 
+@every_teacher
 @pytest.mark.parametrize("calls", [2, 3, 8, 41])
-def test_the_slow_samplers_make_the_calls_that_they_say(calls: int) -> None:
-    model = Counting(mixture)
-    heun_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
-    assert model.calls == heun_calls(calls)
-    model = Counting(mixture)
-    slow_samples(model, X, SIGMA_MIN, SIGMA_MAX, calls)
-    assert model.calls == calls
+def test_the_slow_samplers_make_the_calls_that_they_say(kind: type[Converged], calls: int) -> None:
+    model, slow = Counting(mixture), kind(SIGMA_MIN, SIGMA_MAX, calls)
+    slow.samples(model, X)
+    assert model.calls == slow.model_calls
+    assert slow.in_calls(calls).calls == calls
+
+
+def test_where_a_teacher_passes_it_says_with_or_without_its_whole_path() -> None:
+    slow, wanted = Converged(SIGMA_MIN, SIGMA_MAX, 24), (10.0, 1.0, 0.1, 0.0)
+    for found, expected in zip(
+        slow.passed_at(mixture, X, wanted), Teacher.passed_at(slow, mixture, X, wanted), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_path_ends_where_its_teacher_alone_does_and_its_slopes_are_the_models() -> None:
     for denoiser, switch in ((mixture, 0.0), (two_models, SWITCH)):
         found = path(denoiser, X, levels(SIGMA_MIN, SIGMA_MAX, 12, flow=False), switch)
-        end = slow_samples(denoiser, X, SIGMA_MIN, SIGMA_MAX, 12, switch_sigma=switch)
+        end = Converged(SIGMA_MIN, SIGMA_MAX, 12, switch_sigma=switch).samples(denoiser, X)
         assert (found.end == end).all()
         for x, slope, sigma in zip(found.x[:-1], found.slopes, found.levels[:-1], strict=True):
             answer = denoiser(x, torch.tensor(sigma, dtype=torch.float64))
@@ -191,7 +199,7 @@ def test_the_papers_teacher_passes_the_students_levels_and_with_more_points_is_n
 def test_a_flow_models_slow_sampler_is_exact_in_few_calls() -> None:
     """To the exact solution, which for a Gaussian keeps (x - signal mean) / spread constant."""
     x = noise(20, 4)
-    end = slow_samples(FlowGaussian(0.3, 0.5), x, 0.001, 1.0, 40, flow=True)
+    end = Converged(0.001, 1.0, 40, flow=True).samples(FlowGaussian(0.3, 0.5), x)
     torch.testing.assert_close(end, 0.3 + 0.5 * x, rtol=0, atol=1e-2)
 
 
