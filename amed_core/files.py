@@ -15,10 +15,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .config import PredictorConfig
-from .predictor import Predictor, build
+from .predictor import Predictor, PredictorSet, build
 from .version import __version__
 
-FORMAT, VERSION = "amed_predictor", 1
+FORMAT, VERSION = "amed_predictor", 2
 STATE_FORMAT = "amed_training_state"
 
 
@@ -26,13 +26,18 @@ class PredictorFileError(ValueError):
     """The file is damaged, or is no predictor. The message names the file and what to do."""
 
 
-def save_predictor(predictor: Predictor, path: Path, notes: Mapping[str, Any] | None = None) -> None:
-    """Write the predictor with everything that rebuilds its sampler; `notes` is JSON about how it was made.
+def save_predictor(predictor: Predictor | PredictorSet, path: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a predictor, or several, with everything that rebuilds their samplers; `notes` say how they were made.
 
     The file appears whole or not at all: an existing file survives any failure.
     """
-    header = {"version": VERSION, "config": asdict(predictor.config), "notes": dict(notes or {})}
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in predictor.state_dict().items()}
+    every = predictor.predictors if isinstance(predictor, PredictorSet) else (predictor,)
+    header = {"version": VERSION, "configs": [asdict(one.config) for one in every], "notes": dict(notes or {})}
+    weights = {
+        f"{number}.{name}": weight.detach().cpu().contiguous()
+        for number, one in enumerate(every)
+        for name, weight in one.state_dict().items()
+    }
     _write_tensors(path, weights, FORMAT, header)
 
 
@@ -43,26 +48,37 @@ def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_predictor(path: Path) -> Predictor:
-    """Rebuild a predictor. Raises PredictorFileError if the file is damaged or not a predictor."""
+    """The first predictor of a file. Raises PredictorFileError if the file is damaged or holds none."""
+    return load_predictors(path).main
+
+
+def load_predictors(path: Path) -> PredictorSet:
+    """All predictors of a file. Raises PredictorFileError if the file is damaged or holds none."""
     header, weights = _read(path, FORMAT)
     try:
-        predictor = build(PredictorConfig.from_header(header["config"]))
-    except (KeyError, ValueError) as error:
+        every = PredictorSet(tuple(build(PredictorConfig.from_header(config)) for config in header["configs"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise PredictorFileError(f"{path} cannot be used as a predictor: {error}") from error
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise PredictorFileError(f"{path} is damaged: some of its weights are NaN or infinite. Train it again.")
     dtypes = {weight.dtype for weight in weights.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     try:
-        predictor.to(dtypes.pop() if len(dtypes) == 1 else torch.float32).load_state_dict(weights)
+        if unknown := {name.partition(".")[0] for name in weights} - set(map(str, range(len(every.predictors)))):
+            raise RuntimeError(f"there are weights of unknown predictors: {sorted(unknown)[:3]}")
+        for number, one in enumerate(every.predictors):
+            own = {name.partition(".")[2]: w for name, w in weights.items() if name.startswith(f"{number}.")}
+            one.to(dtype).load_state_dict(own)
+            one.requires_grad_(False)
     except RuntimeError as error:
         raise PredictorFileError(
             f"{path} is damaged: its weights do not fit its header. Train or download it again. ({error})"
         ) from error
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise PredictorFileError(f"{path} is damaged: some of its weights are NaN or infinite. Train it again.")
-    return predictor.requires_grad_(False)
+    return every
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """How the predictor in `path` was made: teacher, training summary, seed, version, date.
+    """How what is in `path` was made: teacher, training summary, seed, version, date.
 
     Raises PredictorFileError if the file is damaged or not a predictor.
     """
@@ -145,5 +161,9 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (KeyError, json.JSONDecodeError) as error:
         raise PredictorFileError(f"{path} is damaged: its header is unreadable ({error}).") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise PredictorFileError(f"{path} was made by a newer version of this pack. Update the pack.")
+        older = isinstance(header, dict) and header.get("version") == 1
+        remedy = (
+            "an older version of this pack. Train it again." if older else "a newer version of this pack. Update it."
+        )
+        raise PredictorFileError(f"{path} was made by {remedy}")
     return header, tensors

@@ -1,13 +1,18 @@
-"""Which predictor a config stands for, and one of several guidance scales."""
+"""Which predictor a config stands for, one of several guidance scales, and sets of them for several uses."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from .config import PredictorConfig
+from .call_list import call_sigmas
+from .config import TOLERANCE, PredictorConfig
 from .midpoints import MidpointTable
 from .multistep import MultistepTable
 from .network import AMEDPredictor
+
+START_WITHIN = 1.25  # how many times higher or lower a run may start than what it was learned from
 
 Predictor = AMEDPredictor | MidpointTable | MultistepTable
 
@@ -27,3 +32,85 @@ def stacked(config: PredictorConfig, tables: Sequence[Predictor]) -> Predictor:
     for name, values in made.named_parameters():
         values.copy_(torch.stack([part[name] for part in parts]))
     return made
+
+
+@dataclass(frozen=True)
+class PredictorSet:
+    """Predictors of one model, for several numbers of calls, starting levels and guidance scales.
+
+    The first is meant where only one is asked for. Raises ValueError for none, and for several that are not multistep
+    tables of one model.
+    """
+
+    predictors: tuple[Predictor, ...]
+
+    def __post_init__(self) -> None:
+        configs = [one.config for one in self.predictors]
+        if not configs:
+            raise ValueError("A set needs at least one predictor.")
+        if len(configs) > 1:
+            if any(config.kind != "multistep" for config in configs):
+                raise ValueError("Only multistep predictors, those for amed_multistep, go together in a set.")
+            spans = {(config.sigma_min, config.sigma_max, config.flow) for config in configs}
+            if len(spans) > 1:
+                raise ValueError(f"A set is for one model, but these have other noise levels: {sorted(spans)}.")
+
+    @property
+    def main(self) -> Predictor:
+        """The first."""
+        return self.predictors[0]
+
+    @property
+    def from_noise(self) -> tuple[Predictor, ...]:
+        """Those that begin where the first does, by rising numbers of calls."""
+        begin = self.main.config.sigmas[0]
+        found = (one for one in self.predictors if math.isclose(one.config.sigmas[0], begin, rel_tol=TOLERANCE))
+        return tuple(sorted(found, key=lambda one: one.config.calls))
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """Their numbers of calls, rising."""
+        return tuple(sorted({one.config.calls for one in self.from_noise}))
+
+    def sigmas(self, calls: int, guidance: float | None = None) -> tuple[float, ...]:
+        """The levels of so many calls from where runs begin: a predictor's own, or those that interpolate the nearest.
+
+        Raises ValueError for fewer calls than 1.
+        """
+        apart = min(abs(one.config.calls - calls) for one in self.from_noise)
+        near = [one for one in self.from_noise if abs(one.config.calls - calls) == apart]
+        return call_sigmas(_nearest(near, guidance).config, calls)
+
+    def made_for(self, sigmas: Sequence[float], guidance: float | None = None) -> Predictor | None:
+        """The one whose own levels these are, from its beginning or from its second model's; None without one."""
+        found = [one for one in self.predictors if one.config.begins_at(sigmas) is not None]
+        return _nearest(found, guidance) if found else None
+
+    def starting_at(self, sigma: float, calls: int, guidance: float | None = None) -> Predictor | None:
+        """The one for so many calls from a level, or from the level nearest to it within START_WITHIN; or None."""
+        same = [one for one in self.predictors if one.config.calls == calls and not one.config.switch]
+        apart = {id(one): abs(math.log(one.config.sigmas[0] / sigma)) for one in same}
+        least = min(apart.values(), default=math.inf)
+        if least > math.log(START_WITHIN):
+            return None
+        return _nearest([one for one in same if apart[id(one)] == least], guidance)
+
+    def merged(self, others: "PredictorSet") -> "PredictorSet":
+        """This set with all of another, which takes the place of what is for the same use."""
+
+        def use(one: Predictor) -> tuple[int, float, float, tuple[float, ...]]:
+            config = one.config
+            return config.calls, round(config.sigmas[0], 6), config.guidance, config.guidances
+
+        uses = {use(one): one for one in (*self.predictors, *others.predictors)}
+        return PredictorSet(tuple(uses.values()))
+
+
+def _nearest(predictors: Iterable[Predictor], guidance: float | None) -> Predictor:
+    """The one whose guidance scale, or range of them, is nearest; the first of equals."""
+
+    def apart(one: Predictor) -> float:
+        scales = one.config.guidances or (one.config.guidance,)
+        return 0.0 if guidance is None else max(scales[0] - guidance, guidance - scales[-1], 0.0)
+
+    return min(predictors, key=apart)

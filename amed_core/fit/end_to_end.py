@@ -30,9 +30,6 @@ from .targets import Target, rmse
 
 DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's: at first, after a gain, after a failure
 ATTEMPTS = 5  # at a smaller error, per iteration
-# Sample calls for derivatives in an iteration, as far as whole batches or one part of a batch allow; in the first one,
-# which knows none of earlier iterations, twice as many.
-CALLS_PER_ITERATION = 2000
 
 
 @dataclass(frozen=True)
@@ -352,7 +349,7 @@ class EndToEnd:
     @property
     def _rows_each(self) -> int:
         """How many of a batch's trajectories are linearised: with many calls, a part of it."""
-        affordable = CALLS_PER_ITERATION // self._derivative_calls(self.runs.config)
+        affordable = self.settings.per_iteration // self._derivative_calls(self.runs.config)
         return min(self.settings.batch_size, max(1, affordable))
 
     @property
@@ -361,8 +358,11 @@ class EndToEnd:
         return -(-self.settings.trajectories // self.settings.batch_size)
 
     def _due(self, iteration: int) -> set[int]:
-        """Which batches, of all workers', are linearised anew in an iteration: some, in turn."""
-        count = max(1, CALLS_PER_ITERATION // (self._derivative_calls(self.runs.config) * self._rows_each))
+        """Which batches, of all workers', are linearised anew in an iteration: some, in turn.
+
+        The first one, which knows none of earlier iterations, takes twice as many.
+        """
+        count = max(1, self.settings.per_iteration // (self._derivative_calls(self.runs.config) * self._rows_each))
         begin = count * iteration if iteration > 1 else 0
         return {place % self._batch_count for place in range(begin, count * (iteration + 1))}
 

@@ -20,13 +20,10 @@ from .end_to_end import Found
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
 from .runs import RunCache, Runs
-from .targets import Target, rmse
+from .targets import Target, Targets, rmse
 from .teacher import PathProducts, TeacherPath, below, own_errors, products_of, refined_calls, sum_of
 
-SCREENED_BASELINES = 12  # those that are best on paper, which shows nothing of overshooting: some of every solver,
-SCREENING_TRAJECTORIES = 2  # run on these
-FINALIST_BASELINES = 2  # of the baselines, run on all trajectories
-SOLVED_GRIDS = 2  # of the grids, solved on all trajectories
+SCREENING_TRAJECTORIES = 2  # on which baselines run before the best of them run on all
 ORDER = 3  # of iPNDM, at whose weights those in closed form are held
 
 Part = Literal["first step", "bands"]
@@ -74,9 +71,12 @@ class MultistepStart:
         settings, calls = self.runs.settings, self.runs.config.calls
         fitted, held_out = settings.trajectories, settings.held_out
         first = min(settings.batch_size, fitted)
-        unlearned = SCREENED_BASELINES * min(SCREENING_TRAJECTORIES, first) + FINALIST_BASELINES * fitted
-        few = sum(targets.beginning(settings.few) for targets in (self.runs.fitted, self.runs.judged))
-        closed = min(SOLVED_GRIDS, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
+        finalists = min(settings.finalists, settings.baselines)
+        screened = settings.baselines * min(SCREENING_TRAJECTORIES, first) if settings.baselines > finalists else 0
+        unlearned = screened + finalists * fitted
+        few = sum(targets.beginning(settings.few) for targets in self._targets)
+        closed = min(settings.finalists, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
+        closed = 0 if self.on is None and self._on_all else closed
         quick = self.solved_grids * few if self.on is None else 0
         judged = 2 * held_out + fitted  # the baseline, and the table that was chosen
         taught = self.runs.fitted.model_calls + self.runs.judged.model_calls
@@ -99,13 +99,28 @@ class MultistepStart:
             own = self._own_error(paths)
             teacher = self.runs.fitted.teacher
             calls = refined_calls(teacher.calls, own**2, self.error**2)
-            if self.refused or teacher.in_calls(calls) == teacher:
+            if self.refused or teacher.in_calls(calls) == teacher or not self._affordable(calls):
                 break
             self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
-            for targets in (self.runs.fitted, self.runs.judged):
+            for targets in self._targets:
                 targets.refine(calls)
         yield best
         yield replace(closed, teacher_error=own)
+
+    @property
+    def _on_all(self) -> bool:
+        """Whether the few trajectories that grids are tried on are all there are."""
+        return min(targets.beginning(self.runs.settings.few) / len(targets.rows) for targets in self._targets) == 1
+
+    @property
+    def _targets(self) -> tuple[Targets, Targets]:
+        return self.runs.fitted, self.runs.judged
+
+    def _affordable(self, teacher_calls: int) -> bool:
+        """Whether the budget allows to begin anew with a teacher of so many calls."""
+        settings, spent = self.runs.settings, self.model_calls
+        more = (teacher_calls - self.runs.fitted.teacher.calls) * (settings.trajectories + settings.held_out)
+        return not settings.budget or 2 * spent + more <= settings.budget
 
     def _own_error(self, paths: Mapping[int, TeacherPath]) -> float:
         """The teacher's own error, as its paths show it: an RMSE over those of all workers."""
@@ -130,11 +145,17 @@ class MultistepStart:
                 listed.append(baseline(f"{name} searched for {rule}", solver, grid, switch_sigma=switch))
         costs = self.runs.workers.sum(torch.tensor([paper.plain(one) for one in listed])).tolist()
         ranked = [listed[n] for n in sorted(range(len(listed)), key=costs.__getitem__)]
-        firsts = list({one.solver: one for one in reversed(ranked)}.values())
-        tried = [*firsts, *(one for one in ranked if one not in firsts)][:SCREENED_BASELINES]
-        screened = self._screened(tried).log().mean(1)
-        finalists = [tried[n] for n in screened.argsort(stable=True)[:FINALIST_BASELINES].tolist()]
-        return best_of([self._measured(one.name, self.written(one)) for one in finalists])
+        # A path shows nothing of overshooting: of every solver the best grid comes first.
+        of_solver: dict[str, Baseline] = {}
+        for one in ranked:
+            of_solver.setdefault(one.solver, one)
+        firsts = list(of_solver.values())
+        settings = self.runs.settings
+        tried = [*firsts, *(one for one in ranked if one not in firsts)][: settings.baselines]
+        if len(tried) > settings.finalists:
+            screened = self._screened(tried).log().mean(1)
+            tried = [tried[n] for n in screened.argsort(stable=True)[: settings.finalists].tolist()]
+        return best_of([self._measured(one.name, self.written(one)) for one in tried])
 
     def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath], paper: "OnPaper") -> list[Baseline]:
         """Grids whose weights are worth solving for, with iPNDM's: of all usual ones, those that are searched, from the
@@ -164,21 +185,24 @@ class MultistepStart:
 
     def _closed_form(self, best: Found, grids: Sequence[Baseline], paths: Mapping[int, TeacherPath]) -> Found:
         """The weights that lead nearest to the teacher at every level, on the grid where they do best, or `best`."""
-        batches, table = self.runs.fitted.batches(), None
-        few = [number for number in paths if batches[number].start < self.runs.settings.few]
+        batches, settings = self.runs.fitted.batches(), self.runs.settings
+        few = [number for number in paths if batches[number].start < settings.few]
         if self.on is not None:
             return self._measured(best.name, self._solved(grids[0], list(paths), paths)[0])
-        quick = [self._solved(one, few, paths)[0] for one in grids]
-        distances = torch.stack([self.runs.judged_distances(t.method(), self.runs.settings.few) for t in quick])
-        ranked = distances.log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
-        least = torch.empty(0)
-        for number in ranked[:SOLVED_GRIDS].tolist():
-            trial, ends = self._solved(grids[number], list(paths), paths)
-            both = torch.cat([ends, self.runs.judged_distances(trial.method())])
+        tried = [self._solved(one, few, paths) for one in grids]
+        judged = [self.runs.judged_distances(t.method(), settings.few) for t, _ in tried]
+        ranked = torch.stack(judged).log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
+        table, least = None, torch.empty(0)
+        for number in ranked[: settings.finalists].tolist():
+            (trial, ends), held_out = tried[number], judged[number]
+            if not self._on_all:
+                trial, ends = self._solved(grids[number], list(paths), paths)
+                held_out = self.runs.judged_distances(trial.method())
+            both = torch.cat([ends, held_out])
             if table is None or compared(both, least) < 1:
                 table, least = trial, both
         assert table is not None
-        self.error = rmse(least[self.runs.settings.trajectories :])
+        self.error = rmse(least[settings.trajectories :])
         return best_of([best, self._measured(best.name, table)])
 
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:

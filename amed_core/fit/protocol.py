@@ -59,18 +59,25 @@ class FitConfig:
     tolerance: float = 1e-3  # stop when an iteration gains less of the error than this part of it
     budget: int = 16_000  # stop before an iteration that would exceed so many sample calls; 0: no limit
     keep_bytes: int = 2**32  # of sampling runs, on the CPU; those that exceed it are run again for their derivatives
-    # Of multistep weights: the grids that are solved for, best on paper first, which is no sure sign. They are solved
-    # on so many trajectories, and judged on as many held-out ones.
+    per_iteration: int = 2000  # sample calls for derivatives, as far as whole batches or one part of a batch allow
+    # Of multistep weights: baselines that run on two trajectories, if there are several, best on paper first, which is
+    # no sure sign; grids that are solved for, also best on paper first. They are solved on a few trajectories, and
+    # judged on as many held-out ones. Finalists are the baselines, and the grids, that then run on all.
+    baselines: int = 12
     grids: int = 12
     few: int = 16
+    finalists: int = 2
 
     def __post_init__(self) -> None:
-        counts = (self.trajectories, self.held_out, self.batch_size, self.iterations, self.grids, self.few)
+        counts = (
+            *(self.trajectories, self.held_out, self.batch_size, self.iterations),
+            *(self.baselines, self.grids, self.few, self.finalists),
+        )
         if min(counts) < 1 or self.teacher_calls < 2:
             raise ValueError(
-                "Fitting to the end needs at least 1 trajectory, 1 held out, a batch of 1, 1 iteration, 1 grid, 1 "
-                f"trajectory to try it on and 2 teacher calls, but found {', '.join(map(str, counts))} and "
-                f"{self.teacher_calls}."
+                "Fitting to the end needs at least 1 trajectory, 1 held out, a batch of 1, 1 iteration, 1 baseline, 1 "
+                "grid, 1 trajectory to try it on, 1 finalist and 2 teacher calls, but found "
+                f"{', '.join(map(str, counts))} and {self.teacher_calls}."
             )
 
 

@@ -89,6 +89,27 @@ def test_a_teacher_that_errs_like_the_closed_form_is_made_anew_once() -> None:
     assert again.summary() == fit.summary()
 
 
+def test_a_teacher_is_made_anew_only_where_the_budget_allows_it() -> None:
+    free = start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=6, budget=0))
+    list(free.found())
+    assert free.refused
+    spent = free.model_calls
+    for budget, again in ((spent - 1, False), (2 * spent, True)):
+        begun = start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=6, budget=budget))
+        list(begun.found())
+        assert bool(begun.refused) is again
+        assert begun.model_calls <= budget
+
+
+def test_grids_that_were_tried_on_all_trajectories_are_not_solved_again() -> None:
+    model = Counting(mixture)
+    settings = replace(SMALL, trajectories=8, held_out=4, batch_size=8, few=8, baselines=1, grids=2, finalists=1)
+    begun = start(of_mixture(model), multistep_config(3), settings)
+    list(begun.found())
+    taught, held_out = 8 * 20, 4
+    assert model.samples == taught + held_out * 20 + 3 * (8 + 2 * (8 + held_out) + 8)
+
+
 def test_on_a_given_grid_weights_are_solved_there_and_nowhere_else() -> None:
     grid = (80.0, 10.0, 2.0, 0.5, 0.0)
     begun = start(of_mixture(), on=multistep_config(4, sigmas=grid))
