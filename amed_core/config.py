@@ -19,6 +19,7 @@ from .types import First, Method, Run, Solver
 
 LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
 TOLERANCE = 5e-3  # relative, of levels: lists arrive rounded to float32, or to half precision
+NOISE = 1e-3  # relative, below the model's highest level: where a start is pure noise
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
 
 
@@ -120,6 +121,11 @@ class PredictorConfig:
     def switch(self) -> int:
         """The number of the first interval that the second model begins; 0 if one model answers all calls."""
         return switch_of(self.sigmas, self.switch_sigma)
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether runs start at the model's highest level, where it has next to nothing to say."""
+        return self.sigmas[0] >= (1 - NOISE) * self.sigma_max
 
     @property
     def intervals(self) -> int:

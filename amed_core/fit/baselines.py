@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -54,7 +55,9 @@ def grids(
                 levels = on_levels(schedule, model_sigmas)(points, sigma_min, sigma_max, rho).tolist()
             except ValueError:  # the discrete schedule covers other levels
                 continue
-            yield f"{spacing} {ending}", (*levels[:calls], 0.0)
+            grid = (*levels[:calls], 0.0)
+            if all(a > b for a, b in pairwise(grid)):  # not every schedule suits a start far below the model's highest
+                yield f"{spacing} {ending}", grid
 
 
 def baselines(

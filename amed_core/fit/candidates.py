@@ -22,7 +22,6 @@ from .teacher import TeacherPath, below, products_of
 
 PRIOR = Ipndm(2)  # weights are held at those of Adams and Bashforth, order 2
 FAR = 9.0  # times the median: what an outlier's squared error counts at most where candidates are compared
-NOISE = 1e-3  # relative, below the model's highest level: where a start is pure noise
 LOWEST_FLOW = 0.02  # where the usual grids of a flow model may end, beside its smallest level
 
 
@@ -109,11 +108,6 @@ class Span:
     model_sigmas: Tensor | None
     first_steps: bool
 
-    @property
-    def from_noise(self) -> bool:
-        """Whether pictures start at the model's highest level, where it has next to nothing to say."""
-        return self.config.sigmas[0] >= (1 - NOISE) * self.config.sigma_max
-
     def table(self, grid: Grid, solver: Solver = PRIOR, shown: Tensor | None = None) -> MultistepTable:
         """A solver's table on a grid, before anything is learned but the gains of its first step.
 
@@ -173,7 +167,7 @@ class Span:
 
     def _firsts(self, passed: TeacherPath, listed: Sequence[float]) -> list[float]:
         """Which of these levels a first step without a call may lead to."""
-        if not (self.first_steps and self.from_noise and shows_frequencies(passed.x.shape[2:])):
+        if not (self.first_steps and self.config.from_noise and shows_frequencies(passed.x.shape[2:])):
             return []
         variance = float(passed.end.double().square().mean())
         return first_levels(listed, variance, FIRST_RATIOS, flow=self.config.flow)

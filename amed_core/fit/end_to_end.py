@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..driver import Resume, evaluate
-from ..predictor import Predictor, build
+from ..predictor import Predictor, PredictorSet, build
 from ..types import Method, Sample, Step
 from .huber import compared, huber, linear_from
 from .parameters import Acts, Parameters
@@ -168,6 +168,16 @@ class EndToEnd:
     def predictor(self) -> Predictor:
         """The best table so far."""
         return self.at.best
+
+    @property
+    def predictors(self) -> PredictorSet:
+        """It alone."""
+        return PredictorSet((self.predictor,))
+
+    @property
+    def begun(self) -> bool:
+        """Whether its start was found."""
+        return bool(self.at.history)
 
     @property
     def losses(self) -> list[float]:
@@ -398,7 +408,7 @@ class EndToEnd:
             **self.at.state_dict(),
             "model_calls": self.model_calls,
             "all_calls": self._all_calls,
-            "targets": [self.runs.fitted.state_dict(), self.runs.judged.state_dict()],
+            "targets": [] if self.runs.shared else [t.state_dict() for t in (self.runs.fitted, self.runs.judged)],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -410,11 +420,11 @@ class EndToEnd:
                 raise StateError("This training state was made with other starts.")
             at = FitState.of(state, self.runs, self.parameters, self.initial)
             calls = [of_kind(state[name], int) for name in ("model_calls", "all_calls")]
-            both = (self.runs.fitted, self.runs.judged)
-            ends = [targets.read(saved, shape) for targets, saved in zip(both, state["targets"], strict=True)]
+            own = () if self.runs.shared else (self.runs.fitted, self.runs.judged)
+            ends = [targets.read(saved, shape) for targets, saved in zip(own, state["targets"], strict=True)]
         self.at, self._cache = at, RunCache(0)
         self._earlier_calls, self._all_calls = calls
-        for targets, found in zip(both, ends, strict=True):
+        for targets, found in zip(own, ends, strict=True):
             targets.refine(at.teacher_calls or self.settings.teacher_calls)
             targets.ends = found
 

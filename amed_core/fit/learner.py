@@ -127,7 +127,7 @@ class Learner:
     def _most_first(self) -> tuple[int, int]:
         """How many candidates run on the first picture: those that learn, and plain ones."""
         if self.levels:
-            return (LEARNED_LISTED if self.span.from_noise else 1), len(solvers(self.config.flow))
+            return (LEARNED_LISTED if self.config.from_noise else 1), len(solvers(self.config.flow))
         runs = MOST_FIRST // self.config.calls
         share = min(1.0, runs / (LEARNED_FIRST + PLAIN_FIRST))
         return max(round(LEARNED_FIRST * share), 1), max(round(PLAIN_FIRST * share), 1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ..samplers import MULTISTEP_STUDENT, ModelFacts, student_config
 from ..types import Answer, Model, Source
 from .baselines import baselines
 from .call_derivative import Gradient
+from .efforts import Effort, of_images, settings_of
 from .end_to_end import EndToEnd
 from .midpoint_start import MidpointStart
 from .multistep_start import MultistepStart
@@ -24,6 +24,7 @@ from .per_interval import PerInterval
 from .protocol import Fit, FitConfig, TrainConfig
 from .runs import Runs
 from .scales import SeveralScales
+from .several import FitSet, Use
 from .teacher import Teacher
 from .trajectories import Metered, conditioned, gaussian
 from .workers import ALONE, Workers
@@ -31,8 +32,18 @@ from .workers import ALONE, Workers
 Settings = TrainConfig | FitConfig
 
 
-def usual_settings(config: PredictorConfig, trajectories: int = 0, *, differentiable: bool = False) -> Settings:
-    """How to fit a predictor of these settings; `trajectories` are those of the fit, 0 for as many as usual."""
+def usual_settings(
+    config: PredictorConfig,
+    trajectories: int = 0,
+    *,
+    effort: Effort = "standard",
+    uses: int = 1,
+    differentiable: bool = False,
+) -> Settings:
+    """How to fit a predictor of these settings; `trajectories` are those of the fit, 0 for as many as usual.
+
+    The effort is that of multistep weights, whose teacher may serve several uses. Raises ValueError for an unknown one.
+    """
     if config.kind == "network":
         count = trajectories or TrainConfig.trajectories
         # A short fit still takes about 60 optimiser steps per interval.
@@ -42,9 +53,10 @@ def usual_settings(config: PredictorConfig, trajectories: int = 0, *, differenti
     if config.kind == "table":
         count = trajectories or 32
         return FitConfig(trajectories=count, held_out=count, iterations=9, budget=0)
-    usual = 96 if config.calls <= 3 else FitConfig.trajectories  # few calls leave budget for more
-    count = trajectories or usual
-    return FitConfig(trajectories=count, budget=FitConfig.budget * -(-count // usual))
+    usual = settings_of(effort, config.calls, uses)
+    if not trajectories:
+        return usual
+    return replace(usual, trajectories=trajectories, budget=usual.budget * -(-trajectories // usual.trajectories))
 
 
 def make_fit(
@@ -62,8 +74,8 @@ def make_fit(
     """The fit of a predictor of these settings, not begun.
 
     `sources` are one per guidance scale of the config. `teacher` says where tables should lead, if not where the ODE
-    itself does. `model_sigmas` (levels,) are a discrete model's. `seed` is that
-    of a network's weights. Raises ValueError for settings of another kind of fit, or another number of sources.
+    itself does. `model_sigmas` (levels,) are a discrete model's. `seed` is that of a network's weights. Raises
+    ValueError for settings of another kind of fit, or another number of sources.
     """
     listed = (sources,) if callable(sources) else tuple(sources)
     if len(listed) != max(len(config.guidances), 1):
@@ -78,17 +90,83 @@ def make_fit(
 
     def single(number: int, on: PredictorConfig | None) -> Fit:
         """The fit at guidance scale `number`, on the grid of the table of another scale if there is one."""
-        scale = config.guidances[number] if config.guidances else config.guidance
-        own = replace(config, guidance=scale, guidances=())
+        own = _at_scale(config, number)
         runs = Runs.of(own, settings, Metered(listed[number]), workers, teacher)
-        initial = build(own).to(device if own.kind == "table" else "cpu")
         if own.kind == "table":
+            initial = build(own).to(device)
             return EndToEnd(initial, MidpointParameters, MidpointStart(runs, initial), runs)
-        levels = (own.calls, own.sigma_min, own.sigmas[0])
-        listing = partial(baselines, flow=own.flow, model_sigmas=model_sigmas, switch_sigma=own.switch_sigma)
-        return EndToEnd(initial, MultistepParameters, MultistepStart(runs, listing(*levels), on), runs)
+        return _multistep(runs, model_sigmas, on)
 
     return SeveralScales(config.guidances, single) if config.guidances else single(0, None)
+
+
+def make_set(
+    uses: Sequence[Use],
+    config: Callable[[int], PredictorConfig],
+    settings: Callable[[int], FitConfig],
+    sources: Source | Sequence[Source],
+    *,
+    model_sigmas: Tensor | None = None,
+    workers: Workers = ALONE,
+    teacher: Teacher | None = None,
+) -> FitSet:
+    """The fit of multistep predictors for several uses, which share a teacher's paths, not begun.
+
+    `config` and `settings` are those for a number of calls. Trajectories and the teacher are those of the most calls.
+    `sources` are one per guidance scale. Raises ValueError for no use, or another number of sources.
+    """
+    if not uses:
+        raise ValueError("There is no use to make a predictor for.")
+    most = max((use for use in uses if not use.level), key=lambda use: use.calls, default=None)
+    if most is None:
+        raise ValueError("Predictors for images need one from pure noise, whose teacher passes their levels.")
+    listed = [Metered(source) for source in ((sources,) if callable(sources) else sources)]
+    first = config(most.calls)
+    if len(listed) != max(len(first.guidances), 1):
+        raise ValueError(f"There are {len(listed)} sources for guidance scales {list(first.guidances)}.")
+    shared = settings(most.calls)
+    about = {name: getattr(shared, name) for name in ("trajectories", "held_out", "batch_size", "teacher_calls")}
+    about["keep_bytes"] = shared.keep_bytes // len(uses)
+    images = any(use.level for use in uses)
+    bases = [
+        Runs.of(_at_scale(first, n), replace(shared, **about), source, workers, teacher, keep_paths=images)
+        for n, source in enumerate(listed)
+    ]
+
+    of_level: dict[tuple[float, int], Runs] = {}  # by level and number of the guidance scale
+
+    def make(use: Use) -> Fit:
+        own, how = config(use.calls), replace(settings(use.calls), keep_bytes=about["keep_bytes"])
+
+        def single(number: int, on: PredictorConfig | None) -> Fit:
+            scaled = _at_scale(own, number)
+            if not use.level:
+                runs = bases[number] if use == most else bases[number].for_calls(scaled, how)
+                return _multistep(runs, model_sigmas, on)
+            lower = torch.linspace(use.level, 0, use.calls + 1).tolist()
+            scaled = replace(scaled, sigmas=(use.level, *lower[1:-1], 0.0))
+            if (key := (use.level, number)) in of_level:
+                runs = of_level[key].for_calls(scaled, of_images(how))
+            else:  # that of the most calls, for which the teacher must be best
+                runs = of_level[key] = bases[number].below(scaled, of_images(how))
+            return _multistep(runs, model_sigmas, on)
+
+        return SeveralScales(own.guidances, single) if own.guidances else single(0, None)
+
+    return FitSet(uses, make, listed)
+
+
+def _at_scale(config: PredictorConfig, number: int) -> PredictorConfig:
+    """The settings of the table of guidance scale `number` alone."""
+    scale = config.guidances[number] if config.guidances else config.guidance
+    return replace(config, guidance=scale, guidances=())
+
+
+def _multistep(runs: Runs, model_sigmas: Tensor | None, on: PredictorConfig | None) -> Fit:
+    config = runs.config
+    levels = (config.calls, config.sigma_min, config.sigmas[0])
+    listed = baselines(*levels, flow=config.flow, model_sigmas=model_sigmas, switch_sigma=config.switch_sigma)
+    return EndToEnd(build(config), MultistepParameters, MultistepStart(runs, listed, on), runs)
 
 
 def fit_predictor(
@@ -96,6 +174,7 @@ def fit_predictor(
     student: str | PredictorConfig = MULTISTEP_STUDENT,
     calls: int = 5,
     *,
+    effort: Effort = "standard",
     trajectories: int = 0,
     seed: int = 0,
     guidance: float = 1.0,
@@ -103,15 +182,16 @@ def fit_predictor(
 ) -> Fit:
     """Fit a predictor to a model at so many model calls, and return the finished fit.
 
-    `student` is a sampler type's name, or the settings, which then say how many calls, and at what guidance.
-    `trajectories` are those of the fit, 0 for as many as usual. `seed` is that of noise and weights. `guidance` is
-    noted in the predictor; the model itself answers at its own scale. `progress` hears of every step. Raises ValueError
-    for a name or a number of calls that cannot be. Raises FloatingPointError for samples that are not finite.
+    `student` is a sampler type's name, or the settings, which then say how many calls, and at what guidance. `effort`
+    is how much a multistep one may cost: quick, standard or thorough. `trajectories` are those of the fit, 0 for as
+    many as usual. `seed` is that of noise and weights. `guidance` is noted in the predictor; the model itself answers
+    at its own scale. `progress` hears of every step. Raises ValueError for a name or a number of calls that cannot be.
+    Raises FloatingPointError for samples that are not finite.
     """
     config = student
     if isinstance(config, str):
         config = student_config(config, calls, facts_of(model), guidance=guidance)
-    settings = usual_settings(config, trajectories, differentiable=is_differentiable(model))
+    settings = usual_settings(config, trajectories, effort=effort, differentiable=is_differentiable(model))
     device = getattr(model, "device", "cpu")
     source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)
     fit = make_fit(config, settings, source, model_sigmas=getattr(model, "sigmas", None), seed=seed, device=device)

@@ -29,7 +29,8 @@ class MidpointStart:
         """Sample calls: of the targets, of both baselines where it fits, and of one on what is held out."""
         settings, calls = self.runs.settings, self.runs.config.calls
         once = 2 * settings.trajectories + settings.held_out
-        return self.runs.fitted.model_calls + self.runs.judged.model_calls + calls * once
+        taught = 0 if self.runs.shared else self.runs.fitted.model_calls + self.runs.judged.model_calls
+        return taught + calls * once
 
     def found(self) -> Iterator[Found]:
         """Plain calls at the levels a user would sample with, if they are the better baseline, and the table.

@@ -19,8 +19,9 @@ from .closed_form import NormalEquations, Walk, along, cost_on_paper, least_squa
 from .end_to_end import Found
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
+from .protocol import FitConfig
 from .runs import RunCache, Runs
-from .targets import Target, Targets, rmse
+from .targets import Target, Targets, beginning, rmse
 from .teacher import PathProducts, TeacherPath, below, own_errors, products_of, refined_calls, sum_of
 
 SCREENING_TRAJECTORIES = 2  # on which baselines run before the best of them run on all
@@ -48,8 +49,9 @@ class MultistepStart:
         self.on = on
         shape = runs.source(range(1))[0].shape[1:]
         self.spectral = shows_frequencies(shape) and "bands" not in without
-        # The second of two models must not be the first one that is asked.
+        # The second of two models must not be the first one that is asked, and an image says much from the beginning.
         without_call = shows_frequencies(shape) and "first step" not in without and not runs.config.switch_sigma
+        without_call = without_call and runs.config.from_noise
         self.channels = shape[0] if without_call else 0
         self.gains: dict[float, Tensor] = {}  # of first steps without a call, by the level that they lead to
         # At least; how many there are is known when they were searched.
@@ -69,18 +71,9 @@ class MultistepStart:
         Every grid that is solved for then takes a few, the best of them all, and the table is judged.
         """
         settings, calls = self.runs.settings, self.runs.config.calls
-        fitted, held_out = settings.trajectories, settings.held_out
-        first = min(settings.batch_size, fitted)
-        finalists = min(settings.finalists, settings.baselines)
-        screened = settings.baselines * min(SCREENING_TRAJECTORIES, first) if settings.baselines > finalists else 0
-        unlearned = screened + finalists * fitted
-        few = sum(targets.beginning(settings.few) for targets in self._targets)
-        closed = min(settings.finalists, self.solved_grids) * (fitted + held_out) if self.on is None else fitted
-        closed = 0 if self.on is None and self._on_all else closed
-        quick = self.solved_grids * few if self.on is None else 0
-        judged = 2 * held_out + fitted  # the baseline, and the table that was chosen
-        taught = self.runs.fitted.model_calls + self.runs.judged.model_calls
-        return self.refused + taught + calls * (unlearned + quick + closed + judged)
+        taught = 0 if self.runs.shared else self.runs.fitted.model_calls + self.runs.judged.model_calls
+        grids = 0 if self.on is not None else self.solved_grids
+        return self.refused + taught + calls_to_begin(settings, calls, grids)
 
     def found(self) -> Iterator[Found]:
         """The best baseline, and then the table with weights in closed form, if it is better.
@@ -110,7 +103,7 @@ class MultistepStart:
     @property
     def _on_all(self) -> bool:
         """Whether the few trajectories that grids are tried on are all there are."""
-        return min(targets.beginning(self.runs.settings.few) / len(targets.rows) for targets in self._targets) == 1
+        return _tried_on_all(self.runs.settings)
 
     @property
     def _targets(self) -> tuple[Targets, Targets]:
@@ -192,7 +185,7 @@ class MultistepStart:
         tried = [self._solved(one, few, paths) for one in grids]
         judged = [self.runs.judged_distances(t.method(), settings.few) for t, _ in tried]
         ranked = torch.stack(judged).log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
-        table, least = None, torch.empty(0)
+        table, least, nearest = None, torch.empty(0), torch.empty(0)
         for number in ranked[: settings.finalists].tolist():
             (trial, ends), held_out = tried[number], judged[number]
             if not self._on_all:
@@ -200,9 +193,11 @@ class MultistepStart:
                 held_out = self.runs.judged_distances(trial.method())
             both = torch.cat([ends, held_out])
             if table is None or compared(both, least) < 1:
-                table, least = trial, both
+                table, least, nearest = trial, both, ends
         assert table is not None
         self.error = rmse(least[settings.trajectories :])
+        if settings.iterations == 1:  # nobody needs its runs
+            return best_of([best, Found(best.name, table.method(), nearest, RunCache(0), table)])
         return best_of([best, self._measured(best.name, table)])
 
     def refined(self, table: Predictor, distances: Tensor, cache: RunCache) -> tuple[Predictor, Tensor, RunCache]:
@@ -295,6 +290,27 @@ class MultistepStart:
                 end = self.runs.run(few, self.written(one).method())[-1].x
                 errors[n, rows.start : rows.stop] = squares(end, few.end)
         return self.runs.workers.sum(errors).sqrt()
+
+
+def calls_to_begin(settings: FitConfig, calls: int, grids: int) -> int:
+    """The sample calls that a start takes beside its teacher's, of a student of so many calls.
+
+    It solves for so many grids, 0 being one that is given.
+    """
+    fitted, held_out = settings.trajectories, settings.held_out
+    finalists, first = min(settings.finalists, settings.baselines), min(settings.batch_size, fitted)
+    screened = settings.baselines * min(SCREENING_TRAJECTORIES, first) if settings.baselines > finalists else 0
+    tried = sum(beginning(settings.few, count, settings.batch_size) for count in (fitted, held_out))
+    solved = min(settings.finalists, grids) * (fitted + held_out) if grids else fitted
+    solved = 0 if grids and _tried_on_all(settings) else solved
+    again = 0 if grids and settings.iterations == 1 else fitted  # the runs of the table that was chosen
+    return calls * (screened + finalists * fitted + grids * tried + solved + again + 2 * held_out)
+
+
+def _tried_on_all(settings: FitConfig) -> bool:
+    """Whether the few trajectories that grids are tried on are all there are."""
+    counts = (settings.trajectories, settings.held_out)
+    return all(beginning(settings.few, count, settings.batch_size) == count for count in counts)
 
 
 class OnPaper:

@@ -19,6 +19,7 @@ from ..call_list import call_sigmas
 from ..driver import Decided, advance, evaluate, midpoint, trajectory
 from ..features import Look
 from ..network import AMEDPredictor
+from ..predictor import PredictorSet
 from ..samplers import TYPES, sampler_name
 from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Source, StepPlan
 from .call_derivative import AGREES, GRADIENTS, STEPS, central, disagreement, reverse_disagreement
@@ -142,6 +143,16 @@ class PerInterval:
         self._earlier_calls = 0
 
     @property
+    def predictors(self) -> PredictorSet:
+        """It alone."""
+        return PredictorSet((self.predictor,))
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has seen every interval of a batch."""
+        return len(self.interval_losses[-1]) > 0
+
+    @property
     def losses(self) -> list[float]:
         """The loss of every batch, summed over its intervals."""
         return [sum(batch) for batch in zip_longest(*self.interval_losses, fillvalue=0.0)]
@@ -198,7 +209,8 @@ class PerInterval:
     ) -> FitEvent:
         finished = interval == self.predictor.config.planned - 1
         samples = (batch.x, batch.teacher.targets[interval])
-        return FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples, interval, finished)
+        event = FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples)
+        return replace(event, interval=interval, finished=finished)
 
     @torch.no_grad()
     def _validated(self, count: int) -> float | None:

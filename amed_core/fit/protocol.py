@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from ..predictor import Predictor
+from ..predictor import Predictor, PredictorSet
 from ..types import Sample, StepPlan
 from .call_derivative import GRADIENTS, Gradient
 from .teacher import TEACHERS
@@ -93,11 +93,13 @@ class FitEvent:
     student: Sample
     teacher: Sample
     interval: int | None = None  # of a fit per interval
+    use: str = ""  # of fits for several uses, which
     finished: bool = True  # whether the samples are finished ones, worth a preview
 
     def __str__(self) -> str:
         held_out = "" if self.held_out is None else f", held out {self.held_out:.4g}"
-        return f"loss {self.loss:.4g}{held_out}" if self.interval is not None else f"error {self.loss:.4g}{held_out}"
+        kind, use = "error" if self.interval is None else "loss", f"{self.use}: " if self.use else ""
+        return f"{use}{kind} {self.loss:.4g}{held_out}"
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,43 @@ class FitSummary:
 
     def header(self) -> dict[str, Any]:
         """The same as JSON values, for the header of a predictor file."""
-        found = asdict(self)
+        found = {one.name: getattr(self, one.name) for one in fields(FitSummary)}
         return {**found.pop("settings"), **found.pop("details"), **found, "gain": self.gain}
+
+
+@dataclass(frozen=True)
+class SetSummary(FitSummary):
+    """What came of a fit for several uses: of the first one, and of all."""
+
+    uses: Mapping[str, FitSummary] = field(default_factory=dict)  # by name
+
+    @property
+    def gains(self) -> list[float]:
+        """The parts of the baselines' errors that are gone, rising."""
+        return sorted(one.gain for one in self.uses.values() if one.gain is not None)
+
+    def sentence(self) -> str:
+        """What was gained on noise that the fit never saw, in plain words; empty where that was not measured."""
+        first, gains = super().sentence(), self.gains
+        if len(gains) < 2:
+            return first
+        worse = [name for name, one in self.uses.items() if one.gain is not None and one.gain <= 0]
+        some = f"; NOT better in {', '.join(worse)}" if worse else ""
+        return f"{first}. In all {len(gains)} uses {gains[0]:.0%} to {gains[-1]:.0%} less{some}"
+
+    def headline(self) -> str:
+        """The same in a few words, for where there is little room."""
+        gains = self.gains
+        if len(gains) < 2 or gains[0] <= 0:
+            return super().headline()
+        return f"{gains[0]:.0%} to {gains[-1]:.0%} less error than unlearned"
+
+    def header(self) -> dict[str, Any]:
+        """The same as JSON values, for the header of a predictor file."""
+        found = {**super().header(), "uses": {}}
+        for name, one in self.uses.items():
+            found["uses"][name] = {"error": one.error, "baseline": one.baseline, "baseline_error": one.baseline_error}
+        return found
 
 
 class Fit(Protocol):
@@ -149,6 +186,14 @@ class Fit(Protocol):
     @property
     def predictor(self) -> Predictor:
         """The best so far, always usable."""
+
+    @property
+    def predictors(self) -> PredictorSet:
+        """The best so far, of all uses that it is for."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether they have learned anything."""
 
     @property
     def losses(self) -> list[float]:

@@ -15,6 +15,8 @@ from .teacher import Converged, Teacher
 from .trajectories import HELD_OUT, Metered
 from .workers import Workers
 
+LEVELS_EACH = 3  # of a teacher for each call of its student, at least
+
 
 @dataclass
 class RunCache:
@@ -46,6 +48,7 @@ class Runs:
     fitted: Targets
     judged: Targets
     workers: Workers
+    shared: bool = False  # another fit has the targets made, at its cost, and keeps them
 
     @classmethod
     def of(
@@ -55,15 +58,33 @@ class Runs:
         source: Metered,
         workers: Workers,
         teacher: Teacher | None = None,
+        keep_paths: bool = False,
     ) -> "Runs":
-        """Those of a source, with a teacher's samples as targets: usually nearly the ODE's own solution."""
-        slow = teacher or Converged.of(config, settings.teacher_calls)
+        """Those of a source, with a teacher's samples as targets: usually nearly the ODE's own solution.
+
+        With `keep_paths` its whole paths are kept, for `below`.
+        """
+        slow, kept = teacher or Converged.of(config, settings.teacher_calls), settings.keep_bytes if keep_paths else 0
 
         def targets(rows: range) -> Targets:
-            return Targets(source, rows, settings.batch_size, slow, workers)
+            return Targets(source, rows, settings.batch_size, slow, workers, kept)
 
         held_out = range(HELD_OUT, HELD_OUT + settings.held_out)
         return cls(config, settings, source, targets(range(settings.trajectories)), targets(held_out), workers)
+
+    def for_calls(self, config: PredictorConfig, settings: FitConfig) -> "Runs":
+        """The same trajectories and targets, for a student of another number of calls and settings of its own."""
+        counts = {"trajectories": len(self.fitted.rows), "held_out": len(self.judged.rows)}
+        counts["batch_size"] = self.fitted.batch_size
+        return replace(self, config=config, settings=replace(settings, **counts), shared=True)
+
+    def below(self, config: PredictorConfig, settings: FitConfig) -> "Runs":
+        """The first of these trajectories from where the teacher passes a student's first level, as `settings` say."""
+        level, kept, levels = config.sigmas[0], self.settings.keep_bytes, LEVELS_EACH * config.calls
+        fitted = self.fitted.below(level, settings.trajectories, levels, kept)
+        judged = self.judged.below(level, settings.held_out, levels, kept)
+        made = Runs(config, settings, fitted.source, fitted, judged, self.workers)
+        return replace(made.for_calls(config, settings), shared=False)
 
     def run(self, target: Target, method: Method, resume: Resume | None = None) -> list[Step]:
         """All steps of a method toward a target, or those from where it resumes."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import PredictorConfig
-from ..predictor import Predictor, stacked
+from ..predictor import Predictor, PredictorSet, stacked
 from .protocol import Fit, FitEvent, FitSummary, StateError, reading_state
 
 # Makes the fit of a scale by its number, on the grid of the first one's table if there is one.
@@ -34,6 +34,16 @@ class SeveralScales:
         config = self._first.predictor.config
         same = [table if table.config.sigmas == config.sigmas else self._first.predictor for table in tables]
         return stacked(replace(config, guidance=self.scales[0], guidances=self.scales), same)
+
+    @property
+    def predictors(self) -> PredictorSet:
+        """It alone."""
+        return PredictorSet((self.predictor,))
+
+    @property
+    def begun(self) -> bool:
+        """Whether every scale has a start."""
+        return len(self.fits) == len(self.scales) and all(fit.begun for fit in self.fits.values())
 
     @property
     def losses(self) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..types import Denoiser, Sample
 from .huber import squares
 from .protocol import of_shape
-from .teacher import Teacher, TeacherPath
+from .teacher import AsKnown, Teacher, TeacherPath
 from .trajectories import Metered
 from .workers import ALONE, Workers
 
@@ -44,6 +44,7 @@ class Targets:
     batch_size: int
     teacher: Teacher
     workers: Workers = ALONE
+    keep_bytes: int = 0  # of the teacher's paths, on the CPU; 0 keeps their ends alone
     ends: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number,
     paths: dict[int, TeacherPath] = field(default_factory=dict)  # of those whose whole path is kept
 
@@ -58,6 +59,8 @@ class Targets:
 
     def __iter__(self) -> Iterator[Target]:
         for number, rows in enumerate(self.batches()):
+            if self.keep_bytes and str(number) not in self.ends:
+                self.taught(self.keep_bytes)
             x, denoiser = self.source(rows)
             end = self.ends.get(str(number))
             if end is None:
@@ -73,7 +76,7 @@ class Targets:
         kept = 0
         for number, rows in enumerate(self.batches()):
             if number not in self.paths:
-                if kept and kept + self._bytes_each > keep_bytes:
+                if kept and kept + max(path.bytes for path in self.paths.values()) > keep_bytes:
                     break
                 x, denoiser = self.source(rows)
                 self.paths[number] = self.teacher.path(denoiser, x)
@@ -81,14 +84,9 @@ class Targets:
             kept += self.paths[number].bytes
         return self.paths
 
-    @property
-    def _bytes_each(self) -> int:
-        """Those of the longest path."""
-        return max(path.bytes for path in self.paths.values())
-
     def beginning(self, count: int) -> int:
         """How many trajectories the batches hold that begin before number `count`."""
-        return min(-(-count // self.batch_size) * self.batch_size, len(self.rows))
+        return beginning(count, len(self.rows), self.batch_size)
 
     def distances(self, draw: Callable[[Target], Sample], count: int | None = None) -> Tensor:
         """The RMSE (rows,) of each sample that `draw` makes, of all workers; infinite where not finite.
@@ -109,6 +107,28 @@ class Targets:
         """Sample calls that the slow sampler takes for all of these trajectories, of all workers."""
         return len(self.rows) * self.teacher.model_calls
 
+    def below(self, sigma: float, count: int, levels: int, keep_bytes: int) -> "Targets":
+        """Those of the first trajectories, up to so many, from where their teacher passes a level on.
+
+        Only trajectories whose path is kept can be among them. Where a path has too few levels below, it is made anew.
+        """
+        kept = self.taught(keep_bytes)
+        batches = [rows[: max(0, self.rows.start + count - rows.start)] for rows in self.batches()]
+        firsts = {number: rows for number, rows in enumerate(batches) if number in kept and rows}
+        paths = {number: kept[number].first(len(rows)) for number, rows in firsts.items()}
+
+        def draw(rows: range) -> tuple[Sample, Denoiser]:
+            x, denoiser = self.source(rows)
+            number = (rows.start - self.rows.start) // self.batch_size
+            return paths[number].at(sigma)[0][: len(rows)].to(x), denoiser
+
+        rows = range(self.rows.start, max(rows.stop for rows in firsts.values()))
+        made = Targets(Metered(draw), rows, self.batch_size, self.teacher.below(sigma, levels))
+        if isinstance(made.teacher, AsKnown):
+            made.paths = {number: path.below(sigma) for number, path in paths.items()}
+            made.ends = {str(number): path.end for number, path in paths.items()}
+        return made
+
     def refine(self, calls: int) -> None:
         """Begin anew with a slow sampler of so many calls, if it is another."""
         refined = self.teacher.in_calls(calls)
@@ -126,6 +146,11 @@ class Targets:
         """
         batches = self.batches()
         return {number: of_shape(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
+
+
+def beginning(count: int, rows: int, batch_size: int) -> int:
+    """How many of so many trajectories the batches hold that begin before number `count`."""
+    return min(-(-count // batch_size) * batch_size, rows)
 
 
 def finite(end: Sample) -> Sample:

@@ -66,6 +66,20 @@ class TeacherPath:
         x_0, x_1 = (_unit(level) * sample.to(self.last) for level, sample in zip((high, low), x, strict=True))
         return _between(sigma, high, low, (x_0, x_1), slopes.to(self.last))
 
+    def first(self, count: int) -> "TeacherPath":
+        """That of the first samples of the batch."""
+        last = None if self.last is None else self.last[:count]
+        return TeacherPath(self.levels, self.x[:, :count], self.slopes[:, :count], last)
+
+    def below(self, sigma: float) -> "TeacherPath":
+        """The part from a level on, where samples and slopes are interpolated."""
+        lower = [n for n, level in enumerate(self.levels) if level < (1 - ROUNDING) * sigma]
+        begin, slope = self.at(sigma)
+        kept = begin / (1.0 if self.last is None else _unit(sigma))
+        x = torch.cat([kept[None].to(self.x), self.x[lower]])
+        slopes = torch.cat([slope[None].to(self.slopes), self.slopes[lower[:-1]]])
+        return TeacherPath((sigma, *(self.levels[n] for n in lower)), x, slopes, self.last)
+
     def channels(self) -> Iterator["TeacherPath"]:
         """The same path, one channel (levels, batch, 1, ...) at a time."""
         for n in range(self.x.shape[2]):
@@ -318,6 +332,14 @@ class Teacher(Protocol):
         del calls
         return self
 
+    def below(self, sigma: float, levels: int) -> "Teacher":
+        """The same from a level on: one whose paths are known as parts of this one's.
+
+        One that can be made more exact is another where these would have fewer than so many levels.
+        """
+        del sigma, levels
+        return AsKnown(self)
+
 
 @dataclass(frozen=True)
 class Converged(Teacher):
@@ -362,6 +384,38 @@ class Converged(Teacher):
     def in_calls(self, calls: int) -> "Converged":
         """The same in another number of calls."""
         return replace(self, calls=calls)
+
+    def below(self, sigma: float, levels: int) -> Teacher:
+        """The same from a level on, in at least so many levels."""
+        if sum(level < sigma for level in self.grid) >= levels:
+            return AsKnown(self)
+        return replace(self, sigma_max=sigma, sigma_min=min(self.sigma_min, sigma / 2), calls=levels)
+
+
+@dataclass(frozen=True)
+class AsKnown(Teacher):
+    """A teacher whose paths are known already; it makes no others."""
+
+    of: Teacher
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.of.name
+
+    @property
+    def calls(self) -> int:
+        """What it is set to, in model calls."""
+        return self.of.calls
+
+    @property
+    def model_calls(self) -> int:
+        """None: they were made before."""
+        return 0
+
+    def path(self, denoiser: Denoiser, x: Sample, *, half: bool = False) -> TeacherPath:
+        """There is none to make."""
+        raise ValueError("The paths of this teacher were made before: no other can be.")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ FIT, TOOLS = sorted((CORE / "fit").glob("*.py")), sorted((CORE / "tools").glob("
 EVERY = [*sorted(CORE.rglob("*.py")), *sorted(NODES.glob("*.py"))]
 NODES_THAT_SAMPLE = [NODES / name for name in ("sampling.py", "sampler.py", "values.py")]
 LEARNERS_NEED = {"teacher", "closed_form", "grid_search"}  # of `fit`, all that nodes that sample may import
-KINDS = {"AMEDPredictor", "MidpointTable", "MultistepTable", "PerInterval", "EndToEnd", "SeveralScales"}
+KINDS = {"AMEDPredictor", "MidpointTable", "MultistepTable", "PerInterval", "EndToEnd", "SeveralScales", "FitSet"}
 MAY_ASK = {"files.py", "predictor.py"}
 LONGEST_CLASS, LONGEST_FUNCTION = 300, 80  # lines
 

@@ -1,0 +1,60 @@
+"""How much a fit of multistep weights may cost: settings by effort and number of calls.
+
+What was measured is in benchmarks/efforts.json. Few trajectories need a teacher that is only a little better than their
+student; many deserve a better one.
+"""
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+from .multistep_start import calls_to_begin
+from .protocol import FitConfig
+
+Effort = Literal["quick", "standard", "thorough"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+MOST_CALLS: dict[Effort, int] = {"quick": 250, "standard": 2500, "thorough": 40_000}  # for each number of calls
+FEW = 5  # calls, up to which an error is far above a short teacher's
+ITERATION = 800  # sample calls of a standard fit's one iteration
+
+
+def settings_of(effort: Effort, calls: int, uses: int = 1) -> FitConfig:
+    """The settings of a fit for so many calls, which shares its teacher's paths with fits for other uses.
+
+    Raises ValueError for an unknown effort.
+    """
+    if effort not in EFFORTS:
+        raise ValueError(f"There is no effort {effort!r}. Choose one of: {', '.join(EFFORTS)}.")
+    most = MOST_CALLS[effort]
+    if effort == "thorough":
+        count = 96 if calls <= 3 else 64
+        return FitConfig(count, 32, batch_size=8, iterations=8, budget=most, grids=30, few=8, finalists=3)
+    if effort == "quick":
+        own = FitConfig(8, 1, 8, teacher_calls=12 if calls <= FEW else 3 * calls, iterations=1, budget=most)
+        return _affordable(replace(own, baselines=1, finalists=1, grids=4, few=8), calls, uses, most, least_grids=2)
+    if calls <= FEW:
+        own = FitConfig(16, 8, 4, iterations=2, budget=most, per_iteration=360, grids=12)
+    else:
+        own = FitConfig(16, 4, 4, teacher_calls=4 * calls, iterations=2, budget=most, per_iteration=300, grids=8)
+    own = replace(own, baselines=4, finalists=1, few=4)
+    return _affordable(own, calls, uses, most - ITERATION, least_grids=4)
+
+
+def of_images(settings: FitConfig) -> FitConfig:
+    """The same for runs that start in the middle, where paths are short: from few trajectories of known paths."""
+    few = min(8, settings.trajectories)
+    grids, held_out = min(2, settings.grids), min(2, settings.held_out)
+    one = {"baselines": 1, "finalists": 1, "iterations": 1, "budget": 0}
+    return replace(settings, trajectories=few, few=few, held_out=held_out, grids=grids, **one)
+
+
+def _affordable(wanted: FitConfig, calls: int, uses: int, most: int, least_grids: int) -> FitConfig:
+    """The settings with fewer grids and then fewer trajectories, as far as the calls before an iteration demand it."""
+    whole = wanted.few >= wanted.trajectories  # grids are tried on all
+    for count in range(wanted.trajectories, 0, -1 if whole else -4):
+        for grids in range(wanted.grids, least_grids - 1, -1):
+            batch, few = (count, count) if whole else (wanted.batch_size, wanted.few)
+            found = replace(wanted, trajectories=count, batch_size=batch, few=few, grids=grids)
+            taught = found.teacher_calls * (count + found.held_out)
+            if calls_to_begin(found, calls, grids) + taught / uses <= most:
+                return found
+    return found
