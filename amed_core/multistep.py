@@ -5,6 +5,7 @@ starting noise and of the slopes that the model has answered so far. So a table 
 all of them, and a fit that starts from the best of them can only come nearer to the teacher.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -183,6 +184,21 @@ class MultistepTable(nn.Module):
             for name, values in self.learned.items():
                 table.learned[name].copy_(values[number] if several else values)
         return tables
+
+
+def moved(table: MultistepTable, start: float) -> MultistepTable:
+    """The same weights for runs that start at another level, on levels in proportion in ln(sigma) down to the last.
+
+    The table itself if that is where its runs start, or if its first step takes no call.
+    """
+    grid = table.config.sigmas
+    if math.isclose(start, grid[0], rel_tol=TOLERANCE) or table.config.first_sigma or start <= grid[-2]:
+        return table
+    parts = [math.log(sigma / grid[-2]) / math.log(grid[0] / grid[-2]) for sigma in grid[:-1]]
+    levels = [start, *(grid[-2] * (start / grid[-2]) ** part for part in parts[1:]), grid[-1]]
+    made = MultistepTable(replace(table.config, sigmas=tuple(levels)))
+    made.load_state_dict(table.state_dict())
+    return made.to(table.weights).requires_grad_(False)
 
 
 def asked_at(sigmas: Sequence[float], first_sigma: float) -> tuple[float, ...]:

@@ -9,10 +9,10 @@ import torch
 from .call_list import call_sigmas
 from .config import TOLERANCE, PredictorConfig
 from .midpoints import MidpointTable
-from .multistep import MultistepTable
+from .multistep import MultistepTable, moved
 from .network import AMEDPredictor
 
-START_WITHIN = 1.25  # how many times higher or lower a run may start than what it was learned from
+START_WITHIN = math.log(1.25)  # of the logarithms of levels: how far from what was learned an image may start
 
 Predictor = AMEDPredictor | MidpointTable | MultistepTable
 
@@ -87,13 +87,22 @@ class PredictorSet:
         return _nearest(found, guidance) if found else None
 
     def starting_at(self, sigma: float, calls: int, guidance: float | None = None) -> Predictor | None:
-        """The one for so many calls from a level, or from the level nearest to it within START_WITHIN; or None."""
+        """The one for so many calls from a level, or, of those for images, from the nearest one within START_WITHIN."""
         same = [one for one in self.predictors if one.config.calls == calls and not one.config.switch]
-        apart = {id(one): abs(math.log(one.config.sigmas[0] / sigma)) for one in same}
-        least = min(apart.values(), default=math.inf)
-        if least > math.log(START_WITHIN):
-            return None
-        return _nearest([one for one in same if apart[id(one)] == least], guidance)
+
+        def apart(one: Predictor) -> float:
+            begin = one.config.sigmas[0]
+            if math.isclose(begin, sigma, rel_tol=TOLERANCE):
+                return 0.0
+            return math.inf if one.config.from_noise else abs(math.log(begin / sigma))
+
+        least = min(map(apart, same), default=math.inf)
+        return _nearest([one for one in same if apart(one) == least], guidance) if least <= START_WITHIN else None
+
+    def from_level(self, sigma: float, calls: int, guidance: float | None = None) -> Predictor | None:
+        """What `starting_at` finds, with its grid drawn out or together so that it starts at the very level."""
+        one = self.starting_at(sigma, calls, guidance)
+        return moved(one, sigma) if isinstance(one, MultistepTable) else one
 
     def merged(self, others: "PredictorSet") -> "PredictorSet":
         """This set with all of another, which takes the place of what is for the same use."""

@@ -19,6 +19,7 @@ from ..amed_core.driver import raise_if_not_finite
 from ..amed_core.files import load_state, provenance
 from ..amed_core.fit.learner import GOOD, GOOD_IN_A_ROW, MOST_PICTURES, Learner
 from ..amed_core.fit.teacher import TeacherPath
+from ..amed_core.predictor import PredictorSet
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.types import Answer, Denoiser, Sample, Sigma
 from . import situations
@@ -62,11 +63,11 @@ def sample_learning(
     extra_args: dict[str, Any],
     callback: Callback | None,
     disable: bool | None,
-    made_for: PredictorConfig | None = None,
+    made_for: PredictorSet | None = None,
 ) -> Sample:
     """Sample with what was learned of the situation, or slowly, and learn from it.
 
-    `made_for` is a predictor's on the model that does not cover the situation.
+    `made_for` are predictors on the model that do not cover the situation.
     Raises ValueError for levels that no sampler could follow, FloatingPointError for NaN or infinity.
     """
     guider = guider_of(model)

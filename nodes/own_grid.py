@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed_core.call_list import call_sigmas
-from ..amed_core.config import PredictorConfig
+from ..amed_core.predictor import PredictorSet
 from ..amed_core.schedules import time_uniform
 
 MARK = 1 - 2e-4  # what tells the list from ComfyUI's "simple", which somebody may have chosen for its own sake
@@ -28,20 +27,20 @@ def placeholder(model_sampling: Any, steps: int) -> Tensor:
     return _whole(table, steps, even=_even(table)).float()
 
 
-def is_own(levels: Sequence[float], model_sampling: Any, config: PredictorConfig | None = None) -> bool:
+def is_own(levels: Sequence[float], model_sampling: Any, made_for: PredictorSet | None = None) -> bool:
     """Whether levels came from the scheduler "amed": a whole list, or a piece of one.
 
-    `config` is the predictor's that the scheduler took the grid from, if there is one.
+    `made_for` are the predictors that the scheduler took its grids from, if there are any.
     """
     calls, asked = len(levels) - 1, torch.tensor(levels, dtype=torch.float64)
-    return any(_has_piece(whole, asked) for whole in _wholes(calls, model_sampling, config))
+    return any(_has_piece(whole, asked) for whole in _wholes(calls, model_sampling, made_for))
 
 
-def _wholes(calls: int, model_sampling: Any, config: PredictorConfig | None) -> Iterable[Tensor]:
+def _wholes(calls: int, model_sampling: Any, made_for: PredictorSet | None) -> Iterable[Tensor]:
     """What the scheduler gives for every number of steps from this on."""
-    if config is not None:
+    if made_for is not None:
         for steps in range(calls, MOST_STEPS // 5 + 1):
-            yield torch.tensor(call_sigmas(config, steps), dtype=torch.float64)
+            yield torch.tensor(made_for.sigmas(steps), dtype=torch.float64)
         return
     table = model_sampling.sigmas.detach().cpu().double()
     even = _even(table)

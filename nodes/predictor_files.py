@@ -9,7 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..amed_core.files import load_predictor, read_notes, save_predictor
+from ..amed_core.files import load_predictors, read_notes, save_predictor
 from .learning import predictor_of
 from .registration import FOLDER
 from .situations import named
@@ -55,7 +55,7 @@ class AMEDSavePredictor(io.ComfyNode):
         root = folder_paths.get_folder_paths(FOLDER)[0]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip(), root)
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_predictor(predictor.predictor, path, predictor.notes)
+        save_predictor(predictor.every, path, predictor.notes)
         listed = (Path(subfolder) / path.name).as_posix()
         say(cls, f"Saved as {listed}")
         return io.NodeOutput(listed, ui=ui.PreviewText(listed))
@@ -110,6 +110,6 @@ class AMEDLoadPredictor(io.ComfyNode):
             predictor = predictor_of(learned)
         else:
             path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
-            predictor = NotedPredictor(load_predictor(path), read_notes(path))
-        say(cls, describe(predictor.config))
+            predictor = NotedPredictor.of(load_predictors(path), read_notes(path))
+        say(cls, describe(predictor))
         return io.NodeOutput(predictor)

@@ -7,7 +7,6 @@ import torch
 from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
-from ..amed_core.call_list import call_sigmas
 from .pairing import fingerprint, refuse_other_model, refuse_unfit
 from .sampling import sample_amed
 from .timesteps import interpolated
@@ -112,4 +111,4 @@ class AMEDScheduler(io.ComfyNode):
         if denoise <= 0:
             return io.NodeOutput(torch.empty(0))
         total = config.calls if denoise >= 1 else int(config.calls / denoise)
-        return io.NodeOutput(torch.tensor(call_sigmas(config, total)[-(config.calls + 1) :], dtype=torch.float32))
+        return io.NodeOutput(torch.tensor(predictor.every.sigmas(total)[-(config.calls + 1) :], dtype=torch.float32))

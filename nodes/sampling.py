@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed_core.call_list import all_plain, call_sigmas, run_of
-from ..amed_core.config import PredictorConfig
+from ..amed_core.call_list import all_plain, run_of
+from ..amed_core.config import PredictorConfig, same_levels
 from ..amed_core.predictor import Predictor
 from ..amed_core.samplers import MULTISTEP_STUDENT, NAMES, sampler_name
 from ..amed_core.types import Run, Sample
 from .bridge import foreign_code, guider_of, look, shows_guidance
 from .drawing import draw
 from .learning import NEVER, learning_of, sample_learning
-from .own_grid import placeholder
+from .own_grid import is_own, placeholder
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
 from .values import ATTACHMENT, NotedPredictor, warn
 
@@ -65,14 +65,18 @@ def sample_amed(
     found = fingerprint(patcher)
     refuse_other_model(config, found)
     levels = sigmas.tolist()
-    if not _covers(config, levels) and learning_of(patcher).mode != NEVER:
-        return sample_learning(model, x, sigmas, extra_args or {}, callback, disable, config)
+    chosen = _chosen(predictor, levels, guider)
+    if chosen is None and learning_of(patcher).mode != NEVER:
+        return sample_learning(model, x, sigmas, extra_args or {}, callback, disable, predictor.every)
+    one = chosen or predictor.predictor
+    config = one.config
+    levels = list(config.sigmas) if chosen is not None and _starts_alike(config, levels) else levels
     run = run_of(levels, config)
     unplanned = _why_unplanned(run, config, guider)
     second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
     warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned])])
 
-    learned = _on(x.device, predictor.predictor)
+    learned = _on(x.device, one)
     if unplanned:
         run, method = all_plain(levels), config.plain_method(levels)
     else:
@@ -91,14 +95,22 @@ def sample_amed(
     )
 
 
-def _covers(config: PredictorConfig, levels: list[float]) -> bool:
-    """Whether a predictor knows what to do at these levels; a multistep one does only on its own."""
-    if config.kind != "multistep" or config.switch:
-        return True
-    try:
-        return run_of(levels, config).own_grid
-    except ValueError:  # it was made for another number of calls, or the levels are none
-        return False
+def _chosen(predictor: NotedPredictor, levels: list[float], guider: Any) -> Predictor | None:
+    """The predictor that knows what to do at these levels; a multistep one does only on its own. None without one.
+
+    Where the levels are the scheduler's own, they only say where a run starts and in how many calls.
+    """
+    every, at = predictor.every, scale(guider)
+    if predictor.config.kind != "multistep" or predictor.config.switch:
+        return predictor.predictor
+    if levels[-1] == 0 and is_own(levels, guider.inner_model.model_sampling, every):
+        return every.from_level(levels[0], len(levels) - 1, at) or every.made_for(levels, at)
+    return every.made_for(levels, at)
+
+
+def _starts_alike(config: PredictorConfig, levels: list[float]) -> bool:
+    """Whether a run is a predictor's whole one, whatever the levels between its ends."""
+    return same_levels(levels[:1], config.sigmas[:1]) and len(levels) == len(config.sigmas) and levels[-1] == 0
 
 
 def _on(device: torch.device, predictor: Predictor) -> Predictor:
@@ -150,4 +162,4 @@ def scheduler(model_sampling: Any, steps: int) -> Tensor:
     predictor = getattr(model_sampling, ATTACHMENT, None)
     if predictor is None:
         return placeholder(model_sampling, steps)
-    return torch.tensor(call_sigmas(predictor.config, steps), dtype=torch.float32)
+    return torch.tensor(predictor.every.sigmas(steps), dtype=torch.float32)

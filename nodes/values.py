@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
 from ..amed_core.config import PredictorConfig
-from ..amed_core.predictor import Predictor
+from ..amed_core.predictor import Predictor, PredictorSet
 from ..amed_core.samplers import sampler_name
 
 CATEGORY = "sampling/amed"
@@ -20,10 +20,21 @@ ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied pre
 
 @dataclass(frozen=True)
 class NotedPredictor:
-    """A predictor and the notes on how it was made: the value of an AMED_PREDICTOR socket."""
+    """Predictors of one model and the notes on how they were made: the value of an AMED_PREDICTOR socket."""
 
-    predictor: Predictor
+    predictor: Predictor  # that is meant where only one is asked for
     notes: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[Predictor, ...] = ()  # for other uses
+
+    @classmethod
+    def of(cls, every: PredictorSet, notes: Mapping[str, Any]) -> "NotedPredictor":
+        """A set of them."""
+        return cls(every.main, notes, every.predictors[1:])
+
+    @property
+    def every(self) -> PredictorSet:
+        """All of them."""
+        return PredictorSet((self.predictor, *self.others))
 
     @property
     def config(self) -> PredictorConfig:
@@ -35,20 +46,32 @@ PredictorSocket = io.Custom("AMED_PREDICTOR")
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own, from its LoRA training: the stock loss plot takes it
 
 
-def describe(config: PredictorConfig) -> str:
-    """How to use a predictor of these settings, for the people who look at its node."""
-    return f"{config.model.get('family', 'unknown model')}: choose {settings(config)}"
+def describe(predictor: NotedPredictor) -> str:
+    """How to use a predictor, for the people who look at its node."""
+    return f"{predictor.config.model.get('family', 'unknown model')}: choose {settings(predictor)}"
 
 
-def settings(config: PredictorConfig) -> str:
+def settings(predictor: NotedPredictor) -> str:
     """What to set on KSampler for a predictor."""
-    chosen = f"sampler {sampler_name(config)}, scheduler amed, steps {config.calls}, cfg {_scales(config)}"
-    return f"{chosen}, second model from step {config.switch}" if config.switch else chosen
+    config, every = predictor.config, predictor.every
+    calls = spans(every.calls or (config.calls,))
+    chosen = f"sampler {sampler_name(config)}, scheduler amed, steps {calls}, cfg {_scales(every)}"
+    if config.switch:
+        return f"{chosen}, second model from step {config.switch}"
+    return f"{chosen}, also with denoise below 1" if len(every.from_noise) < len(every.predictors) else chosen
 
 
-def _scales(config: PredictorConfig) -> str:
-    ends = (config.guidances[0], config.guidances[-1]) if config.guidances else (config.guidance,)
-    return " to ".join(f"{scale:g}" for scale in ends)
+def spans(numbers: Sequence[int]) -> str:
+    """Rising numbers as people write them: 3 to 10, or 4, 6."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _scales(every: PredictorSet) -> str:
+    configs = [one.config for one in every.predictors]
+    ends = {scale for config in configs for scale in (config.guidances or (config.guidance,))}
+    return " to ".join(f"{scale:g}" for scale in sorted({min(ends), max(ends)}))
 
 
 def say(node: type[io.ComfyNode], text: str) -> None:

@@ -20,11 +20,20 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..driver import Resume, evaluate
-from ..predictor import Predictor, PredictorSet, build
+from ..predictor import Predictor, build
 from ..types import Method, Sample, Step
 from .huber import compared, huber, linear_from
 from .parameters import Acts, Parameters
-from .protocol import FitEvent, FitSummary, StateError, of_kind, of_shape, reading_state, refuse_other_settings
+from .protocol import (
+    FitEvent,
+    FitSummary,
+    ForOneUse,
+    StateError,
+    of_kind,
+    of_shape,
+    reading_state,
+    refuse_other_settings,
+)
 from .runs import RunCache, Runs
 from .targets import Target, rmse
 
@@ -145,7 +154,7 @@ FOUND: Mapping[str, type] = {"sigmas": tuple, "first_sigma": float, "channels": 
 DISTANCES = ("fitted", "best_distances", "base_distances")
 
 
-class EndToEnd:
+class EndToEnd(ForOneUse):
     """Fits a table to where a slow sampler takes the same noise. Nothing but this object changes.
 
     `parameters` says for settings which numbers are moved. `start` finds the table it begins with.
@@ -168,11 +177,6 @@ class EndToEnd:
     def predictor(self) -> Predictor:
         """The best table so far."""
         return self.at.best
-
-    @property
-    def predictors(self) -> PredictorSet:
-        """It alone."""
-        return PredictorSet((self.predictor,))
 
     @property
     def begun(self) -> bool:

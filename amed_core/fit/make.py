@@ -18,7 +18,7 @@ from .call_derivative import Gradient
 from .efforts import Effort, of_images, settings_of
 from .end_to_end import EndToEnd
 from .midpoint_start import MidpointStart
-from .multistep_start import MultistepStart
+from .multistep_start import MultistepStart, calls_to_begin
 from .parameters import MidpointParameters, MultistepParameters
 from .per_interval import PerInterval
 from .protocol import Fit, FitConfig, TrainConfig
@@ -153,7 +153,12 @@ def make_set(
 
         return SeveralScales(own.guidances, single) if own.guidances else single(0, None)
 
-    return FitSet(uses, make, listed)
+    def least(use: Use) -> int:
+        how = of_images(settings(use.calls)) if use.level else settings(use.calls)
+        return len(listed) * calls_to_begin(how, use.calls, how.grids)
+
+    targets = [targets for base in bases for targets in (base.fitted, base.judged)]
+    return FitSet(uses, make, listed, targets, least)
 
 
 def _at_scale(config: PredictorConfig, number: int) -> PredictorConfig:

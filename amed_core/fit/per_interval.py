@@ -19,13 +19,13 @@ from ..call_list import call_sigmas
 from ..driver import Decided, advance, evaluate, midpoint, trajectory
 from ..features import Look
 from ..network import AMEDPredictor
-from ..predictor import PredictorSet
 from ..samplers import TYPES, sampler_name
 from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Source, StepPlan
 from .call_derivative import AGREES, GRADIENTS, STEPS, central, disagreement, reverse_disagreement
 from .protocol import (
     FitEvent,
     FitSummary,
+    ForOneUse,
     StateError,
     TrainConfig,
     of_kind,
@@ -97,7 +97,7 @@ class Batch:
         return cls(rows, denoiser, run, of_shape(saved["x"], like.shape).to(like), history, interval)
 
 
-class PerInterval:
+class PerInterval(ForOneUse):
     """Owns the predictor, its optimiser and its teacher's samples; nothing else is mutable.
 
     `source` draws starting points. The predictor's device and dtype are the caller's choice. `look` finds
@@ -141,11 +141,6 @@ class PerInterval:
         self.step = config.step
         self._checked = config.gradient == "finite difference" and config.step > 0
         self._earlier_calls = 0
-
-    @property
-    def predictors(self) -> PredictorSet:
-        """It alone."""
-        return PredictorSet((self.predictor,))
 
     @property
     def begun(self) -> bool:
@@ -209,8 +204,7 @@ class PerInterval:
     ) -> FitEvent:
         finished = interval == self.predictor.config.planned - 1
         samples = (batch.x, batch.teacher.targets[interval])
-        event = FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples)
-        return replace(event, interval=interval, finished=finished)
+        return FitEvent(self.trajectory, loss, held_out, plans, self.model_calls, *samples, interval, finished)
 
     @torch.no_grad()
     def _validated(self, count: int) -> float | None:

@@ -93,8 +93,8 @@ class FitEvent:
     student: Sample
     teacher: Sample
     interval: int | None = None  # of a fit per interval
-    use: str = ""  # of fits for several uses, which
     finished: bool = True  # whether the samples are finished ones, worth a preview
+    use: str = ""  # of fits for several uses, which
 
     def __str__(self) -> str:
         held_out = "" if self.held_out is None else f", held out {self.held_out:.4g}"
@@ -218,6 +218,21 @@ class Fit(Protocol):
 
     def summary(self) -> FitSummary:
         """What came of it so far."""
+
+
+class _Predicts(Protocol):
+    @property
+    def predictor(self) -> Predictor:
+        """The best so far."""
+
+
+class ForOneUse:
+    """What a fit whose predictor is for one use says of all."""
+
+    @property
+    def predictors(self: _Predicts) -> PredictorSet:
+        """Its predictor alone."""
+        return PredictorSet((self.predictor,))
 
 
 Value = TypeVar("Value")

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import PredictorConfig
-from ..predictor import Predictor, PredictorSet, stacked
-from .protocol import Fit, FitEvent, FitSummary, StateError, reading_state
+from ..predictor import Predictor, stacked
+from .protocol import Fit, FitEvent, FitSummary, ForOneUse, StateError, reading_state
 
 # Makes the fit of a scale by its number, on the grid of the first one's table if there is one.
 MakeFit = Callable[[int, PredictorConfig | None], Fit]
 
 
-class SeveralScales:
+class SeveralScales(ForOneUse):
     """Fits a table at every guidance scale. The largest, which is the hardest, comes first and chooses the grid."""
 
     def __init__(self, scales: Sequence[float], make: MakeFit) -> None:
@@ -34,11 +34,6 @@ class SeveralScales:
         config = self._first.predictor.config
         same = [table if table.config.sigmas == config.sigmas else self._first.predictor for table in tables]
         return stacked(replace(config, guidance=self.scales[0], guidances=self.scales), same)
-
-    @property
-    def predictors(self) -> PredictorSet:
-        """It alone."""
-        return PredictorSet((self.predictor,))
 
     @property
     def begun(self) -> bool:

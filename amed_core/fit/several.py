@@ -1,11 +1,14 @@
 """Fits of one model for several uses, with one set of teacher's paths."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..predictor import Predictor, PredictorSet
-from .protocol import Fit, FitEvent, FitSummary, SetSummary, StateError, of_kind, reading_state
+from ..config import PredictorConfig
+from ..predictor import Predictor, PredictorSet, build
+from .end_to_end import FOUND
+from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateError, of_kind, reading_state
+from .targets import Targets
 from .trajectories import Metered
 
 
@@ -20,18 +23,75 @@ class Use:
         return f"{self.calls} calls" + (f" from {self.level:.3g}" if self.level else "")
 
 
+class Finished(ForOneUse):
+    """What a finished fit leaves: it has nothing left to do, and needs no trajectories."""
+
+    begun = True
+
+    def __init__(self, predictor: Predictor, summary: FitSummary, losses: Sequence[float]) -> None:
+        self.predictor = predictor
+        self.losses = list(losses)
+        self.model_calls = self.expected_calls = 0  # its set counts
+        self._summary = summary
+
+    def events(self) -> Iterator[FitEvent]:
+        """None."""
+        return iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        found = {one.name: getattr(self._summary, one.name) for one in fields(FitSummary)}
+        table = [asdict(self.predictor.config), dict(self.predictor.state_dict())]
+        return {"table": table, "summary": found, "losses": self.losses}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], use: Use, like: PredictorConfig) -> "Finished":
+        """That of a state, for a use, with settings like others of its set. Raises StateError if it is damaged."""
+        with reading_state():
+            header, learned = state["table"]
+            config = PredictorConfig.from_header(header)
+            found: dict[str, Any] = {name: of_kind(getattr(config, name), kind) for name, kind in FOUND.items()}
+            if config != replace(like, **found) or config.calls != use.calls or config.sigmas[0] != use.level:
+                raise StateError("This training state holds a table of other settings.")
+            predictor = build(config)
+            predictor.load_state_dict(learned)
+            summary = FitSummary(**state["summary"])
+            for value in (summary.error, summary.baseline_error):
+                of_kind(value, float)
+            of_kind(summary.model_calls, int)
+            return cls(predictor, summary, [of_kind(loss, float) for loss in state["losses"]])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """It is read by `of`. Raises StateError."""
+        raise StateError("A finished fit has no state to go on from.")
+
+    def summary(self) -> FitSummary:
+        """What came of it."""
+        return self._summary
+
+
 class FitSet:
     """Fits for several uses. At first each finds what it begins with, then each goes on; so all are usable early.
 
     `make` makes the fit of a use. All run on the trajectories of `sources`, and all but the first one that is made
-    share its targets. The first of the uses is meant where only one is asked for. Most calls are fitted first, for
-    which the teacher must be best, and images last, as they need its paths.
+    share its `targets`. `least` are the calls that a use takes at least, beside the teacher's. The first of the uses is
+    meant where only one is asked for. Most calls are fitted first, for which the teacher must be best. Images come
+    last, as they need its paths, and are each fitted at once.
     """
 
-    def __init__(self, uses: Sequence[Use], make: Callable[[Use], Fit], sources: Sequence[Metered]) -> None:
+    def __init__(
+        self,
+        uses: Sequence[Use],
+        make: Callable[[Use], Fit],
+        sources: Sequence[Metered],
+        targets: Sequence[Targets],
+        least: Callable[[Use], int],
+    ) -> None:
         self.uses = tuple(uses)
         self.make = make
         self.sources = tuple(sources)
+        self.targets = tuple(targets)
+        self.least = least
         self.fits: dict[Use, Fit] = {}
         self._order = sorted(self.uses, key=lambda use: (use.level > 0, -use.calls, -use.level))
         self._earlier_calls = 0
@@ -69,22 +129,20 @@ class FitSet:
 
     @property
     def expected_calls(self) -> int:
-        """The fewest of all uses; of one that was not begun, as many as of the nearest, call for call."""
-        known = {use: fit.expected_calls for use, fit in self.fits.items()}
-        total = float(sum(known.values()))
-        for use in self.uses:
-            if use not in known:
-                kind = [other for other in known if bool(other.level) is bool(use.level)]
-                total += sum(known[other] * use.calls / other.calls for other in kind) / max(len(kind), 1)
-        return int(total)
+        """The fewest of all uses, as far as that is known now."""
+        begun = [use for use in self.fits if not use.level]
+        others = [use for use in self.uses if use not in begun]
+        return sum(self.fits[use].expected_calls for use in begun) + sum(map(self.least, others))
 
     def events(self) -> Iterator[FitEvent]:
         """Fit all uses; model calls are of all so far. Raises FloatingPointError for samples that are not finite."""
         for use in self._order:
-            if use not in self.fits:
-                self.fits[use] = self.make(use)
-            fit = self.fits[use]
+            fit = self.fits.get(use) or self.make(use)
+            if not use.level:
+                self.fits[use] = fit
             for event in () if fit.begun else fit.events():
+                if use.level and fit.begun:
+                    self.fits[use] = Finished(fit.predictor, fit.summary(), fit.losses)
                 yield self._told(use, event)
                 if fit.begun:
                     break
@@ -108,10 +166,19 @@ class FitSet:
             saved, earlier = list(state["fits"]), of_kind(state["model_calls"], int)
             if not 1 <= len(saved) <= len(self._order):
                 raise StateError("This training state is damaged: it holds no fit, or too many.")
+        before = [(targets, targets.teacher, dict(targets.ends)) for targets in self.targets]
         fits: dict[Use, Fit] = {}
-        for use, one in zip(self._order, saved, strict=False):
-            fits[use] = self._first if not fits else self.make(use)
-            fits[use].load_state_dict(one)
+        try:
+            for use, one in zip(self._order, saved, strict=False):
+                if use.level:
+                    fits[use] = Finished.of(one, use, fits[self._order[0]].predictor.config)
+                else:
+                    fits[use] = self.make(use)
+                    fits[use].load_state_dict(one)
+        except StateError:
+            for targets, teacher, ends in before:
+                targets.teacher, targets.ends = teacher, ends
+            raise
         self.fits, self._earlier_calls = fits, earlier
 
     def summary(self) -> FitSummary:

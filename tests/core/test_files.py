@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, mixture, noise
+from problems import SIGMA_MAX, SIGMA_MIN, mixture, multistep_config, noise, same
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from amed_core import AMEDPredictor, PredictorConfig, load_predictor, polynomial, sample, save_predictor
-from amed_core.files import PredictorFileError, load_state, read_notes, save_state, write_json
+from amed_core import AMEDPredictor, MultistepTable, PredictorConfig, load_predictor, polynomial, sample, save_predictor
+from amed_core.files import PredictorFileError, load_predictors, load_state, read_notes, save_state, write_json
+from amed_core.predictor import PredictorSet
 
 ROOT = Path(__file__).parents[2]
 CONFIG = PredictorConfig(
@@ -45,8 +46,8 @@ def test_a_file_rebuilds_its_own_sampler(tmp_path: Path, dtype: torch.dtype) -> 
 def test_the_header_is_json_that_anyone_can_read(file: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         header = json.loads(opened.metadata()["header"])
-    assert header["config"]["guidance"] == 3.5
-    assert header["config"]["sigmas"] == list(CONFIG.sigmas)
+    assert header["configs"][0]["guidance"] == 3.5
+    assert header["configs"][0]["sigmas"] == list(CONFIG.sigmas)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 2000, -1])
@@ -87,14 +88,38 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(file: Path) -> No
         load_predictor(file)
 
 
-def test_newer_files_ask_for_an_update(file: Path) -> None:
-    rewrite(file, version=99)
-    with pytest.raises(PredictorFileError, match="Update the pack"):
+@pytest.mark.parametrize(("version", "remedy"), [(99, "Update it"), (1, "Train it again")])
+def test_files_of_other_versions_say_what_to_do(file: Path, version: int, remedy: str) -> None:
+    rewrite(file, version=version)
+    with pytest.raises(PredictorFileError, match=remedy):
         load_predictor(file)
 
 
+def test_a_file_holds_a_set_in_its_order(tmp_path: Path) -> None:
+    """Each with its own numbers, and in a file with fewer of them than its header says none is made up."""
+    path, tables = tmp_path / "set.safetensors", []
+    for number, calls in enumerate((5, 3, 4)):
+        tables.append(MultistepTable(multistep_config(calls)))
+        tables[-1].weights.fill_(number)
+    save_predictor(PredictorSet(tuple(tables)), path)
+    found = load_predictors(path)
+    assert [one.config for one in found.predictors] == [one.config for one in tables]
+    assert all(same(one, other) for one, other in zip(found.predictors, tables, strict=True))
+    assert load_predictor(path).config.calls == 5
+    with safe_open(path, framework="pt") as opened:
+        kept = {name: opened.get_tensor(name) for name in opened.keys() if not name.startswith("1.")}  # noqa: SIM118
+        about = opened.metadata()
+    save_file(kept, path, about)
+    with pytest.raises(PredictorFileError, match="do not fit its header"):
+        load_predictors(path)
+    kept["7.weights"] = torch.zeros(2)
+    save_file(kept, path, about)
+    with pytest.raises(PredictorFileError, match="unknown predictors"):
+        load_predictors(path)
+
+
 def test_bad_settings_in_a_header_name_the_file(file: Path) -> None:
-    rewrite(file, config={"solver": "rk4", "sigmas": [80.0, 1.0], "sigma_min": 0.1, "sigma_max": 80.0})
+    rewrite(file, configs=[{"solver": "rk4", "sigmas": [80.0, 1.0], "sigma_min": 0.1, "sigma_max": 80.0}])
     with pytest.raises(PredictorFileError, match=r"p.safetensors .*rk4"):
         load_predictor(file)
 

@@ -33,11 +33,13 @@ from amed_core import Fit, FitConfig, FitSummary, PredictorConfig, TrainConfig, 
 from amed_core.files import load_state, save_state
 from amed_core.fit.baselines import baselines
 from amed_core.fit.end_to_end import EndToEnd
+from amed_core.fit.make import make_set
 from amed_core.fit.midpoint_start import MidpointStart
 from amed_core.fit.multistep_start import MultistepStart
 from amed_core.fit.parameters import MidpointParameters, MultistepParameters
 from amed_core.fit.runs import Runs
 from amed_core.fit.scales import SeveralScales
+from amed_core.fit.several import Use
 from amed_core.fit.trajectories import Metered, gaussian
 from amed_core.fit.workers import ALONE
 from amed_core.types import Denoiser
@@ -87,6 +89,13 @@ def several(settings: Any, wrap: Wrap, kind: Any = midpoints) -> Fit:
     return SeveralScales(scales, make)
 
 
+def uses(settings: Any, wrap: Wrap) -> Fit:
+    """Fits for two numbers of calls, and for images at one of them."""
+    source = gaussian(wrap(mixture), SHAPE, SIGMA_MAX)
+    few = replace(settings, grids=2, baselines=2)
+    return make_set([Use(2), Use(3), Use(2, 4.0)], multistep_config, lambda calls: few, source)
+
+
 @dataclass(frozen=True)
 class Case:
     """A fit, the settings it is made with, and others."""
@@ -128,6 +137,7 @@ CASES = {
         partial(multistep, config=multistep_config(3, switch_sigma=SWITCH), denoiser=two_models)
     ),
     "midpoints, several scales": Case(several),
+    "multistep, several uses": Case(uses, replace(TABLE, iterations=2)),
     "multistep, several scales": Case(partial(several, kind=multistep), replace(TABLE, iterations=2)),
 }
 every_fit = pytest.mark.parametrize("name", CASES)
@@ -338,7 +348,9 @@ def test_a_damaged_state_is_refused_and_leaves_the_fit_as_new(name: str) -> None
     found = 0
     every = list(damaged(part.state_dict()))
     for where, state in every[:: 1 + len(every) // 400]:
-        if where.endswith("is missing") and re.search(r"targets, |tables, \d, 0, |linearised, \d|fits, 0 ", where):
+        if where.endswith("is missing") and re.search(
+            r"targets, |tables, \d, 0, |table, 0, |linearised, \d|fits, 0 ", where
+        ):
             continue  # what is not there is made again, or begun; settings that are not there are the usual ones
         found += 1
         assert "state" in refusal(new, state), f"{where} was taken"
