@@ -192,7 +192,7 @@ def grids(setting: Setting, sampler: str) -> Iterator[tuple[str, Callable[[int],
         )
 
     for scheduler in comfy.samplers.SCHEDULER_NAMES:
-        if scheduler != PACK.nodes.sampling.SCHEDULER:
+        if scheduler != PACK.nodes.values.SCHEDULER:
             yield scheduler, listed(scheduler)
     # The others are lists of noise levels for models of their own kind.
     if setting.name == "mixture":

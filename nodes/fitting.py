@@ -2,49 +2,84 @@
 
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import comfy.samplers
 import comfy.utils
+import folder_paths
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..amed_core.config import PredictorConfig
+from ..amed_core.driver import NoMidpoint, sample
 from ..amed_core.features import Look
-from ..amed_core.files import PredictorFileError, load_state, save_state
-from ..amed_core.fit.make import Settings, make_fit
+from ..amed_core.files import PredictorFileError, load_state, provenance, save_predictor, save_state
+from ..amed_core.fit.equivalent import calls_for
+from ..amed_core.fit.huber import squares
+from ..amed_core.fit.make import Settings, make_fit, make_set
 from ..amed_core.fit.protocol import Fit
 from ..amed_core.fit.report import IntervalReport, report
-from ..amed_core.fit.teacher import Converged
+from ..amed_core.fit.several import Use
+from ..amed_core.fit.teacher import Converged, Teacher
 from ..amed_core.fit.trajectories import HELD_OUT, Metered, noise
-from ..amed_core.types import Answer, Denoiser, Sample, Sigma, Source
+from ..amed_core.solvers import DpmSolverPP, Ipndm
+from ..amed_core.types import Answer, Denoiser, Method, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training
 from .previews import Preview
+from .registration import FOLDER
 from .streams import Balance, packed_shapes
 
 SAVED_EVERY = 60.0  # seconds between states, against a crash
 TOLD_EVERY = 1.0  # seconds between texts on the node
-REPORTED = 8  # trajectories of the report
+REPORTED = 8  # trajectories of the report,
+COMPARED = 4  # and of the comparison with a stock pair
+USUAL_STEPS = 20  # of a picture without predictors
+USUAL_PAIR, FLOW_PAIR = ("dpmpp_2m", "karras"), ("euler", "simple")  # what many people use
+UNFINISHED = "unfinished"  # the folder of what a stopped fit leaves
+
+
+class TimeIsUpError(Exception):
+    """The budget is spent."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What to fit, on which prompts, and where it is kept while it is not finished."""
 
-    config: PredictorConfig
-    settings: Settings
+    uses: tuple[Use, ...]  # the first one is meant where only one is asked for
+    configs: Mapping[int, PredictorConfig]  # by number of calls
+    every_settings: Mapping[int, Settings]  # the same
     seed: int  # of the noise, and of a network's first weights
     fitted_prompts: tuple[int, ...]  # numbers of those that are trained on
     held_out_prompts: tuple[int, ...]  # and of those that judge
     state: Path  # the file of the unfinished fit
     spent: int = 0  # single-sample model calls before the fit, for its grid
     reverse: bool = False  # autograd is to run backwards through the model
+    teacher: Teacher | None = None  # None: what the model itself says
+    minutes: float = 0.0  # after which what is there is handed over; 0: no limit
+
+    @property
+    def config(self) -> PredictorConfig:
+        """Of the most calls."""
+        return self.configs[max(self.configs)]
+
+    @property
+    def settings(self) -> Settings:
+        """The same; of the others they are alike in trajectories, batches and the teacher."""
+        return self.every_settings[max(self.every_settings)]
+
+    @property
+    def unfinished(self) -> Path:
+        """The file of the best so far, of a fit that somebody stopped."""
+        return Path(folder_paths.get_folder_paths(FOLDER)[0]) / UNFINISHED / self.state.name
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -90,6 +125,8 @@ class Progress:
     at_begin: int | None = None  # model calls of a fit's first part, if it goes on
     told: float = 0.0
     text: str = ""
+    price: str = ""  # known after the first calls
+    saved_calls: int = 1  # of a picture, by which a fit pays itself back
 
     def __post_init__(self) -> None:
         self.browser = comfy.utils.ProgressBar(self.total)
@@ -107,8 +144,21 @@ class Progress:
         now = time.monotonic()
         if now - self.told >= TOLD_EVERY and done > self.at_begin:
             self.told = now
-            left = (now - self.begun) / (done - self.at_begin) * (self.total - done)
-            self.tell(f"{done / self.total:.0%}, about {duration(left)} left{self.text}")
+            each = (now - self.begun) / (done - self.at_begin)
+            if not self.price:
+                self.price = self._price(each)
+                logging.info(f"AMED: {self.price}")
+            self.tell(
+                f"{done / self.total:.0%}, about {duration(each * (self.total - done))} left. {self.price}{self.text}"
+            )
+
+    def _price(self, each: float) -> str:
+        """What all of it costs, from the seconds of a call."""
+        pictures = math.ceil(self.total / self.saved_calls)
+        return (
+            f"{self.total:,} sample calls in all, {duration(each * self.total)} here; against pictures of "
+            f"{USUAL_STEPS} steps it pays after {pictures:,}"
+        )
 
     def finish(self) -> None:
         """It is done, whatever it was expected to take."""
@@ -134,7 +184,10 @@ class TrainSampler(comfy.samplers.Sampler):
         self.tell = tell
         self.fit: Fit | None = None
         self.report: IntervalReport | None = None
+        self.equal: dict[int, int | None] = {}  # calls of a stock pair, by those of ours
         self.resumed = False
+        self.stopped = False  # by its budget
+        self.until = math.inf  # on the monotonic clock
         self.progress: Progress | None = None  # while the fit runs
 
     @property
@@ -173,30 +226,36 @@ class TrainSampler(comfy.samplers.Sampler):
             del x, sigma, denoised
             if self.progress is not None:
                 self.progress.update(self.model_calls)
+                if self.until < time.monotonic() and self.fit is not None and self.fit.begun:
+                    raise TimeIsUpError
 
         # The fit and the report share what was found out about memory.
         sources = [Metered(source) for source in self._sources(guider, extra_args, like, on_call, balance)]
         see = balance.look(look(job.config, guider))
-        fit = self.fit = make_fit(
-            job.config,
-            job.settings,
-            sources,
-            model_sigmas=getattr(guider.inner_model.model_sampling, "sigmas", None),
-            seed=job.seed,
-            look=see,
-            device=like.device,
-        )
+        about = {"model_sigmas": getattr(guider.inner_model.model_sampling, "sigmas", None), "teacher": job.teacher}
+        if len(job.uses) > 1:
+            settings = dict[int, Any](job.every_settings)
+            fit: Fit = make_set(job.uses, job.configs.__getitem__, settings.__getitem__, sources, **about)
+        else:
+            more = {"seed": job.seed, "look": see, "device": like.device}
+            fit = make_fit(job.config, job.settings, sources, **about, **more)
+        self.fit = fit
         if state := self._saved_state():
             fit.load_state_dict(state)
             self.resumed = True
         self._run(fit, Preview(guider, like, balance), quiet)
         self.report = self._reported(fit, sources[0], see, balance)
+        self.equal = self._equal(fit, sources[0], guider.inner_model.model_sampling)
         job.state.unlink(missing_ok=True)
+        job.unfinished.unlink(missing_ok=True)
 
     def _run(self, fit: Fit, preview: Preview, quiet: bool) -> None:
         """Run the fit to its end, or until somebody stops it, which leaves its state."""
         spent, saved_at = self.job.spent, time.monotonic()
         progress = self.progress = Progress(spent + fit.expected_calls, self.tell, quiet)
+        progress.saved_calls = max(USUAL_STEPS - self.job.uses[0].calls, 1)
+        self.until = saved_at + 60 * self.job.minutes if self.job.minutes else math.inf
+        self.tell(f"about {progress.total:,} sample calls; their time follows from the first of them")
         try:
             for event in fit.events():
                 progress.total, progress.text = spent + fit.expected_calls, f"; {event}"
@@ -205,13 +264,60 @@ class TrainSampler(comfy.samplers.Sampler):
                 if time.monotonic() - saved_at >= SAVED_EVERY:
                     save_state(self.job.state, fit.state_dict())
                     saved_at = time.monotonic()
+                if self.until < saved_at and fit.begun:
+                    break
+            progress.finish()
+        except TimeIsUpError:
+            logging.info(f"AMED: the budget of {self.job.minutes:g} minutes is spent; this is the best so far.")
+            self.stopped = True
             progress.finish()
         except BaseException:
             save_state(self.job.state, fit.state_dict())
+            self._keep_unfinished(fit)
             raise
         finally:
             progress.bar.close()
             self.progress = None
+
+    def _keep_unfinished(self, fit: Fit) -> None:
+        """Hand over what there is of a fit that somebody stopped, as a file among the predictors."""
+        if not fit.begun:
+            return
+        about = fit.summary()
+        save_predictor(fit.predictors, self.job.unfinished, provenance(about.header() | {"unfinished": True}))
+        name = f"{UNFINISHED}/{self.job.unfinished.name}"
+        self.tell(f"stopped. Run it again to go on; the best so far is {name}, {about.headline()}")
+
+    @torch.no_grad()
+    def _equal(self, fit: Fit, source: Source, sampling: Any) -> dict[int, int | None]:
+        """For every number of calls from noise, in how many a usual stock pair comes as near to the teacher.
+
+        None if MOST do not suffice. It is empty for fits of the paper's kinds.
+        """
+        config, settings = self.job.config, self.job.settings
+        if config.kind != "multistep" or config.switch_sigma:
+            return {}
+        slow = self.job.teacher or Converged.of(config, settings.teacher_calls)
+        rows = range(HELD_OUT, HELD_OUT + min(COMPARED, settings.batch_size, settings.held_out))
+        x, denoiser = source(rows)
+        truth = slow.samples(denoiser, x)
+
+        def error(method: Method) -> float:
+            return float(squares(sample(denoiser, x, method), truth).mean().sqrt())
+
+        solver, (_, scheduler) = (Ipndm(1), FLOW_PAIR) if config.flow else (DpmSolverPP(2), USUAL_PAIR)
+
+        @cache
+        def of_calls(calls: int) -> float:
+            levels = comfy.samplers.calculate_sigmas(sampling, scheduler, calls).tolist()
+            return error(Method(tuple(levels), solver, NoMidpoint()))
+
+        of_noise = fit.predictors.from_noise
+        scale = self.job.scales[0]
+        return {
+            one.config.calls: calls_for(error(one.method(guidance=scale)), of_calls, one.config.calls)
+            for one in of_noise
+        }
 
     def _reported(self, fit: Fit, source: Source, see: Look, balance: Balance) -> IntervalReport:
         """What the predictor does on noise that it was not fitted on."""
@@ -219,7 +325,7 @@ class TrainSampler(comfy.samplers.Sampler):
         fit.predictor.requires_grad_(False)
         x, denoiser = source(range(HELD_OUT, HELD_OUT + min(REPORTED, settings.batch_size)))
         scale = self.job.scales[0]
-        slow = Converged.of(fit.predictor.config, settings.teacher_calls)
+        slow = self.job.teacher or Converged.of(fit.predictor.config, settings.teacher_calls)
         return report(*names, fit.predictor, denoiser, x, see, scale, slow, balance.parts)
 
     def _sources(

@@ -7,7 +7,8 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import folder_paths
 
-from .sampling import SCHEDULER, sampler_functions, scheduler
+from .sampling import sampler_functions, scheduler
+from .values import SCHEDULER
 
 FOLDER = "amed_predictors"
 SHIPPED = Path(__file__).parents[1] / "predictors"

@@ -20,7 +20,6 @@ from .own_grid import is_own, placeholder
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
 from .values import ATTACHMENT, NotedPredictor, warn
 
-SCHEDULER = "amed"
 LEARNING = ("amed", MULTISTEP_STUDENT)  # entries of the sampler list that learn where there is no predictor
 
 

@@ -11,11 +11,13 @@ import torch
 from comfy_api.latest import io
 
 from ..amed_core.files import provenance
-from .fitting import TrainSampler, duration
+from ..amed_core.fit.equivalent import MOST
+from .fitting import FLOW_PAIR, USUAL_PAIR, TrainSampler, duration
 from .pairing import refuse_unfit
 from .previews import plot
+from .recipes import advice
 from .training_inputs import ADVANCED, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
-from .training_request import Asked, AskedPaper, empty, job_of, subject_of
+from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, subject_of
 from .values import CATEGORY, NotedPredictor, describe, fold, say, settings, tell
 
 
@@ -38,7 +40,7 @@ class AMEDTrainPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
-        return train(Asked.of(_one_each(inputs)), positive, cls)
+        return train(AskedPredictor.of(_one_each(inputs)), positive, cls)
 
 
 class AMEDTrainPaperPredictor(io.ComfyNode):
@@ -86,21 +88,39 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
             subject.guider.sample(noise, image, sampler, torch.tensor(job.config.sigmas), seed=asked.seed)
     assert sampler.fit is not None
     assert sampler.report is not None
-    summary, fitted = sampler.fit.summary(), sampler.fit.predictor.cpu()
-    about = {"prompts": len(subject.prompts), "seed": asked.seed, "model_calls": sampler.model_calls}
-    predictor = NotedPredictor(fitted, provenance(summary.header() | about))
-    usage, gained = describe(predictor.config), summary.sentence()
+    summary, every = sampler.fit.summary(), sampler.fit.predictors
+    for one in every.predictors:
+        one.cpu()
+    about: dict[str, Any] = {"prompts": len(subject.prompts), "seed": asked.seed, "model_calls": sampler.model_calls}
+    about |= {"effort": getattr(asked, "effort", ""), "equal_calls": {str(n): c for n, c in sampler.equal.items()}}
+    predictor = NotedPredictor.of(every, provenance(summary.header() | about))
+    usage, gained = describe(predictor), summary.sentence()
     # The node shows few lines: first of all, whether it is any good.
-    say(node, ". ".join(filter(None, [summary.headline(), f"Choose {settings(predictor.config)}"])))
-    cost = f"{sampler.model_calls:,} model calls of training in {duration(time.monotonic() - begin)}"
+    say(node, ". ".join(filter(None, [summary.headline(), f"Choose {settings(predictor)}"])))
+    cost = f"{sampler.model_calls:,} sample calls of training in {duration(time.monotonic() - begin)}"
     if sampler.resumed:
         cost += ", of which some before it was stopped"
-    report = "\n".join([usage, gained, cost, "", sampler.report.text()])
+    if sampler.stopped:
+        cost += "; the budget stopped it"
+    lines = [usage, gained, *equalities(sampler.equal, every.main.config.flow), cost, advice(subject.model)]
+    report = "\n".join([*filter(None, lines), "", sampler.report.text()])
     losses = {"loss": sampler.fit.losses}
     return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {gained}"))
 
 
-def encoded(clip: Any, text: str, node: str = Asked.NODE) -> list[Any]:
+def equalities(equal: Mapping[int, int | None], flow: bool) -> list[str]:
+    """In how many calls a usual stock pair comes as near, as sentences."""
+    pair = " ".join(FLOW_PAIR if flow else USUAL_PAIR)
+    found = [
+        f"{calls} calls come nearer than {MOST} of {pair}"
+        if stock is None
+        else f"{calls} calls equal {stock} of {pair}"
+        for calls, stock in equal.items()
+    ]
+    return [f"{'; '.join(found)}, by the RMSE of noise that it never saw"] if found else []
+
+
+def encoded(clip: Any, text: str, node: str = AskedPredictor.NODE) -> list[Any]:
     """The prompts of a text, one per line, or of a .txt file in ComfyUI's input folder that it names.
 
     Raises ValueError for a file that is not there or empty, and for prompts without a text encoder.

@@ -2,23 +2,28 @@
 
 from typing import Any
 
+import comfy.samplers
 from comfy_api.latest import io
 
 from ..amed_core.features import LOOKS
 from ..amed_core.fit.call_derivative import GRADIENTS
+from ..amed_core.fit.efforts import EFFORTS
 from ..amed_core.fit.teacher import TEACHERS
-from ..amed_core.samplers import TYPES
+from ..amed_core.samplers import NAMES, TYPES
 from ..amed_core.schedules import SCHEDULES, SEARCHED
-from .values import LossMap, PredictorSocket
+from .values import SCHEDULER, LossMap, PredictorSocket
 
 AUTO = "auto"  # the preset's choice
 RECOMMENDED, PAPER = "recommended", "paper"
 NETWORK, TABLE = "network", "table"
 FINITE = "finite difference"
+FROM_NOISE, FROM_IMAGES = "noise", "noise and images"
+CONVERGED, RECIPE = "converged", "my recipe"
 # Inputs that are folded away, where the browser can.
-ADVANCED = ("batch_size", "held_out", "teacher_calls")
+FITTED = ("batch_size", "held_out", "teacher_calls")
+ADVANCED = ("trajectories", *FITTED, "teacher_sampler", "teacher_scheduler", "teacher_steps")
 PAPER_ADVANCED = (
-    *ADVANCED,
+    *FITTED,
     *("scheduler", "rho", "scale_dir", "scale_time", "features", "teacher", "teacher_points"),
     *("learning_rate", "epochs", "gradient"),
 )
@@ -31,12 +36,12 @@ def defaults(inputs: list[Any]) -> dict[str, Any]:
 
 def predictor_inputs() -> list[Any]:
     """What "AMED Train Predictor" asks for."""
-    return [*_subject(), *_amount(), *_optional()]
+    return [*_subject(_steps()), *_effort(), *_amount(), *_optional(), *_teacher()]
 
 
 def paper_inputs() -> list[Any]:
     """What "AMED Train Paper Predictor" asks for."""
-    return [*_subject(), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional()]
+    return [*_subject(_calls()), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional()]
 
 
 def outputs() -> list[Any]:
@@ -58,7 +63,86 @@ def outputs() -> list[Any]:
     ]
 
 
-def _subject() -> list[Any]:
+def _steps() -> Any:
+    return io.String.Input(
+        "steps",
+        default="5",
+        tooltip="Model calls per picture: a number, as 5, or all of a range, as 3-10, which share one slow sampler and "
+        "go into one predictor. Choose any of them in KSampler.",
+    )
+
+
+def _calls() -> Any:
+    return io.Int.Input(
+        "steps",
+        default=5,
+        min=2,
+        max=100,
+        tooltip="Model calls per picture, 2 to 10 being useful. Choose the same number in the sampler.",
+    )
+
+
+def _effort() -> list[Any]:
+    """How much it may cost, and for which starts."""
+    return [
+        io.Combo.Input(
+            "effort",
+            options=list(EFFORTS),
+            default="standard",
+            tooltip="Of each number of steps: quick takes at most 250 sample calls, standard 2,500, thorough 40,000. "
+            "The node says how long that is on this machine. quick suits large models and first tries.",
+        ),
+        io.Float.Input(
+            "budget",
+            default=0.0,
+            min=0.0,
+            max=100_000.0,
+            step=1.0,
+            round=0.1,
+            tooltip="Minutes after which training stops and hands over the best so far. 0: no limit.",
+        ),
+        io.Combo.Input(
+            "starts",
+            options=[FROM_NOISE, FROM_IMAGES],
+            default=FROM_NOISE,
+            tooltip=f'"{FROM_IMAGES}" adds predictors for image to image, denoise 0.3 to 0.8, at all these steps.',
+        ),
+    ]
+
+
+def _teacher() -> list[Any]:
+    """Which pictures are the goal."""
+    return [
+        io.Combo.Input(
+            "teacher",
+            options=[CONVERGED, RECIPE],
+            default=CONVERGED,
+            optional=True,
+            tooltip='"converged" is what the model itself says, as by very many steps. "my recipe" are the pictures of '
+            "the sampler, scheduler and steps below, reproduced in fewer: right for distilled models (turbo, "
+            "lightning, klein), and where you like a recipe of yours.",
+        ),
+        io.Combo.Input(
+            "teacher_sampler",
+            options=[name for name in comfy.samplers.SAMPLER_NAMES if name not in NAMES],
+            default="dpmpp_2m",
+            optional=True,
+            tooltip='Of "my recipe": any sampler that adds no noise of its own.',
+        ),
+        io.Combo.Input(
+            "teacher_scheduler",
+            options=[name for name in comfy.samplers.SCHEDULER_NAMES if name != SCHEDULER],
+            default="karras",
+            optional=True,
+            tooltip='Of "my recipe".',
+        ),
+        io.Int.Input(
+            "teacher_steps", default=20, min=3, max=200, optional=True, tooltip='Of "my recipe": its number of steps.'
+        ),
+    ]
+
+
+def _subject(steps: Any) -> list[Any]:
     """What is trained on, and for which use."""
     return [
         io.Model.Input("model", tooltip="The model to sample faster, with its LoRAs and shift."),
@@ -84,13 +168,7 @@ def _subject() -> list[Any]:
             round=0.01,
             tooltip="The cfg you will sample with. A predictor is good near the cfg it was trained at.",
         ),
-        io.Int.Input(
-            "steps",
-            default=5,
-            min=2,
-            max=100,
-            tooltip="Model calls per picture, 2 to 10 being useful. Choose the same number in the sampler.",
-        ),
+        steps,
     ]
 
 
@@ -242,11 +320,11 @@ def _optional() -> list[Any]:
     return [
         io.Int.Input(
             "batch_size",
-            default=16,
-            min=1,
+            default=0,
+            min=0,
             max=4096,
             optional=True,
-            tooltip="Noises per model call, at most. Lower it if memory runs out; 4 to 32 work.",
+            tooltip="Noises per model call, at most; 0 is auto. If memory runs out it is halved by itself.",
         ),
         io.Float.Input(
             "cfg_max",
@@ -274,11 +352,12 @@ def _optional() -> list[Any]:
         ),
         io.Int.Input(
             "held_out",
-            default=32,
-            min=1,
+            default=0,
+            min=0,
             max=100_000,
             optional=True,
-            tooltip="Noises that are never trained on. They choose the best predictor, and tell what it gains.",
+            tooltip="Noises that are never trained on. They choose the best predictor, and tell what it gains. 0 is "
+            "auto.",
         ),
         io.Guider.Input(
             "guider",

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from ..amed_core.config import PredictorConfig
+from ..amed_core.fit.efforts import Effort
 from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES, search
 from ..amed_core.fit.make import Settings, usual_settings
 from ..amed_core.fit.protocol import FitConfig, TrainConfig
+from ..amed_core.fit.several import Use
 from ..amed_core.fit.trajectories import Metered
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.schedules import SEARCHED
@@ -27,9 +30,21 @@ from .bridge import ComfyDenoiser, shows_guidance
 from .fitting import Job, noisy, prompt_names
 from .gradients import without_inference_tensors
 from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, on_several_gpus
+from .recipes import Recipe, recipe
 from .streams import Balance, packed_shapes
 from .timesteps import with_interpolated_timesteps
-from .training_inputs import AUTO, NETWORK, PAPER, TABLE, defaults, paper_inputs, predictor_inputs
+from .training_inputs import (
+    AUTO,
+    CONVERGED,
+    FROM_IMAGES,
+    NETWORK,
+    PAPER,
+    RECIPE,
+    TABLE,
+    defaults,
+    paper_inputs,
+    predictor_inputs,
+)
 from .two_models import TwoModelsGuider
 
 FOLDER = "amed_training"  # in the user's folder: states of fits that were stopped
@@ -37,6 +52,9 @@ CFG_POINTS = 3  # guidance scales of a range
 CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
 PROMPTS_AT_ONCE = 32  # trajectories among which every prompt has a batch of its own
 NETWORK_TRAJECTORIES = 2000  # of a recommended network; the paper's has 10,000
+NETWORK_BATCH, NETWORK_HELD_OUT = 16, 32
+LEAST_CALLS, USUAL_CALLS, MOST_CALLS = 2, 5, 100
+DENOISE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # where images start that predictors are made for
 # Inputs of "AMED Train Paper Predictor" that are for one type of predictor; all others are for both.
 ONLY_FOR = {
     NETWORK: ("features", "teacher", "teacher_points", "learning_rate", "epochs", "gradient"),
@@ -59,14 +77,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Asked:
-    """The inputs of "AMED Train Predictor" but the positive prompts."""
+    """The inputs that both training nodes have, but the positive prompts."""
 
     model: Any
     negative: Any
     latent_image: Mapping[str, Any]
     seed: int
     cfg: float
-    steps: int
     trajectories: int
     batch_size: int
     cfg_max: float
@@ -76,17 +93,32 @@ class Asked:
     guider: Any
     teacher_calls: int
 
-    NODE: ClassVar[str] = "AMED Train Predictor"
+    NODE: ClassVar[str]
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Asked":
         """From the inputs that were given; the others are as in an untouched node."""
-        return cls(**(cls.defaults() | dict(inputs)))
+        return cls(**(cls.defaults() | _without_prompt(dict(inputs))))
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """The values of an untouched node."""
-        return _without_prompt(defaults(predictor_inputs()))
+        raise NotImplementedError
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What predictors are for, pure noise first; the first one is meant where only one is asked for."""
+        raise NotImplementedError
+
+    def teacher(self, subject: Subject) -> Recipe | None:
+        """The recipe whose pictures are the goal; None where that is what the model itself says."""
+        del subject
+        return None
+
+    @property
+    def minutes(self) -> float:
+        """After which training stops; 0 for no limit."""
+        return 0.0
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -122,42 +154,46 @@ class Asked:
 
     def given(self, name: str) -> bool:
         """Whether an input is not as in an untouched node."""
+        name = "teacher_kind" if name == "teacher" else name
         value, usual = getattr(self, name), self.defaults()[name]
         return bool(value.strip() != usual if isinstance(value, str) else value != usual)
 
     def _back(self, name: str) -> str:
-        usual = self.defaults()[name]
+        usual = self.defaults()["teacher_kind" if name == "teacher" else name]
         return f"Clear {name}" if usual == "" else f"Set {name} to {usual!r}"
 
     def _refuse(self, name: str, why: str, remedy: str) -> NoReturn:
-        value = getattr(self, name)
+        value = getattr(self, "teacher_kind" if name == "teacher" else name)
         raise ValueError(f'{name} {value!r:.40} has no effect: {why}. {remedy}, in "{self.NODE}".')
 
-    def config(self, subject: Subject) -> PredictorConfig:
-        """The settings of the predictor."""
-        one_answer = any(abs(scale - 1) < 1e-9 for scale in self.scales)  # at cfg 1
-        facts = model_facts(subject.model, subject.guider, guided=shows_guidance(subject.guider) and not one_answer)
-        switch_sigma = getattr(subject.guider, "switch_sigma", 0.0)
-        return student_config(MULTISTEP_STUDENT, self.steps, facts, **self._at_scales(), switch_sigma=switch_sigma)
+    def config(self, subject: Subject, calls: int) -> PredictorConfig:
+        """The settings of the predictor for so many calls."""
+        raise NotImplementedError
 
     def _at_scales(self) -> dict[str, Any]:
         return {"guidance": self.cfg, "guidances": self.scales if len(self.scales) > 1 else ()}
 
     def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
-        """How to fit a predictor of these settings on so many prompts, of which others judge.
+        """How to fit a predictor of these settings on so many prompts, of which others judge."""
+        raise NotImplementedError
 
-        Batches are of whole sets of a conditioning's `rows`, so that none of them counts more than the others.
+    def _counted(self, usual: FitConfig, fitted: int, held_out: int, rows: int) -> FitConfig:
+        """Usual settings with the trajectories, batches and teacher that were asked for.
+
+        Every prompt has a batch of its own. Batches are of whole sets of a conditioning's `rows`, so that none of them
+        counts more than the others.
         """
-        usual = cast(FitConfig, usual_settings(config))
         count = self.trajectories or usual.trajectories
-        batch = max(1, min(self.batch_size, count, PROMPTS_AT_ONCE // max(fitted, held_out)))
+        batch = max(1, min(self.batch_size or usual.batch_size, count // fitted, PROMPTS_AT_ONCE // held_out))
         batch -= batch % rows if batch > rows else 0
         count = max(count, fitted * batch)
+        judging = self.held_out or usual.held_out
         return replace(
             usual,
             trajectories=count,
-            held_out=max(self.held_out, held_out * batch),
+            held_out=max(judging, held_out * batch if held_out > 1 else 0),
             batch_size=batch,
+            few=count if usual.few >= usual.trajectories else usual.few,
             teacher_calls=self.teacher_calls or usual.teacher_calls,
             budget=usual.budget * -(-count // usual.trajectories),
         )
@@ -169,9 +205,96 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class AskedPredictor(Asked):
+    """The inputs of "AMED Train Predictor" but the positive prompts."""
+
+    steps: str
+    effort: Effort
+    budget: float
+    starts: str
+    teacher_kind: str
+    teacher_sampler: str
+    teacher_scheduler: str
+    teacher_steps: int
+
+    NODE: ClassVar[str] = "AMED Train Predictor"
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "AskedPredictor":
+        """From the inputs that were given; the others are as in an untouched node."""
+        given = cls.defaults() | _without_prompt(dict(inputs))
+        return cls(**{**given, "steps": str(given["steps"])})
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The values of an untouched node."""
+        return _without_prompt(defaults(predictor_inputs()))
+
+    @property
+    def minutes(self) -> float:
+        """After which training stops; 0 for no limit."""
+        return self.budget
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """The numbers of steps, USUAL_CALLS first if it is among them. Raises ValueError for what is no number."""
+        found: set[int] = set()
+        for part in self.steps.replace(" ", "").split(","):
+            numbers = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
+            first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
+            if not LEAST_CALLS <= first <= last <= MOST_CALLS:
+                raise ValueError(
+                    f"steps is {self.steps!r:.40}, but a number from {LEAST_CALLS} to {MOST_CALLS} is needed, as 5, or "
+                    f'a range, as 3-10. Set it in "{self.NODE}".'
+                )
+            found |= set(range(first, last + 1))
+        return tuple(sorted(found, key=lambda calls: (calls != USUAL_CALLS, calls)))
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What predictors are for, pure noise first."""
+        levels = image_levels(self.model) if self.starts == FROM_IMAGES else ()
+        return tuple(Use(calls, level) for level in (0.0, *levels) for calls in self.calls)
+
+    def refuse_without_effect(self, positives: int) -> None:
+        """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
+        if self.teacher_kind != RECIPE:
+            for name in ("teacher_sampler", "teacher_scheduler", "teacher_steps"):
+                if self.given(name):
+                    self._refuse(name, f'teacher is "{CONVERGED}"', f'{self._back(name)}, or teacher to "{RECIPE}"')
+        elif self.given("teacher_calls"):
+            self._refuse("teacher_calls", f'"{RECIPE}" has teacher_steps', f"{self._back('teacher_calls')}")
+        super().refuse_without_effect(positives)
+
+    def teacher(self, subject: Subject) -> Recipe | None:
+        """The recipe whose pictures are the goal; None where that is what the model itself says."""
+        if self.teacher_kind != RECIPE:
+            return None
+        if getattr(subject.guider, "switch_sigma", 0.0) or subject.latent.is_nested:
+            raise ValueError(
+                f'"{RECIPE}" is for one model with one latent. Set teacher to "{CONVERGED}" in "{self.NODE}".'
+            )
+        sampling = subject.model.get_model_object("model_sampling")
+        return recipe(sampling, self.teacher_sampler, self.teacher_scheduler, self.teacher_steps, self.NODE)
+
+    def config(self, subject: Subject, calls: int) -> PredictorConfig:
+        """The settings of the predictor for so many calls."""
+        one_answer = any(abs(scale - 1) < 1e-9 for scale in self.scales)  # at cfg 1
+        facts = model_facts(subject.model, subject.guider, guided=shows_guidance(subject.guider) and not one_answer)
+        switch_sigma = getattr(subject.guider, "switch_sigma", 0.0)
+        return student_config(MULTISTEP_STUDENT, calls, facts, **self._at_scales(), switch_sigma=switch_sigma)
+
+    def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
+        """How to fit a predictor of these settings on so many prompts, of which others judge."""
+        usual = cast(FitConfig, usual_settings(config, effort=self.effort, uses=len(self.calls)))
+        return self._counted(usual, fitted, held_out, rows)
+
+
+@dataclass(frozen=True)
 class AskedPaper(Asked):
     """The inputs of "AMED Train Paper Predictor" but the positive prompts."""
 
+    steps: int
     sampler_name: str
     predictor_type: str
     preset: str
@@ -180,7 +303,7 @@ class AskedPaper(Asked):
     scale_dir: float
     scale_time: float
     features: str
-    teacher: str
+    teacher_kind: str
     teacher_points: int
     learning_rate: float
     epochs: int
@@ -192,6 +315,11 @@ class AskedPaper(Asked):
     def defaults(cls) -> dict[str, Any]:
         """The values of an untouched node."""
         return _without_prompt(defaults(paper_inputs()))
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """One."""
+        return (Use(self.steps),)
 
     @property
     def table(self) -> bool:
@@ -220,8 +348,8 @@ class AskedPaper(Asked):
             self._refuse("scheduler", why, f'{self._back("scheduler")}, or preset to "recommended"')
         super().refuse_without_effect(positives)
 
-    def config(self, subject: Subject) -> PredictorConfig:
-        """The settings of the predictor, on its schedule's grid."""
+    def config(self, subject: Subject, calls: int) -> PredictorConfig:
+        """The settings of the predictor for so many calls, on its schedule's grid."""
         chosen = {
             "schedule": None if self.scheduler in (AUTO, SEARCHED) else self.scheduler,
             "rho": self.rho or None,
@@ -231,7 +359,7 @@ class AskedPaper(Asked):
         }
         config = student_config(
             self.sampler_name,
-            self.steps,
+            calls,
             model_facts(subject.model, subject.guider, bottleneck=self._sees_bottleneck(subject)),
             published=self.published,
             kind="table" if self.table else "network",
@@ -258,19 +386,19 @@ class AskedPaper(Asked):
     def settings(self, config: PredictorConfig, fitted: int, held_out: int, rows: int) -> Settings:
         """How to fit a predictor of these settings on so many prompts, of which others judge."""
         if self.table:
-            return super().settings(config, fitted, held_out, rows)
+            return self._counted(cast(FitConfig, usual_settings(config)), fitted, held_out, rows)
         usual = cast(TrainConfig, usual_settings(config))
         count = self.trajectories or (usual.trajectories if self.published else NETWORK_TRAJECTORIES)
         return TrainConfig(
             trajectories=max(count, fitted),
             epochs=self.epochs,
-            batch_size=min(self.batch_size, count),
-            teacher="" if self.teacher == AUTO else self.teacher,
+            batch_size=min(self.batch_size or NETWORK_BATCH, count),
+            teacher="" if self.teacher_kind == AUTO else self.teacher_kind,
             teacher_points=self.teacher_points,
             learning_rate=self.learning_rate,
             gradient="reverse" if self.reverse else "finite difference",
             step=0.0,  # one that suits the model
-            held_out=self.held_out,
+            held_out=self.held_out or NETWORK_HELD_OUT,
             teacher_calls=self.teacher_calls or usual.teacher_calls,
         )
 
@@ -283,7 +411,14 @@ class AskedPaper(Asked):
 
 
 def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "positive"}
+    """Without what goes its own way, and the teacher's kind by its own name."""
+    return {("teacher_kind" if name == "teacher" else name): v for name, v in values.items() if name != "positive"}
+
+
+def image_levels(model: Any) -> tuple[float, ...]:
+    """The noise levels where images start at DENOISE, on a list that is even in a MODEL's timesteps."""
+    table = model.get_model_object("model_sampling").sigmas
+    return tuple(float(table[max(round(part * len(table)) - 1, 0)]) for part in DENOISE)
 
 
 def subject_of(asked: Asked, positives: Sequence[Any]) -> tuple[Asked, Subject]:
@@ -421,17 +556,37 @@ def on_searched_grid(subject: Subject, seed: int, config: PredictorConfig, count
 def job_of(asked: Asked, subject: Subject) -> Job:
     """What to fit, for these inputs, and where an unfinished fit is kept."""
     fitted, held_out = split(len(subject.prompts))
-    config = asked.config(subject)
-    settings = asked.settings(config, len(fitted), len(held_out), subject.rows)
-    config, spent = asked.on_grid(config, subject, settings.batch_size)
+    uses, teacher = asked.uses, asked.teacher(subject)
+    begin = {} if teacher is None else {"sigmas": (teacher.levels[0],)}
+
+    def config_of(calls: int) -> PredictorConfig:
+        own = asked.config(subject, calls)
+        return replace(own, sigmas=(*begin["sigmas"], *own.sigmas[1:])) if begin else own
+
+    def settings_of(calls: int) -> Settings:
+        return asked.settings(asked.config(subject, calls), len(fitted), len(held_out), subject.rows)
+
+    numbers = sorted({use.calls for use in uses})
+    settings = {calls: settings_of(calls) for calls in numbers}
+    most = settings[numbers[-1]]
+    configs = {calls: config_of(calls) for calls in numbers}
+    configs[numbers[-1]], spent = asked.on_grid(configs[numbers[-1]], subject, most.batch_size)
     latent = subject.latent
     shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
-    about: list[Any] = [asdict(config), asdict(settings), asked.seed, shapes, subject.digest]
+    about: list[Any] = [
+        [asdict(configs[n]) for n in numbers],
+        [asdict(settings[n]) for n in numbers],
+        asked.seed,
+        shapes,
+    ]
+    about += [subject.digest, [[use.calls, use.level] for use in uses], None if teacher is None else teacher.name]
     # Prompts and settings are alike for all fine-tunes of a family.
     about += [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
-    return Job(config, settings, asked.seed, fitted, held_out, state, spent, asked.reverse)
+    return Job(
+        uses, configs, settings, asked.seed, fitted, held_out, state, spent, asked.reverse, teacher, asked.minutes
+    )
 
 
 def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -15,6 +15,7 @@ from ..amed_core.predictor import Predictor, PredictorSet
 from ..amed_core.samplers import sampler_name
 
 CATEGORY = "sampling/amed"
+SCHEDULER = "amed"  # our entry of the scheduler list
 ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor
 
 

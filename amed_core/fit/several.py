@@ -11,6 +11,12 @@ from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateErr
 from .targets import Targets
 from .trajectories import Metered
 
+OF_SUMMARY: Mapping[str, type] = {
+    **dict.fromkeys(("objective", "teacher", "baseline"), str),
+    **dict.fromkeys(("error", "baseline_error"), float),
+    "model_calls": int,
+}
+
 
 @dataclass(frozen=True, order=True)
 class Use:
@@ -32,7 +38,7 @@ class Finished(ForOneUse):
         self.predictor = predictor
         self.losses = list(losses)
         self.model_calls = self.expected_calls = 0  # its set counts
-        self._summary = summary
+        self._summary = replace(summary, settings={}, details={})  # those of its set say the rest
 
     def events(self) -> Iterator[FitEvent]:
         """None."""
@@ -40,7 +46,7 @@ class Finished(ForOneUse):
 
     def state_dict(self) -> dict[str, Any]:
         """All of it."""
-        found = {one.name: getattr(self._summary, one.name) for one in fields(FitSummary)}
+        found = {name: getattr(self._summary, name) for name in OF_SUMMARY}
         table = [asdict(self.predictor.config), dict(self.predictor.state_dict())]
         return {"table": table, "summary": found, "losses": self.losses}
 
@@ -56,9 +62,8 @@ class Finished(ForOneUse):
             predictor = build(config)
             predictor.load_state_dict(learned)
             summary = FitSummary(**state["summary"])
-            for value in (summary.error, summary.baseline_error):
-                of_kind(value, float)
-            of_kind(summary.model_calls, int)
+            for name, kind in OF_SUMMARY.items():
+                of_kind(getattr(summary, name), kind)
             return cls(predictor, summary, [of_kind(loss, float) for loss in state["losses"]])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

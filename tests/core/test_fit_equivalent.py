@@ -1,0 +1,22 @@
+"""In how many calls another sampler comes as near."""
+
+import pytest
+
+from amed_core.fit.equivalent import MOST, calls_for
+
+
+@pytest.mark.parametrize("fewest", [5, 6, 9, 12, 31, 100])
+def test_it_finds_the_fewest_calls_in_few_tries(fewest: int) -> None:
+    tried: list[int] = []
+
+    def error(calls: int) -> float:
+        tried.append(calls)
+        return 1 / calls**2
+
+    assert calls_for(1 / fewest**2, error, 5) == fewest
+    assert len(set(tried)) == len(tried) <= 12
+
+
+def test_an_error_that_is_not_reached_has_no_number_of_calls() -> None:
+    assert calls_for(0.5 / MOST, lambda calls: 1 / calls, 5) is None
+    assert calls_for(2.0, lambda calls: 1 / calls, 5) == 5, "fewer are not asked for"
