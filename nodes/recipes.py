@@ -56,7 +56,7 @@ class Recipe(Teacher):
         return TeacherPath((*(level for level, *_ in kept), self.levels[-1]), points, slopes)
 
     @torch.no_grad()
-    def _run(self, denoiser: Denoiser, x: Sample) -> tuple[Sample, list[tuple[float, Sample, Sample]]]:
+    def _run(self, denoiser: Denoiser, x: Sample, seed: int = 0) -> tuple[Sample, list[tuple[float, Sample, Sample]]]:
         """Its picture, and of every model call the level, the sample and the answer."""
         asked: list[tuple[float, Sample, Sample]] = []
 
@@ -69,7 +69,7 @@ class Recipe(Teacher):
         sampler = comfy.samplers.sampler_object(self.sampler_name)
         levels = torch.tensor(self.levels).to(x)
         wrapped = _Wrapped(model, self.sampling)
-        options = {"model_options": {"transformer_options": {"sample_sigmas": levels}}, "seed": 0}
+        options = {"model_options": {"transformer_options": {"sample_sigmas": levels}}, "seed": seed}
         end: Sample = sampler.sampler_function(wrapped, x, levels, extra_args=options, callback=None, disable=True)
         return end, asked
 
@@ -121,7 +121,7 @@ def recipe(sampling: Any, sampler_name: str, scheduler: str, steps: int, node: s
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                ends.append(made._run(_nothing, x)[0])
+                ends.append(made._run(_nothing, x, seed)[0])
             except Exception as error:  # whatever a sampler of another pack asks for
                 raise ValueError(
                     f"{sampler_name} cannot be a teacher: it asks for more than a model's answers "

@@ -98,7 +98,7 @@ class Asked:
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Asked":
         """From the inputs that were given; the others are as in an untouched node."""
-        return cls(**(cls.defaults() | _without_prompt(dict(inputs))))
+        return cls(**(cls.defaults() | dict(inputs)))
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Asked:
         """What predictors are for, pure noise first; the first one is meant where only one is asked for."""
         raise NotImplementedError
 
-    def teacher(self, subject: Subject) -> Recipe | None:
+    def own_teacher(self, subject: Subject) -> Recipe | None:
         """The recipe whose pictures are the goal; None where that is what the model itself says."""
         del subject
         return None
@@ -154,16 +154,15 @@ class Asked:
 
     def given(self, name: str) -> bool:
         """Whether an input is not as in an untouched node."""
-        name = "teacher_kind" if name == "teacher" else name
         value, usual = getattr(self, name), self.defaults()[name]
         return bool(value.strip() != usual if isinstance(value, str) else value != usual)
 
     def _back(self, name: str) -> str:
-        usual = self.defaults()["teacher_kind" if name == "teacher" else name]
+        usual = self.defaults()[name]
         return f"Clear {name}" if usual == "" else f"Set {name} to {usual!r}"
 
     def _refuse(self, name: str, why: str, remedy: str) -> NoReturn:
-        value = getattr(self, "teacher_kind" if name == "teacher" else name)
+        value = getattr(self, name)
         raise ValueError(f'{name} {value!r:.40} has no effect: {why}. {remedy}, in "{self.NODE}".')
 
     def config(self, subject: Subject, calls: int) -> PredictorConfig:
@@ -212,7 +211,7 @@ class AskedPredictor(Asked):
     effort: Effort
     budget: float
     starts: str
-    teacher_kind: str
+    teacher: str
     teacher_sampler: str
     teacher_scheduler: str
     teacher_steps: int
@@ -222,7 +221,7 @@ class AskedPredictor(Asked):
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "AskedPredictor":
         """From the inputs that were given; the others are as in an untouched node."""
-        given = cls.defaults() | _without_prompt(dict(inputs))
+        given = cls.defaults() | dict(inputs)
         return cls(**{**given, "steps": str(given["steps"])})
 
     @classmethod
@@ -258,7 +257,7 @@ class AskedPredictor(Asked):
 
     def refuse_without_effect(self, positives: int) -> None:
         """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
-        if self.teacher_kind != RECIPE:
+        if self.teacher != RECIPE:
             for name in ("teacher_sampler", "teacher_scheduler", "teacher_steps"):
                 if self.given(name):
                     self._refuse(name, f'teacher is "{CONVERGED}"', f'{self._back(name)}, or teacher to "{RECIPE}"')
@@ -266,9 +265,9 @@ class AskedPredictor(Asked):
             self._refuse("teacher_calls", f'"{RECIPE}" has teacher_steps', f"{self._back('teacher_calls')}")
         super().refuse_without_effect(positives)
 
-    def teacher(self, subject: Subject) -> Recipe | None:
+    def own_teacher(self, subject: Subject) -> Recipe | None:
         """The recipe whose pictures are the goal; None where that is what the model itself says."""
-        if self.teacher_kind != RECIPE:
+        if self.teacher != RECIPE:
             return None
         if getattr(subject.guider, "switch_sigma", 0.0) or subject.latent.is_nested:
             raise ValueError(
@@ -303,7 +302,7 @@ class AskedPaper(Asked):
     scale_dir: float
     scale_time: float
     features: str
-    teacher_kind: str
+    teacher: str
     teacher_points: int
     learning_rate: float
     epochs: int
@@ -393,7 +392,7 @@ class AskedPaper(Asked):
             trajectories=max(count, fitted),
             epochs=self.epochs,
             batch_size=min(self.batch_size or NETWORK_BATCH, count),
-            teacher="" if self.teacher_kind == AUTO else self.teacher_kind,
+            teacher="" if self.teacher == AUTO else self.teacher,
             teacher_points=self.teacher_points,
             learning_rate=self.learning_rate,
             gradient="reverse" if self.reverse else "finite difference",
@@ -411,8 +410,7 @@ class AskedPaper(Asked):
 
 
 def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what goes its own way, and the teacher's kind by its own name."""
-    return {("teacher_kind" if name == "teacher" else name): v for name, v in values.items() if name != "positive"}
+    return {name: value for name, value in values.items() if name != "positive"}
 
 
 def image_levels(model: Any) -> tuple[float, ...]:
@@ -556,7 +554,7 @@ def on_searched_grid(subject: Subject, seed: int, config: PredictorConfig, count
 def job_of(asked: Asked, subject: Subject) -> Job:
     """What to fit, for these inputs, and where an unfinished fit is kept."""
     fitted, held_out = split(len(subject.prompts))
-    uses, teacher = asked.uses, asked.teacher(subject)
+    uses, teacher = asked.uses, asked.own_teacher(subject)
     begin = {} if teacher is None else {"sigmas": (teacher.levels[0],)}
 
     def config_of(calls: int) -> PredictorConfig:

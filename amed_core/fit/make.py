@@ -22,7 +22,7 @@ from .multistep_start import MultistepStart, calls_to_begin
 from .parameters import MidpointParameters, MultistepParameters
 from .per_interval import PerInterval
 from .protocol import Fit, FitConfig, TrainConfig
-from .runs import Runs
+from .runs import LEVELS_EACH, Runs
 from .scales import SeveralScales
 from .several import FitSet, Use
 from .teacher import Teacher
@@ -154,8 +154,14 @@ def make_set(
         return SeveralScales(own.guidances, single) if own.guidances else single(0, None)
 
     def least(use: Use) -> int:
-        how = of_images(settings(use.calls)) if use.level else settings(use.calls)
-        return len(listed) * calls_to_begin(how, use.calls, how.grids)
+        how = settings(use.calls)
+        if not use.level:
+            return len(listed) * calls_to_begin(how, use.calls, how.grids)
+        how = of_images(replace(how, **about))
+        first = use.calls == max(other.calls for other in uses if other.level == use.level)
+        slow = bases[0].fitted.teacher.below(use.level, LEVELS_EACH * use.calls)
+        taught = slow.model_calls * (how.trajectories + how.held_out) if first else 0
+        return len(listed) * (taught + calls_to_begin(how, use.calls, how.grids))
 
     targets = [targets for base in bases for targets in (base.fitted, base.judged)]
     return FitSet(uses, make, listed, targets, least)

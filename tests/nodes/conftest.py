@@ -47,8 +47,20 @@ def user(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         return None
     import folder_paths  # noqa: PLC0415 - ComfyUI's
 
+    registered = request.getfixturevalue("pack").nodes.registration.FOLDER
+    paths, kinds = folder_paths.folder_names_and_paths[registered]
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, registered, ([str(tmp_path / "models"), *paths[1:]], kinds)
+    )
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     return tmp_path / "amed_training"
+
+
+@pytest.fixture
+def models(user: Path, tmp_path: Path) -> Path:
+    """Where predictors are saved, which is a folder of this test's own."""
+    del user
+    return tmp_path / "models"
 
 
 @dataclass

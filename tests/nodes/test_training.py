@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +120,38 @@ def test_batches_hold_whole_sets_of_a_conditionings_rows(pack: Any, flux: Family
 
 def test_as_many_trajectories_as_asked_for_and_the_budget_grows_with_them(pack: Any, flux: Family) -> None:
     request, shared = pack.nodes.training_request, {"model": flux.model, "latent_image": flux.latent, "negative": []}
-    subject = request.subject_of(request.Asked.of(shared), [flux.positive])[1]
+    asked = request.AskedPredictor
+    subject = request.subject_of(asked.of(shared), [flux.positive])[1]
 
     def fit(**changes: Any) -> Any:
-        return request.job_of(request.Asked.of(shared | changes), subject).settings
+        return request.job_of(asked.of(shared | changes), subject).settings
 
-    usual = pack.amed_core.usual_settings(request.Asked.of(shared).config(subject))
-    assert fit().trajectories == usual.trajectories, "an untouched node"
-    assert fit().budget == usual.budget
+    for effort in ("quick", "standard", "thorough"):
+        usual = pack.amed_core.usual_settings(asked.of(shared).config(subject, 5), effort=effort)
+        assert fit(effort=effort) == usual, "an untouched node but for its effort"
+    usual = fit()
     assert fit(trajectories=1000).trajectories == 1000
     assert fit(trajectories=10 * usual.trajectories).budget == 10 * usual.budget
     assert fit(trajectories=3).batch_size == 3
+    assert fit(batch_size=2).batch_size == 2
+
+
+def test_steps_are_numbers_or_ranges_and_five_comes_first(pack: Any, flux: Family) -> None:
+    asked = pack.nodes.training_request.AskedPredictor
+    for steps, expected in (
+        ("5", (5,)),
+        (8, (8,)),
+        ("3-6", (5, 3, 4, 6)),
+        (" 4, 8-10 ", (4, 8, 9, 10)),
+    ):
+        assert asked.of({"steps": steps}).calls == expected
+    for steps in ("", "five", "1", "6-3", "3-", "0-4", "101", "5.5", "-5"):
+        with pytest.raises(ValueError, match=r"steps is .* as 3-10\. Set it in \"AMED Train Predictor\""):
+            _ = asked.of({"steps": steps}).calls
+    images = asked.of({"steps": "4-5", "starts": "noise and images", "model": flux.model}).uses
+    levels = pack.nodes.training_request.image_levels(flux.model)
+    assert [use.level for use in images[::2]] == [0.0, *levels]
+    assert list(levels) == sorted(levels)
 
 
 class Nested:
@@ -183,10 +205,12 @@ def test_a_guider_brings_its_own_cfg(pack: Any, flux: Family) -> None:
         train(pack, flux, **SHORT, guider=guider, cfg=2.0, positives=[flux.positive, flux.positive])
 
 
-@pytest.mark.parametrize("kind", ["Asked", "AskedPaper"])
+@pytest.mark.parametrize("kind", ["AskedPredictor", "AskedPaper"])
 def test_every_input_is_used_and_an_untouched_node_is_never_refused(pack: Any, kind: str) -> None:
     asked, node = getattr(pack.nodes.training_request, kind), pack.nodes.training
-    schema = {"Asked": node.AMEDTrainPredictor, "AskedPaper": node.AMEDTrainPaperPredictor}[kind].define_schema()
+    schema = {"AskedPredictor": node.AMEDTrainPredictor, "AskedPaper": node.AMEDTrainPaperPredictor}[
+        kind
+    ].define_schema()
     assert schema.display_name == asked.NODE
     names = {one.id for one in schema.inputs}
     assert names == {field.name for field in dataclasses.fields(asked)} | {"positive"}
@@ -205,7 +229,8 @@ def test_report_plot_and_loss(pack: Any, flux: Family, tmp_path: Path, monkeypat
     import folder_paths  # noqa: PLC0415
 
     made, losses, report, plot = train(pack, flux, **SHORT)
-    assert f"{made.notes['training']['model_calls']:,} model calls of training" in report
+    assert f"{made.notes['training']['model_calls']:,} sample calls of training" in report
+    assert re.search(r"4 calls (equal \d+ of|come nearer than 100 of) euler simple", report)
     assert report.count(" to ") >= 3, "one line per interval"
     assert plot.shape[0] == 1
     assert plot.shape[3] == 3
@@ -239,6 +264,10 @@ def test_progress_counts_model_calls_and_shows_the_teacher_above_the_student(
     assert len(pictures) >= 2
     assert pictures[0].size[0] == pictures[0].size[1], "two samples side by side, the teacher's above the student's"
     assert any("left" in text and "%" in text for text in told)
+    assert "sample calls" in told[0], "before anything else"
+    priced = [text for text in told if "it pays after" in text]
+    assert priced, "from the first calls on"
+    assert "s here" in priced[0] or "min here" in priced[0]
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -257,10 +286,87 @@ def test_newer_comfyui_is_told_that_it_trains(pack: Any, monkeypatch: pytest.Mon
 
 def test_the_options_a_beginner_does_not_need_are_folded_away(pack: Any) -> None:
     for node, expected in (
-        (pack.nodes.AMEDTrainPredictor, {"held_out", "batch_size", "teacher_calls"}),
+        (pack.nodes.AMEDTrainPredictor, {"held_out", "batch_size", "teacher_calls", "teacher_steps", "trajectories"}),
         (pack.nodes.AMEDTrainPaperPredictor, {"rho", "gradient", "learning_rate", "held_out"}),
     ):
         asked = {one.id: one.as_dict() for one in node.define_schema().inputs}
         folded = {name for name, settings in asked.items() if settings.get("advanced")}
         assert expected <= folded
         assert not folded & {"model", "positive", "negative", "latent_image", "cfg", "steps", "sampler_name"}
+
+
+# Sets, budgets and recipes
+
+
+def test_one_training_makes_a_set_that_serves_every_number_of_steps_and_images(
+    pack: Any, flux: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is learned while sampling."""
+    few = {"trajectories": 2, "held_out": 2, "teacher_calls": 8}
+    made, _, report, _ = train(pack, flux, steps="3-4", starts="noise and images", effort="quick", **few)
+    every = made.every
+    assert every.calls == (3, 4)
+    assert len(every.predictors) == 2 * (1 + len(pack.nodes.training_request.DENOISE))
+    assert "steps 3, 4" in report
+    assert "denoise below 1" in report
+    applied = pack.nodes.AMEDApplyPredictor.execute(flux.model, made).args[0]
+    for steps, denoise in ((3, 1.0), (4, 1.0), (4, 0.5), (3, 0.6)):
+        asked: list[int] = []
+        model = heard(applied, lambda _, asked=asked: asked.append(1))
+        caplog.clear()
+        k_sample(flux, model, steps, SCALE, "amed_multistep", denoise=denoise)
+        assert len(asked) == steps
+        assert "learn" not in caplog.text
+
+
+def test_the_budget_hands_over_the_best_so_far(pack: Any, flux: Family, user: Path) -> None:
+    made, _, report, _ = train(pack, flux, steps=3, effort="thorough", trajectories=8, held_out=4, budget=1e-4)
+    assert "the budget stopped it" in report
+    assert made.config.calls == 3
+    assert not list(user.glob("*.safetensors"))
+
+
+def test_what_cancel_leaves_can_be_used_at_once(pack: Any, flux: Family, models: Path) -> None:
+    import comfy.model_management as mm  # noqa: PLC0415
+
+    model, calls = stopped_at(flux, 10**9)
+    train(pack, flux, model, **SHORT)
+    model, _ = stopped_at(flux, len(calls) - 60)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(pack, flux, model, **SHORT)
+    (left,) = (models / "unfinished").glob("*.safetensors")
+    assert pack.amed_core.load_predictor(left).config.calls == SHORT["steps"]
+    train(pack, flux, model, **SHORT)
+    assert not left.exists(), "the finished one is handed over by the node"
+
+
+def test_a_recipe_is_reproduced_rather_than_the_models_own_solution(pack: Any, flux: Family) -> None:
+    """A coarse one, whose pictures are not what many steps give."""
+    how = {"steps": 3, "trajectories": 4, "held_out": 2, "cfg": 1.0, "teacher_calls": 0}
+    coarse = {"teacher": "my recipe", "teacher_sampler": "euler", "teacher_scheduler": "simple", "teacher_steps": 4}
+    recipe, plain = (train(pack, flux, **how, **more)[0] for more in (coarse, {}))
+    assert recipe.notes["training"]["teacher"] == "euler simple, 4 steps"
+    goal = k_sample(flux, flux.model, 4, 1.0, "euler", "simple")
+    errors = []
+    for made in (recipe, plain):
+        applied = pack.nodes.AMEDApplyPredictor.execute(flux.model, made).args[0]
+        drawn = k_sample(flux, applied, 3, 1.0, "amed_multistep")
+        errors.append(float((drawn - goal).square().mean().sqrt()))
+    assert errors[0] < 0.8 * errors[1]
+
+
+REFUSED = [("euler_ancestral", "adds noise"), ("dpmpp_2m_sde", "adds noise"), ("euler_cfg_pp", "asks for more")]
+
+
+@pytest.mark.parametrize(("sampler", "why"), REFUSED)
+def test_a_recipe_that_no_student_can_follow_is_refused(pack: Any, flux: Family, sampler: str, why: str) -> None:
+    how = SHORT | {"teacher_calls": 0, "teacher": "my recipe", "teacher_sampler": sampler}
+    with pytest.raises(ValueError, match=rf"{sampler} .*{why}.*AMED Train Predictor"):
+        train(pack, flux, **how)
+
+
+def test_a_recipe_without_effect_is_refused(pack: Any, flux: Family) -> None:
+    with pytest.raises(ValueError, match=r"teacher_steps 9 has no effect: teacher is \"converged\""):
+        train(pack, flux, **SHORT, teacher_steps=9)
+    with pytest.raises(ValueError, match=r"teacher_calls 8 has no effect"):
+        train(pack, flux, **SHORT, teacher="my recipe")
