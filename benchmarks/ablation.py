@@ -76,7 +76,7 @@ def fit_without(model: Model, calls: int, seed: int, without: tuple[str, ...]) -
     """The default fit, put together without some of its parts."""
     config = student_config(MULTISTEP_STUDENT, calls, facts_of(model))
     config = replace(config, guided=config.guided and GUIDANCE not in without)
-    settings = usual_settings(config)
+    settings = usual_settings(config, effort="thorough")
     assert isinstance(settings, FitConfig)
     if END_TO_END in without:
         settings = replace(settings, iterations=1)

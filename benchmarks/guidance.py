@@ -55,7 +55,9 @@ def fitted(name: str, config: PredictorConfig, scales: Sequence[float], seed: in
     config = replace(config, guidance=scales[0], guidances=tuple(scales) if len(scales) > 1 else ())
     models = [MODELS[name](cfg) for cfg in scales]
     sources = [gaussian(model, tuple(model.shape), config.sigmas[0], seed) for model in models]
-    fit = make_fit(config, usual_settings(config), sources, model_sigmas=getattr(models[0], "sigmas", None))
+    fit = make_fit(
+        config, usual_settings(config, effort="thorough"), sources, model_sigmas=getattr(models[0], "sigmas", None)
+    )
     for _ in fit.events():
         pass
     return fit.predictor

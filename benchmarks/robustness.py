@@ -108,7 +108,7 @@ class Judge:
 
     def cell(self, trajectories: int, calls: int) -> Cell:
         config = student_config(MULTISTEP_STUDENT, calls, facts_of(self.model))
-        settings = usual_settings(config, trajectories)
+        settings = usual_settings(config, trajectories, effort="thorough")
         assert isinstance(settings, FitConfig)
         few = replace(settings, batch_size=min(settings.batch_size, trajectories))
         fit = fitted(self.model, config, few)

@@ -6,7 +6,7 @@ from . import registration
 from .demo_model import AMEDDemoModel
 from .learning import AMEDLearn
 from .pictures_model import AMEDDemoCheckpoint
-from .predictor_files import AMEDLoadPredictor, AMEDSavePredictor
+from .predictor_files import AMEDLoadPredictor, AMEDMergePredictors, AMEDSavePredictor
 from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
 from .training import AMEDTrainPaperPredictor, AMEDTrainPredictor
 from .two_models import AMEDTwoModelsGuider
@@ -23,6 +23,7 @@ class AMEDExtension(ComfyExtension):
             AMEDTrainPaperPredictor,
             AMEDSavePredictor,
             AMEDLoadPredictor,
+            AMEDMergePredictors,
             AMEDLearn,
             AMEDApplyPredictor,
             AMEDSampler,

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..amed_core.files import load_predictors, read_notes, save_predictor
 from .learning import predictor_of
+from .pairing import ANOTHER_MODEL
 from .registration import FOLDER
 from .situations import named
 from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say
@@ -113,3 +114,40 @@ class AMEDLoadPredictor(io.ComfyNode):
             predictor = NotedPredictor.of(load_predictors(path), read_notes(path))
         say(cls, describe(predictor))
         return io.NodeOutput(predictor)
+
+
+class AMEDMergePredictors(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMEDMergePredictors",
+            display_name="AMED Merge Predictors",
+            category=CATEGORY,
+            description="Puts the predictors of two files together: other numbers of steps, other cfg, starts for "
+            "image to image, or what the samplers have learned by themselves. Save the result as one file.",
+            inputs=[
+                PredictorSocket.Input("predictor", tooltip="The first one; what it alone is for stays."),
+                PredictorSocket.Input(
+                    "other",
+                    tooltip="Its predictors are added. For the same use they take the place of the first one's.",
+                ),
+            ],
+            outputs=[PredictorSocket.Output(display_name="predictor", tooltip="All of both, for a model of theirs.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, predictor: NotedPredictor, other: NotedPredictor) -> io.NodeOutput:
+        differing = [k for k in ANOTHER_MODEL if predictor.config.model.get(k) != other.config.model.get(k)]
+        if differing:
+            both = ", ".join(f"{k} {predictor.config.model.get(k)} and {other.config.model.get(k)}" for k in differing)
+            raise ValueError(
+                f'These predictors are of two models ({both}). Connect two of one model to "AMED Merge Predictors".'
+            )
+        try:
+            every = predictor.every.merged(other.every)
+        except ValueError as error:
+            raise ValueError(f'{error} Choose others in "AMED Merge Predictors".') from error
+        made = NotedPredictor.of(every, {**predictor.notes, "merged": [dict(other.notes)]})
+        say(cls, describe(made))
+        return io.NodeOutput(made)

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..amed_core.fit.efforts import Effort
 from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES, search
 from ..amed_core.fit.make import Settings, usual_settings
 from ..amed_core.fit.protocol import FitConfig, TrainConfig
-from ..amed_core.fit.several import Use
+from ..amed_core.fit.several import Use, numbers_of
 from ..amed_core.fit.trajectories import Metered
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.schedules import SEARCHED
@@ -53,7 +52,6 @@ CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
 PROMPTS_AT_ONCE = 32  # trajectories among which every prompt has a batch of its own
 NETWORK_TRAJECTORIES = 2000  # of a recommended network; the paper's has 10,000
 NETWORK_BATCH, NETWORK_HELD_OUT = 16, 32
-LEAST_CALLS, USUAL_CALLS, MOST_CALLS = 2, 5, 100
 DENOISE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # where images start that predictors are made for
 # Inputs of "AMED Train Paper Predictor" that are for one type of predictor; all others are for both.
 ONLY_FOR = {
@@ -236,18 +234,11 @@ class AskedPredictor(Asked):
 
     @property
     def calls(self) -> tuple[int, ...]:
-        """The numbers of steps, USUAL_CALLS first if it is among them. Raises ValueError for what is no number."""
-        found: set[int] = set()
-        for part in self.steps.replace(" ", "").split(","):
-            numbers = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
-            first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
-            if not LEAST_CALLS <= first <= last <= MOST_CALLS:
-                raise ValueError(
-                    f"steps is {self.steps!r:.40}, but a number from {LEAST_CALLS} to {MOST_CALLS} is needed, as 5, or "
-                    f'a range, as 3-10. Set it in "{self.NODE}".'
-                )
-            found |= set(range(first, last + 1))
-        return tuple(sorted(found, key=lambda calls: (calls != USUAL_CALLS, calls)))
+        """The numbers of steps, the usual one first if it is among them. Raises ValueError for what is no number."""
+        try:
+            return numbers_of(self.steps)
+        except ValueError as error:
+            raise ValueError(f'steps is {error} Set it in "{self.NODE}".') from error
 
     @property
     def uses(self) -> tuple[Use, ...]:

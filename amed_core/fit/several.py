@@ -1,5 +1,6 @@
 """Fits of one model for several uses, with one set of teacher's paths."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -11,6 +12,7 @@ from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateErr
 from .targets import Targets
 from .trajectories import Metered
 
+LEAST_CALLS, USUAL_CALLS, MOST_CALLS = 2, 5, 100
 OF_SUMMARY: Mapping[str, type] = {
     **dict.fromkeys(("objective", "teacher", "baseline"), str),
     **dict.fromkeys(("error", "baseline_error"), float),
@@ -27,6 +29,24 @@ class Use:
 
     def __str__(self) -> str:
         return f"{self.calls} calls" + (f" from {self.level:.3g}" if self.level else "")
+
+
+def numbers_of(text: str) -> tuple[int, ...]:
+    """The numbers of calls that a text names, as 5, 3-10 or 4, 8-10; USUAL_CALLS first if it is among them.
+
+    Raises ValueError for anything else.
+    """
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        numbers = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
+        first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
+        if not LEAST_CALLS <= first <= last <= MOST_CALLS:
+            raise ValueError(
+                f"{text!r:.40} names no numbers of calls: give one from {LEAST_CALLS} to {MOST_CALLS}, as 5, or a "
+                "range, as 3-10."
+            )
+        found |= set(range(first, last + 1))
+    return tuple(sorted(found, key=lambda calls: (calls != USUAL_CALLS, calls)))
 
 
 class Finished(ForOneUse):

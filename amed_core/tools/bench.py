@@ -194,7 +194,8 @@ def fitted(
 ) -> Fit:
     """The finished fit of a learned method, with the seed and, of a network, the trajectories of the settings."""
     trajectories = settings.fit_trajectories if config.kind == "network" else 0
-    return fit_predictor(model, config, trajectories=trajectories, seed=settings.seed, progress=progress)
+    about = {"trajectories": trajectories, "seed": settings.seed}
+    return fit_predictor(model, config, effort="thorough", **about, progress=progress)
 
 
 def bench_with_bar(model: Model, settings: BenchSettings, keep: Keep = lambda name, trainer: None) -> list[Row]:

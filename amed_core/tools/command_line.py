@@ -20,9 +20,11 @@ from ..digits import DigitsDenoiser
 from ..driver import sample
 from ..files import load_predictor, load_state, provenance, read_notes, save_predictor, save_state, write_json
 from ..fit.call_derivative import GRADIENTS
+from ..fit.efforts import EFFORTS, settings_of
 from ..fit.grid_search import SEARCH_TRAJECTORIES, search
-from ..fit.make import facts_of, is_differentiable, make_fit, usual_settings
-from ..fit.protocol import FitConfig, TrainConfig
+from ..fit.make import facts_of, is_differentiable, make_fit, make_set, usual_settings
+from ..fit.protocol import Fit, FitConfig, TrainConfig
+from ..fit.several import Use, numbers_of
 from ..fit.teacher import TEACHERS
 from ..fit.trajectories import chunks, conditioned, gaussian
 from ..fit.workers import Workers, torchrun
@@ -130,14 +132,21 @@ def _train(
 ) -> None:
     """Fit what the arguments ask for, on this worker's part of the trajectories; the first worker saves and speaks."""
     model, device = models[0], getattr(models[0], "device", "cpu")
-    config = _asked(arguments, models, scales)
+    config = _asked(arguments, models, scales, arguments.calls[0])
     sources = [gaussian(m, tuple(m.shape), config.sigmas[0], arguments.seed, device) for m in models]
     if arguments.schedule == SEARCHED:
         x, denoiser = sources[0](range(SEARCH_TRAJECTORIES))
         config = search(denoiser, x, config)
     settings = _settings(arguments, config, model)
     about: dict[str, Any] = {"model_sigmas": getattr(model, "sigmas", None), "seed": arguments.seed}
-    fit = make_fit(config, settings, sources, workers=workers, device=device, **about)
+    fit: Fit
+    if uses := _uses(arguments):
+        configs = {n: _asked(arguments, models, scales, n) for n in arguments.calls}
+        own = {n: settings_of(arguments.effort, n, len(configs)) for n in configs}
+        seedless = {"model_sigmas": about["model_sigmas"], "workers": workers}
+        fit = make_set(uses, configs.__getitem__, own.__getitem__, sources, **seedless)
+    else:
+        fit = make_fit(config, settings, sources, workers=workers, device=device, **about)
     if arguments.resume:
         fit.load_state_dict(load_state(arguments.resume))
     try:
@@ -157,8 +166,9 @@ def _train(
         save_state(arguments.state, fit.state_dict())
     if workers.rank == 0:
         summary = fit.summary()
-        save_predictor(fit.predictor, arguments.output, provenance({**summary.header(), "seed": arguments.seed}))
-        print(f"{arguments.output}: {config.calls} model calls, {summary.model_calls:,} sample calls of training")
+        save_predictor(fit.predictors, arguments.output, provenance({**summary.header(), "seed": arguments.seed}))
+        calls = ", ".join(map(str, fit.predictors.calls)) or config.calls
+        print(f"{arguments.output}: {calls} model calls, {summary.model_calls:,} sample calls of training")
         if summary.sentence():
             print(summary.sentence())
 
@@ -168,8 +178,18 @@ def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
-def _asked(arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None]) -> PredictorConfig:
-    """The settings of what the arguments ask to fit."""
+def _uses(arguments: argparse.Namespace) -> list[Use]:
+    """What a set is for; empty for one predictor. Raises ValueError for a sampler that has no sets."""
+    uses = [Use(calls, level) for level in (0.0, *arguments.image_levels) for calls in arguments.calls]
+    if len(uses) > 1 and arguments.solver != MULTISTEP_STUDENT:
+        raise ValueError(f"Only {MULTISTEP_STUDENT} is fitted for several uses: give one number of calls.")
+    return uses if len(uses) > 1 else []
+
+
+def _asked(
+    arguments: argparse.Namespace, models: Sequence[Model], scales: Sequence[float | None], calls: int
+) -> PredictorConfig:
+    """The settings of what the arguments ask to fit, for so many calls."""
     chosen = given(arguments, SHAPING)
     several = tuple(scale for scale in scales if scale is not None) if len(models) > 1 else ()
     facts = [facts_of(model) for model in models]
@@ -181,7 +201,7 @@ def _asked(arguments: argparse.Namespace, models: Sequence[Model], scales: Seque
         if refused := [*chosen, *(name for name in switches if getattr(arguments, name))]:
             options = ", ".join("--" + name.replace("_", "-") for name in refused)
             raise ValueError(f"{MULTISTEP_STUDENT} finds its own grid and weights: leave out {options}.")
-        return student_config(MULTISTEP_STUDENT, arguments.calls, about, **told)
+        return student_config(MULTISTEP_STUDENT, calls, about, **told)
     if arguments.table and arguments.published:
         raise ValueError("A table is not the paper's: leave out --table or --published.")
     if several and not arguments.table:
@@ -192,14 +212,13 @@ def _asked(arguments: argparse.Namespace, models: Sequence[Model], scales: Seque
         chosen.pop("schedule")
     chosen |= {"thresholding": arguments.thresholding, "lower_order_final": not arguments.no_lower_order_final}
     kind: Kind = "table" if arguments.table else "network"
-    return student_config(
-        arguments.solver, arguments.calls, about, published=arguments.published, kind=kind, **told, **chosen
-    )
+    return student_config(arguments.solver, calls, about, published=arguments.published, kind=kind, **told, **chosen)
 
 
 def _settings(arguments: argparse.Namespace, config: PredictorConfig, model: Model) -> TrainConfig | FitConfig:
     """How to fit it."""
-    usual = usual_settings(config, arguments.trajectories, differentiable=is_differentiable(model))
+    about = {"effort": arguments.effort, "differentiable": is_differentiable(model)}
+    usual = usual_settings(config, arguments.trajectories, **about)
     return replace(usual, **given(arguments, TRAINING if isinstance(usual, TrainConfig) else ["batch_size"]))
 
 
@@ -336,13 +355,19 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--solver", default="amed", choices=NAMES, help="what to fit")
     train.add_argument("--table", action="store_true", help="constants per interval in place of the paper's network")
     train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
-    train.add_argument("--calls", type=int, default=5, help="model calls per sample")
+    train.add_argument(
+        "--calls", type=numbers_of, default=(5,), help="model calls per sample; of amed_multistep also a range, as 3-10"
+    )
+    train.add_argument(
+        "--image-levels", nargs="*", type=float, default=[], help="noise levels where images start, of amed_multistep"
+    )
     train.add_argument(
         "--trajectories",
         type=int,
         default=0,
-        help="training noises; 0: 10000 of a network, 96 of amed_multistep up to 3 calls and 64 above, 32 of a table",
+        help="training noises; 0: 10000 of a network, 32 of a table, as many as the effort says of amed_multistep",
     )
+    train.add_argument("--effort", choices=EFFORTS, default="standard", help="what amed_multistep may cost")
     train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")
     train.add_argument("--held-out", type=int, default=0, help="noises on which a network's best weights are chosen")
     train.add_argument("--gradient", choices=GRADIENTS, help="through the model; if left out, reverse where possible")

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from ..driver import sample
 from ..files import provenance, save_predictor, write_json
 from ..fit.baselines import bench_methods
+from ..fit.efforts import MOST_CALLS
 from ..fit.make import fit_predictor
-from ..fit.protocol import FitConfig
 from ..pictures import PicturesDenoiser, PicturesModel, load_pictures
 from ..samplers import MULTISTEP_STUDENT
 from ..types import Answer, Method, Sample, Sigma
@@ -68,7 +68,7 @@ def demo(output: Path, samples: int, trajectories: int = 0, model: PicturesModel
         f"{len(pairs)} pairs of an unlearned solver and grid, at {CALLS} model calls:"
     )
     measuring = samples * (TEACHER_CALLS + CALLS * (KEPT + 1)) + SHOWN * CALLS * (len(pairs) + 2)
-    with tqdm(total=FitConfig.budget + measuring, unit="call", unit_scale=True) as bar:
+    with tqdm(total=MOST_CALLS["standard"] + measuring, unit="call", unit_scale=True) as bar:
         counted, judged = Counted(pictures, bar.update), Judged(pictures, bar.update)
         bar.set_postfix_str("fit")
         fit = fit_predictor(counted, MULTISTEP_STUDENT, CALLS, trajectories=trajectories, guidance=CFG)

@@ -225,3 +225,29 @@ def test_in_half_precision_and_in_pieces_a_path_shows_the_same_error(monkeypatch
     monkeypatch.setattr(teacher_module, "PIECE", 10)
     torch.testing.assert_close(own_errors(path_of(mixture, x, method), False), whole)
     torch.testing.assert_close(own_errors(path_of(mixture, x, method, half=True), False), whole, rtol=0.05, atol=0)
+
+
+def test_below_a_level_a_path_is_the_rest_of_the_same_one() -> None:
+    whole = path(mixture, X.float(), levels(SIGMA_MIN, SIGMA_MAX, 24, flow=False))
+    start = 0.5 * (whole.levels[9] + whole.levels[10])
+    for passed in (whole, path_of(mixture, X.float(), Method(whole.levels, Ipndm(2), NoMidpoint()), half=True)):
+        rest = passed.below(start)
+        assert rest.levels == (start, *whole.levels[10:])
+        assert torch.equal(rest.end, passed.end)
+        for sigma in (start, *whole.levels[10:14], 0.0):
+            tolerance = {"rtol": 0, "atol": 1e-6 if passed is whole else 5e-3}
+            torch.testing.assert_close(rest.at(sigma)[0], passed.at(sigma)[0], **tolerance)
+    first = whole.first(3)
+    assert torch.equal(first.x, whole.x[:, :3])
+    assert torch.equal(first.slopes, whole.slopes[:, :3])
+
+
+def test_a_teacher_with_few_levels_below_a_start_is_made_anew_there_and_no_other() -> None:
+    slow = Converged(SIGMA_MIN, SIGMA_MAX, 24)
+    above = sum(level >= 2.0 for level in slow.grid)
+    known, anew = slow.below(2.0, 24 - above), slow.below(2.0, 40)
+    assert known.model_calls == 0
+    assert known.in_calls(48) is known
+    with pytest.raises(ValueError, match="made before"):
+        known.path(mixture, X)
+    assert (anew.calls, anew.passed_at(mixture, X, [0.0])[0].shape) == (40, X.shape)

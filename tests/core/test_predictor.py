@@ -1,6 +1,8 @@
 """Which predictor a config stands for, and what all of them offer."""
 
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from problems import FACTS, SCALES, X, midpoint_config, mixture, multistep_confi
 from amed_core import AMEDPredictor, MidpointTable, MultistepTable, NoMidpoint, PredictorConfig, build, sample
 from amed_core.call_list import call_sigmas, run_of
 from amed_core.features import look_at_bottleneck
-from amed_core.predictor import stacked
+from amed_core.predictor import PredictorSet, stacked
 from amed_core.samplers import student_config
 
 CONFIGS = {
@@ -64,3 +66,76 @@ def test_a_multistep_table_off_its_grid_is_its_base_solver() -> None:
     levels = (80.0, 7.0, 0.9, 0.0)
     plain = sample(mixture, X, on(levels, config.build_solver(), NoMidpoint()))
     assert (sample(mixture, X, build(config).method(run_of(levels, config))) == plain).all()
+
+
+# Sets
+
+
+def tables(*configs: PredictorConfig) -> PredictorSet:
+    return PredictorSet(tuple(MultistepTable(config) for config in configs))
+
+
+def of_calls(calls: int, **changes: Any) -> PredictorConfig:
+    return multistep_config(calls, **changes)
+
+
+def of_image(calls: int, level: float, **changes: Any) -> PredictorConfig:
+    return multistep_config(calls, sigmas=(*(level * 0.5**k for k in range(calls)), 0.0), **changes)
+
+
+def test_a_set_finds_what_is_made_for_a_run() -> None:
+    every = tables(of_calls(5), of_calls(3), of_image(3, 2.0), of_image(3, 1.0))
+    assert every.calls == (3, 5)
+    for one in every.predictors:
+        grid = one.config.sigmas
+        assert every.made_for(grid) is one
+        assert every.starting_at(grid[0], one.config.calls) is one
+        assert every.from_level(grid[0], one.config.calls) is one
+    assert every.made_for((80.0, 1.0, 0.0)) is None
+    assert every.sigmas(3) == every.predictors[1].config.sigmas
+    assert every.sigmas(4)[0] == every.main.config.sigmas[0], "interpolated"
+    assert len(every.sigmas(4)) == 5
+
+
+@pytest.mark.parametrize(("start", "found"), [(2.2, 2.0), (1.7, 2.0), (1.45, None), (1.2, 1.0), (0.5, None)])
+def test_an_image_may_start_near_a_level_that_was_learned(start: float, found: float | None) -> None:
+    every = tables(of_calls(3), of_image(3, 2.0), of_image(3, 1.0))
+    one = every.from_level(start, 3)
+    if found is None:
+        assert one is None
+        return
+    assert one is not None
+    grid = one.config.sigmas
+    assert grid[0] == start
+    assert grid[-2:] == (found / 4, 0.0), "the lowest levels stay"
+    assert all(a > b for a, b in pairwise(grid))
+    assert every.starting_at(start, 4) is None, "of another number of calls"
+
+
+def test_pure_noise_is_not_drawn_out_from() -> None:
+    """What was learned there takes it that nothing is known of the picture."""
+    every = tables(of_calls(3))
+    assert every.from_level(0.9 * every.main.config.sigmas[0], 3) is None
+
+
+def test_of_several_guidance_scales_the_nearest_is_taken() -> None:
+    every = tables(of_calls(3, guidance=1.0), of_calls(3, guidance=4.0), of_calls(3, guidance=7.0))
+    for guidance, number in ((1.0, 0), (2.4, 0), (2.6, 1), (6.0, 2), (20.0, 2), (None, 0)):
+        assert every.starting_at(every.main.config.sigmas[0], 3, guidance) is every.predictors[number]
+
+
+def test_merged_sets_have_each_use_once_and_the_newer_one_of_equals() -> None:
+    ours, theirs = tables(of_calls(3), of_calls(5)), tables(of_calls(5), of_calls(4))
+    every = ours.merged(theirs)
+    assert every.calls == (3, 4, 5)
+    assert every.main is ours.main
+    assert every.predictors[1] is theirs.main
+
+
+def test_what_does_not_go_together_is_no_set() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        PredictorSet(())
+    with pytest.raises(ValueError, match="Only multistep"):
+        PredictorSet((MultistepTable(of_calls(3)), build(midpoint_config("amed", 3))))
+    with pytest.raises(ValueError, match="one model"):
+        tables(of_calls(3), of_calls(3, sigma_max=90.0))
