@@ -148,22 +148,23 @@ def subject(pack: Any, name: str) -> Subject:
     if name == "pictures":
         model, clip, _ = pack.nodes.AMEDDemoCheckpoint.execute().args
         about = pack.amed_core.pictures.PicturesDenoiser()
-
-        def prompts(first: int, count: int) -> list[Any]:
-            asked = about.for_rows(range(first, first + count)).prompts
-            encoded = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in asked]
-            return [[torch.cat(encoded), {}]]
-
         batches, size = TRAINING
         return Subject(
             model,
-            prompts(UNSEEN, DRAWINGS),
+            prompts(about, clip, UNSEEN, DRAWINGS),
             [[clip.encode_from_tokens(clip.tokenize("")), {}]],
             torch.zeros(1, *about.shape),
             DRAWINGS,
-            training=tuple(prompts(size * n, size) for n in range(batches)),
+            training=tuple(prompts(about, clip, size * n, size) for n in range(batches)),
         )
     raise ValueError(f'There is no model "{name}": choose digits, colours, mixture or pictures.')
+
+
+def prompts(about: Any, clip: Any, first: int, count: int) -> list[Any]:
+    """A CONDITIONING that asks for so many drawings of a PicturesDenoiser from a number on, a row each."""
+    asked = about.for_rows(range(first, first + count)).prompts
+    encoded = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in asked]
+    return [[torch.cat(encoded), {}]]
 
 
 def checkpoint(pack: Any, batch: int = 1, side: int = 16) -> Any:

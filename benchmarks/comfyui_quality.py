@@ -214,20 +214,23 @@ class Pair:
     sigmas: Tensor
 
 
-PAIRS: dict[tuple[str, tuple[int, ...]], dict[int, list[Pair]]] = {}  # found so far: the same at every cfg
+Names = frozenset[tuple[str, str]]  # of samplers with their schedulers
+PAIRS: dict[tuple[str, tuple[int, ...], Names | None], dict[int, list[Pair]]] = {}  # so far: the same at every cfg
 
 
-def pairs(setting: Setting, wanted: tuple[int, ...]) -> dict[int, list[Pair]]:
-    """All stock pairs at every number of calls. How many calls a sampler takes depends on the length of its list."""
-    if (setting.name, wanted) in PAIRS:
-        return PAIRS[setting.name, wanted]
+def pairs(setting: Setting, wanted: tuple[int, ...], only: Names | None = None) -> dict[int, list[Pair]]:
+    """All stock pairs, or only some, at every number of calls: it depends on the length of a sampler's list."""
+    if (setting.name, wanted, only) in PAIRS:
+        return PAIRS[setting.name, wanted, only]
     counter = Counter()
     counted = setting.about.model.clone()
     counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
     found: dict[int, list[Pair]] = {calls: [] for calls in wanted}
     known: dict[tuple[str, int, bool], int] = {}
-    for name in deterministic(setting):
+    for name in deterministic(setting) if only is None else sorted({sampler for sampler, _ in only}):
         for scheduler, levels in grids(setting, name):
+            if only is not None and (name, scheduler) not in only:
+                continue
             seen = set()
             for steps in range(1, max(wanted) + 2):
                 try:
@@ -244,7 +247,7 @@ def pairs(setting: Setting, wanted: tuple[int, ...]) -> dict[int, list[Pair]]:
                 if known[key] in wanted and known[key] not in seen:
                     seen.add(known[key])
                     found[known[key]].append(Pair(name, scheduler, sigmas))
-    PAIRS[setting.name, wanted] = found
+    PAIRS[setting.name, wanted, only] = found
     return found
 
 
@@ -300,8 +303,8 @@ def fine_levels(setting: Setting) -> Tensor:
     return found
 
 
-def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
-    """A predictor from a training node, used as KSampler uses it: the paper's students have a node of their own."""
+def fitted(setting: Setting, calls: int, seed: int, **settings: Any) -> tuple[Any, float]:
+    """A predictor from a training node, and the seconds of its fit. The paper's students have a node of their own."""
     asked: dict[str, Any] = {"seed": seed, "cfg": setting.cfg, "steps": calls, "model": setting.about.model}
     asked |= {"negative": setting.about.negative, "latent_image": {"samples": setting.about.latent}, **settings}
     papers = "sampler_name" in settings
@@ -312,17 +315,28 @@ def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
     begin = time.perf_counter()
     with quiet(), torch.inference_mode():
         made = node.execute(positive=setting.about.fitted, **listed).args[0]
-    fit_seconds = time.perf_counter() - begin
+    return made, time.perf_counter() - begin
+
+
+def applied(setting: Setting, made: Any, calls: int) -> tuple[Any, str, Tensor]:
+    """The MODEL with its predictor, and the sampler's name and sigmas with which KSampler uses it."""
     (model,) = PACK.nodes.AMEDApplyPredictor.execute(setting.about.model, made).args
     name = PACK.amed_core.samplers.sampler_name(made.config)
     ks = comfy.samplers.KSampler(model, calls, torch.device("cpu"), name, "amed", 1.0, model.model_options)
+    return model, name, ks.sigmas
+
+
+def trained(setting: Setting, calls: int, seed: int, **settings: Any) -> Row:
+    """A predictor from a training node, used as KSampler uses it."""
+    made, fit_seconds = fitted(setting, calls, seed, **settings)
+    model, name, sigmas = applied(setting, made, calls)
     counter = Counter()
     counted = model.clone()
     counted.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", counter)
     with quiet():
-        setting.sampled(comfy.samplers.sampler_object(name), ks.sigmas, 1, counted)
+        setting.sampled(comfy.samplers.sampler_object(name), sigmas, 1, counted)
         begin = time.perf_counter()
-        drawn = setting.sampled(comfy.samplers.sampler_object(name), ks.sigmas, setting.samples, model)
+        drawn = setting.sampled(comfy.samplers.sampler_object(name), sigmas, setting.samples, model)
     seconds = time.perf_counter() - begin
     if counter.calls != calls:
         raise RuntimeError(f"{name} took {counter.calls} calls instead of {calls}")

@@ -5,7 +5,7 @@ Needs neither ComfyUI nor torch.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,23 +140,26 @@ class Row:
 class Book:
     """The rows of a file, which is also where to go on. Without a file they are only kept in mind.
 
-    Raises SystemExit if the file was measured under other conditions (`about`).
+    `read` gives a file's rows, which are data classes with a key. Raises SystemExit if the file was measured under
+    other conditions (`about`).
     """
 
-    def __init__(self, file: Path | None, about: dict[str, Any]) -> None:
+    def __init__(
+        self, file: Path | None, about: dict[str, Any], read: Callable[[Path], list[Any]] | None = None
+    ) -> None:
         self.file, self.about = file, about
-        self.rows: list[Row] = []
+        self.rows: list[Any] = []
         if file is None or not file.exists():
             return
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["about"] != about:
             raise SystemExit(f"{file} was measured with {kept['about']}, and this is {about}.")
-        self.rows = load(file)
+        self.rows = (read or load)(file)
 
     def __contains__(self, key: tuple[Any, ...]) -> bool:
         return any(row.key == key for row in self.rows)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Any) -> None:
         """Keep a row, and write the file whole or not at all."""
         self.rows.append(row)
         if self.file is None:
