@@ -174,7 +174,7 @@ def _short(value: Any) -> Any:
     """The same with numbers of few digits."""
     if isinstance(value, dict):
         return {name: _short(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_short(part) for part in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 

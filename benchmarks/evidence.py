@@ -3,8 +3,8 @@
     pip install -r benchmarks/requirements.txt                        # in ComfyUI's environment: SSIM and FLIP
     python benchmarks/evidence.py --json benchmarks/evidence.json     # hours; goes on where it stopped
     python benchmarks/evidence.py --json benchmarks/evidence.json --cfg 3 --calls 5 --kinds stock ours
-    python benchmarks/evidence.py --json benchmarks/evidence.json --print          # only its tables; measures nothing
     python benchmarks/evidence.py --json benchmarks/evidence.json --sheet sheet.png
+    python benchmarks/tables.py --evidence benchmarks/evidence.json   # prints its tables
 
 300 samples judge: 60 prompts with five seeds each, which no fit saw, no picture taught and no stock pair was chosen on.
 The teacher is the model's ODE from the same noise, by Heun's method on many levels. "Latent" is the RMSE to it, in
@@ -72,7 +72,7 @@ A_PUPIL = 40  # drawings that may teach one
 TEACHER_CALLS, CHECKED_CALLS = 100, 400
 GLANCED, LEFT, KEPT = 6, 24, 3  # other samples at a glance, pairs left after it, pairs measured on all samples
 CELLS = ((3.0, 5), (1.0, 5), (6.0, 5), (3.0, 3), (3.0, 8), (1.0, 3), (1.0, 8), (6.0, 3), (6.0, 8), (1.0, 10), (1.0, 16))
-LADDER, LADDER_SAMPLES, SHORT = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24), 120, 5
+LADDER, LADDER_SAMPLES, SHORT = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24), 120, 4  # of every cell's pairs
 USED = (("euler", "simple"), ("dpmpp_2m", "karras"), ("uni_pc", "simple"), ("res_multistep", "simple"))
 OF_MANY_CALLS = (  # what may be best with more calls than the cells have
     ("euler", "OptimalSteps Chroma"), ("euler", "beta"), ("dpmpp_2m", "simple"), ("dpmpp_2m", "beta"),
@@ -311,8 +311,11 @@ class Evidence:
                 found.append((error, pair))
         return sorted(found, key=lambda one: one[0])
 
-    def screened(self, cfg: float, calls: int, pairs: Sequence[Pair], name: str = "screened") -> list[Pair]:
-        """The pairs that are nearest to the teacher on other samples, nearest first; kept in a file."""
+    def screened(self, cfg: float, calls: int, pairs: Sequence[Pair], name: str, kept: int) -> list[Pair]:
+        """The pairs that are nearest to the teacher on other samples, nearest first; kept in a file.
+
+        So many are left after a glance at few of the samples.
+        """
         file = self.common.folder / f"{name} {cfg:g} {calls}.json"
         if file.exists():
             order = [tuple(one[:2]) for one in json.loads(file.read_text(encoding="utf-8"))]
@@ -328,9 +331,9 @@ class Evidence:
             return alias, tuple(round(level, 5) for level in pair.sigmas.tolist())
 
         once = list({same(pair): pair for pair in reversed(pairs)}.values())[::-1]
-        if len(once) > LEFT:
+        if len(once) > kept:
             glance = self.ranked(once, lambda pair: others.latent_errors(drawn(pair, GLANCED)))
-            once = [pair for _, pair in glance[:LEFT]]
+            once = [pair for _, pair in glance[:kept]]
         left = self.ranked(once, lambda pair: others.decoded_errors(drawn(pair, OTHERS)))
         file.write_text(json.dumps([[p.sampler, p.scheduler, e] for e, p in left], indent=1), encoding="utf-8")
         return [pair for _, pair in left]
@@ -350,7 +353,7 @@ class Evidence:
     def stock(self, cfg: float, calls: int) -> Iterator[Row]:
         """The best pairs of all."""
         pairs = self.plain_pairs(calls)
-        for pair in self.screened(cfg, calls, pairs)[:KEPT]:
+        for pair in self.screened(cfg, calls, pairs, "screened", LEFT)[:KEPT]:
             if (cfg, calls, rows.STOCK, named(pair), None) not in self.book:
                 yield self.stock_row(rows.STOCK, pair, cfg, self.judges(cfg).samples, pairs=len(pairs))
 
@@ -384,7 +387,7 @@ class Evidence:
             if other == cfg and file.exists():
                 short |= {tuple(one[:2]) for one in json.loads(file.read_text(encoding="utf-8"))[:SHORT]}
         pairs = self.pairs(LADDER, frozenset(short))[calls]
-        (best, *_) = self.screened(cfg, calls, pairs, "rung")
+        (best, *_) = self.screened(cfg, calls, pairs, "rung", KEPT)
         yield self.stock_row(rows.LADDER, best, cfg, min(LADDER_SAMPLES, self.judges(cfg).samples), pairs=len(pairs))
 
     def fit(self, kind: str, name: str, cfg: float, calls: int, seed: int, **settings: Any) -> Row:
@@ -529,7 +532,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3, help="of the pictures that teach")
     parser.add_argument("--trajectories", type=int, default=PAPER_TRAJECTORIES, help="of AMED as published")
     parser.add_argument("--keep", type=Path, default=KEEP, help="the folder of what is dear to make again")
-    parser.add_argument("--print", action="store_true", dest="only_print", help="measure nothing")
     parser.add_argument("--sheet", type=Path, help="a picture of pictures, of what was measured in a cell")
     parser.add_argument("--json", type=Path, help="the file of all rows, which is also where to go on")
     how = parser.parse_args()
@@ -544,7 +546,7 @@ def main() -> None:
         rows.PAPER: evidence.published, rows.APART: evidence.apart, rows.LADDER: evidence.ladder,
         rows.CHECK: evidence.check,
     }  # fmt: skip
-    for kind, cfg, calls in () if how.only_print or how.sheet else pieces():
+    for kind, cfg, calls in () if how.sheet else pieces():
         wanted = kind in how.kinds and cfg in (how.cfg or [cfg]) and calls in (how.calls or [calls])
         if wanted and not done(book, kind, cfg, calls):
             for row in work[kind](cfg, calls):

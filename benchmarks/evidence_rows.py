@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ STOCK, USED, OURS, LEARNED, PAPER, APART, LADDER, CHECK = KINDS = (
     "stock", "used", "ours", "learned", "published", "CFG++", "ladder", "check",
 )  # fmt: skip
 GOAL_CALLS, GOAL_RATIO, GOAL_WORST, GOAL_SHARP, GOAL_VARIETY, GOAL_STOCK_CALLS = 5, 0.5, 0.8, 0.03, 0.02, 12
+LOOKS = ("sharp", "variety", "saturation", "contrast")
 DEFAULT = "default"  # the fit with nothing chosen
 
 
@@ -206,8 +207,8 @@ def looks(rows: Sequence[Row]) -> str:
     def line(some: list[Row]) -> list[object]:
         bands = zip(*(reversed(row.bands) for row in some), strict=True)
         means = ", ".join(f"{mean:.2f}" for band in bands if math.isfinite(mean := statistics.fmean(band)))
-        rest = (_mean(some, lambda r, n=name: getattr(r, n)) for name in ("variety", "saturation", "contrast"))
-        return [*_named(some), f"{_mean(some, lambda r: r.sharp):.3f}", means, *(f"{mean:.3f}" for mean in rest)]
+        sharp, *rest = (f"{_mean(some, lambda r, n=name: getattr(r, n)):.3f}" for name in LOOKS)
+        return [*_named(some), sharp, means, *rest]
 
     return _table(head, map(line, _methods(rows)))
 
@@ -272,15 +273,51 @@ def goals(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
+def cells(rows: Sequence[Row]) -> str:
+    """A line for each scale of guidance and number of calls: decoded errors of ours over the best stock pair's."""
+    names = list(dict.fromkeys(row.name for row in sorted(rows, key=_order) if row.kind in (OURS, LEARNED)))
+    head = ["cfg", "Calls", "Passes", "Best stock pair", "Its decoded error, median", *names]
+    found = groups(sorted(rows, key=_order))
+    lines: list[list[object]] = []
+    for cfg, calls in dict.fromkeys((row.cfg, row.calls) for row in sorted(rows, key=_order) if row.kind == STOCK):
+        stock = best_stock(rows, cfg, calls)
+        assert stock is not None
+        line: list[object] = [f"{cfg:g}", calls, f"{stock.passes:g}", stock.name]
+        line.append(f"{stock.decoded.rmse:.4f}, {stock.decoded.median:.4f}")
+        for name in names:
+            some = found.get((cfg, calls, OURS, name)) or found.get((cfg, calls, LEARNED, name)) or []
+            line.append(_ratios(some, stock))
+        lines.append(line)
+    return _table(head, lines)
+
+
+def _ratios(some: Sequence[Row], stock: Row) -> str:
+    """The ratio of RMSEs, that of medians, and the share of seeds that are nearer; means over draws."""
+    each = [row.decoded_versus for row in some if row.decoded_versus]
+    if not each:
+        return ""
+    ratio, won = statistics.fmean(e.ratio for e in each), statistics.fmean(e.won for e in each)
+    median = _mean(some, lambda row: row.decoded.median) / stock.decoded.median
+    return f"{ratio:.2f}, {median:.2f}, {won:.0%}"
+
+
+def beside(rows: Sequence[Row]) -> str:
+    """A line for each cell: how the best stock pair and ours look beside the teacher."""
+    methods = [some for some in _methods(rows) if some[0].kind in (STOCK, OURS, LEARNED)]
+    head = ["cfg", "Calls", "Method", "SSIM", "FLIP", "Sharpness", "Variety", "Saturation", "Contrast"]
+
+    def line(some: list[Row]) -> list[object]:
+        name = {STOCK: "best stock"}.get(some[0].kind, some[0].name)
+        values = (_mean(some, lambda r, n=n: getattr(r, n)) for n in ("ssim", "flip", *LOOKS))
+        return [f"{some[0].cfg:g}", some[0].calls, name, *(f"{value:.3f}" for value in values)]
+
+    return _table(head, map(line, methods))
+
+
 def tables(rows: Sequence[Row]) -> str:
     """All of them, with their headings."""
     parts = {
-        "Goals": goals, "Errors": errors, "Looks": looks, "Stock calls for the same error": equivalents,
+        "Goals": goals, "Cells": cells, "Errors": errors, "Looks": looks, "Stock calls for the same error": equivalents,
         "The stock pairs of that": rungs,
     }  # fmt: skip
     return "\n\n".join(f"{name}\n\n{made(rows)}" for name, made in parts.items())
-
-
-def plain(row: Row) -> dict[str, Any]:
-    """As it is written to a file."""
-    return asdict(row)

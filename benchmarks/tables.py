@@ -4,6 +4,7 @@
     python benchmarks/tables.py --check                                   # fails if any is not what it would write
     python benchmarks/tables.py --cells benchmarks/comfyui_quality.json   # every cell of a file of comfyui_quality.py
     python benchmarks/tables.py --uses benchmarks/everyday.json           # every use of a file of everyday.py
+    python benchmarks/tables.py --evidence benchmarks/evidence.json       # all tables of a file of evidence.py
 
 A marked table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of TABLES. Needs
 neither ComfyUI nor torch.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks import everyday_rows
+from benchmarks import everyday_rows, evidence_rows
 from benchmarks.quality_rows import Row, cells, load, summary
 
 HERE = Path(__file__).parent
@@ -172,9 +173,18 @@ def first_pictures() -> str:
     return markdown(head, (line(*one) for one in lines))
 
 
+def evidence(made: Callable[[Sequence[evidence_rows.Row]], str]) -> Callable[[], str]:
+    """One of the tables of what can be seen on the text-to-picture model."""
+    return lambda: made(evidence_rows.load(HERE / "evidence.json"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
+    "evidence_goals": evidence(evidence_rows.goals),
+    "evidence_cells": evidence(evidence_rows.cells),
+    "evidence_looks": evidence(evidence_rows.beside),
+    "evidence_calls": evidence(evidence_rows.equivalents),
     "first_pictures": first_pictures,
     "pictures_quality": pictures_quality,
     "robustness": robustness,
@@ -193,12 +203,16 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing, and fail if a table differs")
     parser.add_argument("--cells", type=Path, nargs="+", help="only print every cell of these files")
     parser.add_argument("--uses", type=Path, nargs="+", help="only print every use of these files")
+    parser.add_argument("--evidence", type=Path, help="only print all tables of this file")
     arguments = parser.parse_args()
     if arguments.cells:
         print(cells([row for file in arguments.cells for row in load(file)]))
         return
     if arguments.uses:
         print(everyday_rows.cells([row for file in arguments.uses for row in everyday_rows.load(file)]))
+        return
+    if arguments.evidence:
+        print(evidence_rows.tables(evidence_rows.load(arguments.evidence)))
         return
     for file in DOCUMENTS:
         old = file.read_text(encoding="utf-8")
