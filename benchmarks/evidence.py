@@ -266,7 +266,7 @@ class Evidence:
         return Judges(self.common, cfg, OTHERS, OTHER_DRAWINGS, OTHER_SEEDS, 1, self.how.teacher_calls)
 
     def row(self, kind: str, name: str, drawn: Drawn, cfg: float, draw: int | None = None, **more: Any) -> Row:
-        """A method, measured against the teacher and, but for stock itself, against the best stock pair."""
+        """A method, measured against the teacher, and kept."""
         judges, samples = self.judges(cfg), drawn.samples
         count, asked = len(samples), min(PROMPTS, len(samples))
         pictures, teacher = self.common.decoded(samples), judges.pictures[:count]
@@ -275,23 +275,31 @@ class Evidence:
         keep(
             self.common.file(*about), samples=samples.half(), latent=torch.tensor(latent), decoded=torch.tensor(decoded)
         )
-        against: dict[str, Versus | None] = {"latent_versus": None, "decoded_versus": None}
-        if kind not in (rows.STOCK, rows.LADDER, rows.CHECK):
-            best = rows.best_stock(self.book.rows, cfg, drawn.calls)
-            if best is None:
-                raise SystemExit(f"Measure stock at cfg {cfg:g} in {drawn.calls} calls before {name}.")
-            theirs = load_file(self.common.file(*best.key))
-            for space, ours in (("latent", latent), ("decoded", decoded)):
-                against[f"{space}_versus"] = versus(best.name, ours, theirs[space].numpy(), asked)
         bands, sharp = looks.sharpness(pictures, teacher)
         over = [of(pictures) / of(teacher) for of in (looks.saturation, looks.contrast)]
         few = [float(of(errors[:LADDER_SAMPLES])) for errors in (latent, decoded) for of in (looks.rms, np.median)]
-        return Row(
+        row = Row(
             cfg, drawn.calls, round(drawn.passes, 4), kind, name, draw, count, drawn.seconds,
             spread(latent, asked), spread(decoded, asked), tuple(few),
             float(np.mean(looks.similarity(pictures, teacher))), float(np.mean(looks.flip(pictures, teacher))), bands,
-            sharp, looks.variety(pictures, asked) / looks.variety(teacher, asked), *over, **against, **more,
+            sharp, looks.variety(pictures, asked) / looks.variety(teacher, asked), *over, **more,
         )  # fmt: skip
+        return self.compared(row)
+
+    def compared(self, row: Row) -> Row:
+        """The same row against the best stock pair of its cell, as far as what both drew is kept."""
+        if row.kind in (rows.STOCK, rows.LADDER, rows.CHECK):
+            return row
+        found = {}
+        for space in rows.SPACES:
+            best = rows.best_stock(self.book.rows, row.cfg, row.calls, space)
+            if best is None:
+                raise SystemExit(f"Measure stock at cfg {row.cfg:g} in {row.calls} calls before {row.name}.")
+            files = [self.common.file(*one.key) for one in (row, best)]
+            if all(file.exists() for file in files):
+                ours, theirs = (load_file(file)[space].numpy() for file in files)
+                found[f"{space}_versus"] = versus(best.name, ours, theirs, PROMPTS)
+        return replace(row, **found)
 
     def stock_row(self, kind: str, pair: Pair, cfg: float, count: int, **notes: Any) -> Row:
         """A stock pair on the first samples."""
@@ -546,6 +554,7 @@ def main() -> None:
         rows.PAPER: evidence.published, rows.APART: evidence.apart, rows.LADDER: evidence.ladder,
         rows.CHECK: evidence.check,
     }  # fmt: skip
+    book.rows = [evidence.compared(row) for row in book.rows]
     for kind, cfg, calls in () if how.sheet else pieces():
         wanted = kind in how.kinds and cfg in (how.cfg or [cfg]) and calls in (how.calls or [calls])
         if wanted and not done(book, kind, cfg, calls):

@@ -16,6 +16,7 @@ STOCK, USED, OURS, LEARNED, PAPER, APART, LADDER, CHECK = KINDS = (
     "stock", "used", "ours", "learned", "published", "CFG++", "ladder", "check",
 )  # fmt: skip
 GOAL_CALLS, GOAL_RATIO, GOAL_WORST, GOAL_SHARP, GOAL_VARIETY, GOAL_STOCK_CALLS = 5, 0.5, 0.8, 0.03, 0.02, 12
+LATENT, DECODED = SPACES = ("latent", "decoded")
 LOOKS = ("sharp", "variety", "saturation", "contrast")
 DEFAULT = "default"  # the fit with nothing chosen
 
@@ -96,15 +97,15 @@ def load(file: Path) -> list[Row]:
 
 
 def _row(kept: dict[str, Any]) -> Row:
-    spreads = {name: Spread(**kept[name]) for name in ("latent", "decoded")}
+    spreads = {name: Spread(**kept[name]) for name in SPACES}
     versus = {n: Versus(**kept[n]) if kept[n] else None for n in ("latent_versus", "decoded_versus")}
     return Row(**kept | spreads | versus | {"few": tuple(kept["few"])})
 
 
-def best_stock(rows: Iterable[Row], cfg: float, calls: int) -> Row | None:
-    """The stock pair with the least decoded error of a cell."""
+def best_stock(rows: Iterable[Row], cfg: float, calls: int, space: str = DECODED) -> Row | None:
+    """The stock pair with the least error of a cell."""
     some = [row for row in rows if (row.cfg, row.calls, row.kind) == (cfg, calls, STOCK)]
-    return min(some, key=lambda row: row.decoded.rmse, default=None)
+    return min(some, key=lambda row: float(getattr(row, space).rmse), default=None)
 
 
 def same_error(error: float, ladder: Sequence[tuple[int, float]]) -> str:

@@ -57,6 +57,9 @@ def test_the_best_stock_pair_is_the_best_of_its_own_cell() -> None:
     assert best is not None
     assert best.name == "euler, simple"
     assert rows.best_stock(EVERY, 3.0, 8) is None
+    nearer = replace(EVERY[0], latent=spread(0.01))
+    assert rows.best_stock([nearer, *EVERY], 3.0, 5, rows.LATENT) == nearer
+    assert rows.best_stock([nearer, *EVERY], 3.0, 5) == best
     assert rows.best_stock(EVERY, 1.0, 5) is None
 
 
