@@ -25,7 +25,8 @@ Which error stock has in how many calls is measured on the first samples of all:
 of a short list, which is chosen on the 24 others.
 
 A guided call is two passes of the network, and an unguided one is one. Calls and passes are counted. What is dear to
-make again (teachers, what was drawn, which pairs were left) is kept in the folder --keep.
+make again (teachers, what was drawn, which pairs were left) is kept in the folder
+--keep, in one folder for each number of seeds, teacher and ComfyUI.
 """
 # ruff: noqa: E402 - ComfyUI can be imported only once comfyui_quality has loaded it
 
@@ -547,7 +548,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # on a GPU, with AMED_GPU=1, in float32 like on a CPU
     about = {"seeds": how.seeds, "teacher_calls": how.teacher_calls, "comfyui": comfyui_version.__version__}
     book = Book(how.json, about, rows.load)
-    common = Common(how.keep)
+    common = Common(how.keep / " ".join(map(str, about.values())))
     evidence = Evidence(common, book, how)
     work = {
         rows.STOCK: evidence.stock, rows.USED: evidence.used, rows.OURS: evidence.ours, rows.LEARNED: evidence.learned,
