@@ -277,28 +277,29 @@ def goals(rows: Sequence[Row]) -> str:
 def cells(rows: Sequence[Row]) -> str:
     """A line for each scale of guidance and number of calls: decoded errors of ours over the best stock pair's."""
     names = list(dict.fromkeys(row.name for row in sorted(rows, key=_order) if row.kind in (OURS, LEARNED)))
-    head = ["cfg", "Calls", "Passes", "Best stock pair", "Its decoded error, median", *names]
+    head = ["cfg", "Calls", "Passes", "Best stock pair", "Its decoded error, least median", *names]
     found = groups(sorted(rows, key=_order))
     lines: list[list[object]] = []
     for cfg, calls in dict.fromkeys((row.cfg, row.calls) for row in sorted(rows, key=_order) if row.kind == STOCK):
         stock = best_stock(rows, cfg, calls)
         assert stock is not None
+        least = min(r.decoded.median for r in rows if (r.cfg, r.calls, r.kind) == (cfg, calls, STOCK))
         line: list[object] = [f"{cfg:g}", calls, f"{stock.passes:g}", stock.name]
-        line.append(f"{stock.decoded.rmse:.4f}, {stock.decoded.median:.4f}")
+        line.append(f"{stock.decoded.rmse:.4f}, {least:.4f}")
         for name in names:
             some = found.get((cfg, calls, OURS, name)) or found.get((cfg, calls, LEARNED, name)) or []
-            line.append(_ratios(some, stock))
+            line.append(_ratios(some, least))
         lines.append(line)
     return _table(head, lines)
 
 
-def _ratios(some: Sequence[Row], stock: Row) -> str:
-    """The ratio of RMSEs, that of medians, and the share of seeds that are nearer; means over draws."""
+def _ratios(some: Sequence[Row], least: float) -> str:
+    """The ratio of RMSEs, that of medians to the least of a stock pair, and the seeds won; means over draws."""
     each = [row.decoded_versus for row in some if row.decoded_versus]
     if not each:
         return ""
     ratio, won = statistics.fmean(e.ratio for e in each), statistics.fmean(e.won for e in each)
-    median = _mean(some, lambda row: row.decoded.median) / stock.decoded.median
+    median = _mean(some, lambda row: row.decoded.median) / least
     return f"{ratio:.2f}, {median:.2f}, {won:.0%}"
 
 
