@@ -244,6 +244,16 @@ def rungs(rows: Sequence[Row]) -> str:
     return _table(head, map(line, some))
 
 
+def teachers(rows: Sequence[Row]) -> str:
+    """How far the teacher is from itself in many more calls, in Markdown."""
+    head = ["cfg", "Against", "Samples", "Decoded error, median, worst", "Latent error, median, worst"]
+    lines = []
+    for row in sorted((row for row in rows if row.kind == CHECK), key=_order):
+        far = [f"{e.rmse:.4f}, {e.median:.4f}, {e.worst:.4f}" for e in (row.decoded, row.latent)]
+        lines.append([f"{row.cfg:g}", row.name, row.samples, *far])
+    return _table(head, lines)
+
+
 def goals(rows: Sequence[Row]) -> str:
     """Whether the goals are reached, by every method of ours, in Markdown."""
     head = [
@@ -320,6 +330,6 @@ def tables(rows: Sequence[Row]) -> str:
     """All of them, with their headings."""
     parts = {
         "Goals": goals, "Cells": cells, "Errors": errors, "Looks": looks, "Stock calls for the same error": equivalents,
-        "The stock pairs of that": rungs,
+        "The stock pairs of that": rungs, "The teacher": teachers,
     }  # fmt: skip
     return "\n\n".join(f"{name}\n\n{made(rows)}" for name, made in parts.items())

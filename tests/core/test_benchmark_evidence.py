@@ -85,6 +85,7 @@ def test_draws_of_one_method_are_one_line() -> None:
     assert "| 0.70 (" in line, "the mean of 0.6 and 0.8"
     assert rows.errors(EVERY).count("ipndm, beta") == 0, "only the best stock pair"
     assert "400 calls" not in rows.errors(EVERY) + rows.looks(EVERY)
+    assert "400 calls" in rows.teachers(EVERY)
 
 
 def test_goals_say_the_median_and_the_worst_cell_and_how_far_stock_has_to_go() -> None:
