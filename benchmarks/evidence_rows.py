@@ -144,7 +144,8 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return row.cfg, row.calls, KINDS.index(row.kind), row.decoded.rmse
+    name = row.name if row.kind in (OURS, LEARNED) else ""
+    return row.cfg, row.calls, KINDS.index(row.kind), name, row.decoded.rmse
 
 
 def _mean(rows: Sequence[Row], of: Callable[[Row], float]) -> float:
@@ -263,7 +264,9 @@ def goals(rows: Sequence[Row]) -> str:
         "for its median",
     ]  # fmt: skip
     lines: list[list[object]] = []
-    own = [r for r in rows if r.kind in (OURS, LEARNED) and r.calls == GOAL_CALLS and r.decoded_versus]
+    own = [
+        r for r in sorted(rows, key=_order) if r.kind in (OURS, LEARNED) and r.calls == GOAL_CALLS and r.decoded_versus
+    ]
     for name in dict.fromkeys(row.name for row in own):
         cells = list(groups([row for row in own if row.name == name]).values())
         ratios = [_mean(cell, lambda r: r.decoded_versus.ratio if r.decoded_versus else math.nan) for cell in cells]
