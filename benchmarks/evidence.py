@@ -81,7 +81,7 @@ OF_MANY_CALLS = (  # what may be best with more calls than the cells have
     ("uni_pc_bh2", "simple"), ("uni_pc_bh2", "beta"), ("res_multistep", "beta"), ("gradient_estimation", "beta"),
     ("heun", "beta"), ("dpm_2", "beta"),
 )  # fmt: skip
-APART_SCALES = (0.6, 1.0, 1.6)  # of CFG++, whose scale is another
+APART_SCALES = (1.0, 1.5, 2.0, 2.5, 3.0)  # of CFG++, whose scale is another
 TAUGHT = (1, 2, 8)
 EFFORTS = ("quick", "standard", "thorough")
 PAPERS = ("amed", "amed_ipndm")
