@@ -308,7 +308,7 @@ def fitted(setting: Setting, calls: int, seed: int, **settings: Any) -> tuple[An
     asked: dict[str, Any] = {"seed": seed, "cfg": setting.cfg, "steps": calls, "model": setting.about.model}
     asked |= {"negative": setting.about.negative, "latent_image": {"samples": setting.about.latent}, **settings}
     papers = "sampler_name" in settings
-    asked |= {} if papers else {"effort": "thorough"}
+    asked = asked if papers else {"effort": "thorough"} | asked
     node = PACK.nodes.AMEDTrainPaperPredictor if papers else PACK.nodes.AMEDTrainPredictor
     defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if hasattr(i, "default")}
     listed = {name: [value] for name, value in (defaults | asked).items() if value is not None}
