@@ -370,3 +370,28 @@ def test_a_recipe_without_effect_is_refused(pack: Any, flux: Family) -> None:
         train(pack, flux, **SHORT, teacher_steps=9)
     with pytest.raises(ValueError, match=r"teacher_calls 8 has no effect"):
         train(pack, flux, **SHORT, teacher="my recipe")
+
+
+def test_two_files_are_merged_into_one_that_is_saved_and_loaded(pack: Any, flux: Family, models: Path) -> None:
+    three, four = (train(pack, flux, **(SHORT | {"steps": steps}))[0] for steps in (3, 4))
+    (both,) = pack.nodes.AMEDMergePredictors.execute(three, four).args
+    (name,) = pack.nodes.AMEDSavePredictor.execute(both, "both").args
+    assert (models / name).is_file()
+    (loaded,) = pack.nodes.AMEDLoadPredictor.execute(name).args
+    assert loaded.every.calls == (3, 4)
+    applied = pack.nodes.AMEDApplyPredictor.execute(flux.model, loaded).args[0]
+    for steps, made in ((3, three), (4, four)):
+        alone = pack.nodes.AMEDApplyPredictor.execute(flux.model, made).args[0]
+        ours, theirs = (k_sample(flux, model, steps, SCALE, "amed_multistep") for model in (applied, alone))
+        assert torch.equal(ours, theirs)
+
+
+def test_what_does_not_go_together_is_not_merged(pack: Any, flux: Family) -> None:
+    made = train(pack, flux, **SHORT)[0]
+    config = dataclasses.replace(made.config, model={**made.config.model, "family": "Other"})
+    other = pack.nodes.values.NotedPredictor(pack.amed_core.build(config))
+    with pytest.raises(ValueError, match=r"of two models \(family Flux and Other\)\. .*AMED Merge Predictors"):
+        pack.nodes.AMEDMergePredictors.execute(made, other)
+    papers = train(pack, flux, paper=True, predictor_type="table", steps=3)[0]
+    with pytest.raises(ValueError, match=r"Only multistep .*AMED Merge Predictors"):
+        pack.nodes.AMEDMergePredictors.execute(made, papers)
