@@ -1,7 +1,7 @@
 """What each effort's fit errs by, over the error of the best unlearned pair, on noises that no fit saw.
 
     python benchmarks/efforts.py --json benchmarks/efforts.json     # goes on where it stopped
-    python benchmarks/efforts.py --json benchmarks/efforts.json --summary
+    python benchmarks/tables.py                                     # writes the table into docs/experiments.md
 
 A row that the file has already is not measured again. Pairs are all one-call solvers on all usual grids. The best is
 chosen on the very noises that judge.
@@ -9,13 +9,10 @@ chosen on the very noises that judge.
 
 import json
 import math
-import statistics
 import sys
 import time
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,11 +28,10 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--efforts", nargs="+", default=list(EFFORTS), choices=EFFORTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--summary", action="store_true", help="print what there is, and measure nothing")
     parser.set_defaults(calls=[3, 5, 8])
     asked = parser.parse_args()
     rows = json.loads(asked.json.read_text()) if asked.json.exists() else []
-    cells = product(asked.efforts, asked.calls, asked.cfg, asked.models) if not asked.summary else ()
+    cells = product(asked.efforts, asked.calls, asked.cfg, asked.models)
     for effort, calls, cfg, name in cells:
         bed = None
         for seed in asked.seeds:
@@ -46,7 +42,6 @@ def main() -> None:
             rows.append(here | measured(bed, calls, effort, cfg, seed))
             asked.json.write_text(json.dumps(rows, indent=1) + "\n")
             print(json.dumps(rows[-1]), flush=True)
-    print(summary(rows))
 
 
 @torch.no_grad()
@@ -69,32 +64,6 @@ def measured(bed: Bed, calls: int, effort: Effort, cfg: float, seed: int) -> dic
         "fit_calls": found.model_calls,
         "seconds": round(seconds),
     }
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """For each effort and number of calls, over cells that all efforts have: medians over seeds, then over cells."""
-    lines = [f"{'calls':>5} {'effort':9}{'cells':>6}{'of stock':>9}{'worst':>7}{'of thorough':>12}{'most calls':>11}"]
-    for calls in sorted({row["calls"] for row in rows}):
-        cells: dict[str, dict[tuple[str, float], list[dict[str, Any]]]] = {}
-        for row in rows:
-            if row["calls"] == calls:
-                cells.setdefault(row["effort"], {}).setdefault((row["model"], row["cfg"]), []).append(row)
-        shared = set.intersection(*(set(found) for found in cells.values()))
-        for effort in [effort for effort in EFFORTS if effort in cells and shared]:
-            own = [cells[effort][cell] for cell in sorted(shared)]
-            ratios = [statistics.median(row["ratio"] for row in found) for found in own]
-            best = (
-                [statistics.median(row["ratio"] for row in cells["thorough"][cell]) for cell in sorted(shared)]
-                if ("thorough" in cells)
-                else [math.nan] * len(own)
-            )
-            most = max(row["fit_calls"] for found in own for row in found)
-            worst = max(row["ratio"] for found in own for row in found)
-            of_best = statistics.median(a / b for a, b in zip(ratios, best, strict=True))
-            lines.append(
-                f"{calls:5} {effort:9}{len(own):6}{statistics.median(ratios):9.2f}{worst:7.2f}{of_best:12.2f}{most:11,}"
-            )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,28 @@ def evidence(made: Callable[[Sequence[evidence_rows.Row]], str]) -> Callable[[],
     return lambda: made(evidence_rows.load(HERE / "evidence.json"))
 
 
+def efforts() -> str:
+    """What each effort errs by: medians over seeds, then over cells, and the worst of all fits."""
+    every = read("efforts")
+    lines = []
+    for calls, effort in product(sorted({row["calls"] for row in every}), ("quick", "standard", "thorough")):
+        own: dict[tuple[str, float], list[dict[str, Any]]] = {}
+        for row in every:
+            if (row["calls"], row["effort"]) == (calls, effort):
+                own.setdefault((row["model"], row["cfg"]), []).append(row)
+        if own:
+            rows = [row for found in own.values() for row in found]
+            shown = [
+                f"{statistics.median(statistics.median(r[key] for r in found) for found in own.values()):.2f}"
+                for key in ("ratio", "median_ratio")
+            ]
+            seeds = max(len(found) for found in own.values())
+            worst, most = max(row["ratio"] for row in rows), max(row["fit_calls"] for row in rows)
+            lines.append([calls, effort, len(own), seeds, *shown, f"{worst:.2f}", f"{most:,}"])
+    head = ["Calls", "Effort", "Cells", "Seeds", "Ratio", "Ratio of medians", "Worst fit", "Sample calls, at most"]
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
@@ -185,6 +208,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_cells": evidence(evidence_rows.cells),
     "evidence_looks": evidence(evidence_rows.beside),
     "evidence_calls": evidence(evidence_rows.equivalents),
+    "efforts": efforts,
     "first_pictures": first_pictures,
     "pictures_quality": pictures_quality,
     "robustness": robustness,
