@@ -2,9 +2,9 @@
 
     python benchmarks/shipped_predictors.py --samples 1000
 
-Each on the model that it was made for, at its own cfg: the RMSE over all elements to the converged teacher (200 model
-calls) with its 95 % bootstrap interval, and the median of the samples' own. For pictures also those of the best
-unlearned solver and grid at the same number of calls, chosen on the same noise.
+Each on the model that it was made for, at its own cfg and from pure noise: the RMSE over all elements to the converged
+teacher (200 model calls) with its 95 % bootstrap interval, and the median of the samples' own. For pictures also those
+of the best unlearned solver and grid at the same number of calls, chosen on the same noise.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from amed_core import load_predictor
+from amed_core.files import load_predictors
 from amed_core.fit.baselines import bench_methods
 from amed_core.tools.bench import Bench, BenchSettings, Row, method_of
 from benchmarks.beds import MODELS, judging
@@ -33,23 +33,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000, help="evaluation noises")
     parser.add_argument("--models", nargs="+", default=list(FAMILIES.values()), choices=FAMILIES.values())
+    parser.add_argument("--calls", nargs="+", type=int, help="of sets, only these")
     arguments = parser.parse_args()
     benches: dict[tuple[str, float], Bench] = {}
     for file in sorted(PREDICTORS.glob("*.safetensors")):
-        predictor = load_predictor(file)
-        config = predictor.config
-        key = (FAMILIES[str(config.model["family"])], config.guidance)
-        if key[0] not in arguments.models:
-            continue
-        if key not in benches:
-            model = judging(MODELS[key[0]](key[1]))
-            benches[key] = Bench(model, BenchSettings(samples=arguments.samples), lambda name, calls: None)
-        measured = benches[key]
-        printed(file.stem, measured.row(method_of(predictor, file.stem), config.calls))
-        if key[0] == "pictures":
-            pairs = [pair for pair in bench_methods(measured.model, config.calls) if pair.name.endswith(" zero")]
-            best = min((measured.row(pair, config.calls) for pair in pairs), key=lambda row: row.error or float("inf"))
-            printed(f"  best unlearned, {best.method}", best)
+        for predictor in load_predictors(file).from_noise:
+            config = predictor.config
+            key = (FAMILIES[str(config.model["family"])], config.guidance)
+            if key[0] not in arguments.models or (arguments.calls and config.calls not in arguments.calls):
+                continue
+            if key not in benches:
+                model = judging(MODELS[key[0]](key[1]))
+                benches[key] = Bench(model, BenchSettings(samples=arguments.samples), lambda name, calls: None)
+            measured = benches[key]
+            printed(file.stem, measured.row(method_of(predictor, file.stem), config.calls))
+            if key[0] == "pictures":
+                pairs = [pair for pair in bench_methods(measured.model, config.calls) if pair.name.endswith(" zero")]
+                rows = [measured.row(pair, config.calls) for pair in pairs]
+                best = min(rows, key=lambda row: row.error or float("inf"))
+                printed(f"  best unlearned, {best.method}", best)
 
 
 if __name__ == "__main__":
