@@ -31,10 +31,9 @@ def main() -> None:
     parser.set_defaults(calls=[3, 5, 8])
     asked = parser.parse_args()
     rows = json.loads(asked.json.read_text()) if asked.json.exists() else []
-    cells = product(asked.efforts, asked.calls, asked.cfg, asked.models)
-    for effort, calls, cfg, name in cells:
+    for calls, cfg, name in product(asked.calls, asked.cfg, asked.models):
         bed = None
-        for seed in asked.seeds:
+        for effort, seed in product(asked.efforts, asked.seeds):
             here = {"model": name, "cfg": cfg, "calls": calls, "effort": effort, "seed": seed, "samples": asked.samples}
             if any(here.items() <= row.items() for row in rows):
                 continue

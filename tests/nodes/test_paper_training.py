@@ -179,7 +179,7 @@ def test_a_range_of_cfg_is_interpolated_and_left_only_with_a_warning(
         pictures[scale] = k_sample(flux, applied, 5, scale)
         assert ("guidance was cfg 2 to 6" in caplog.text) == warned
     assert pictures[3.0].isfinite().all()
-    assert pack.nodes.values.describe(made.config).endswith("cfg 2 to 6")
+    assert pack.nodes.values.describe(made).endswith("cfg 2 to 6")
 
 
 @pytest.mark.parametrize("student", ["amed", "amed_ipndm"])

@@ -168,7 +168,7 @@ def test_what_is_wrapped_around_a_model_stays_around_it(pack: Any, high: Family,
 
 
 def test_what_the_node_says_names_the_step(pack: Any, made: Any) -> None:
-    assert f"second model from step {made.config.switch}" in pack.nodes.values.describe(made.config)
+    assert f"second model from step {made.config.switch}" in pack.nodes.values.describe(made)
 
 
 def test_another_second_model_is_warned_of(
