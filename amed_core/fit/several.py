@@ -42,8 +42,8 @@ def numbers_of(text: str) -> tuple[int, ...]:
         first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
         if not LEAST_CALLS <= first <= last <= MOST_CALLS:
             raise ValueError(
-                f"{text!r:.40} names no numbers of calls: give one from {LEAST_CALLS} to {MOST_CALLS}, as 5, or a "
-                "range, as 3-10."
+                f"{text!r:.40} names no numbers of calls: give at least {LEAST_CALLS} and at most {MOST_CALLS}, as 5, "
+                "or a range, as 3-10."
             )
         found |= set(range(first, last + 1))
     return tuple(sorted(found, key=lambda calls: (calls != USUAL_CALLS, calls)))

@@ -120,6 +120,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
 def run_train(arguments: argparse.Namespace) -> None:
     """Fit and save a predictor. Raises ValueError for options that contradict each other."""
     scales = arguments.cfg or [None]
+    arguments.calls = numbers_of(arguments.calls)
     models = [load_denoiser(arguments.denoiser, cfg) for cfg in scales]
     with torchrun(getattr(models[0], "device", "cpu")) as workers:
         if workers.count > 1 and (arguments.state or arguments.resume):
@@ -355,9 +356,7 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--solver", default="amed", choices=NAMES, help="what to fit")
     train.add_argument("--table", action="store_true", help="constants per interval in place of the paper's network")
     train.add_argument("--published", action="store_true", help="the paper's grid and ending, not the best measured")
-    train.add_argument(
-        "--calls", type=numbers_of, default=(5,), help="model calls per sample; of amed_multistep also a range, as 3-10"
-    )
+    train.add_argument("--calls", default="5", help="model calls per sample; of amed_multistep also a range, as 3-10")
     train.add_argument(
         "--image-levels", nargs="*", type=float, default=[], help="noise levels where images start, of amed_multistep"
     )
