@@ -298,12 +298,15 @@ class TrainSampler(comfy.samplers.Sampler):
         if config.kind != "multistep" or config.switch_sigma:
             return {}
         slow = self.job.teacher or Converged.of(config, settings.teacher_calls)
-        rows = range(HELD_OUT, HELD_OUT + min(COMPARED, settings.batch_size, settings.held_out))
-        x, denoiser = source(rows)
-        truth = slow.samples(denoiser, x)
+        count = HELD_OUT + min(COMPARED, settings.held_out)
+        begins = range(HELD_OUT, count, settings.batch_size)
+        drawn = [source(range(begin, min(begin + settings.batch_size, count))) for begin in begins]
+        goals = [slow.samples(denoiser, x) for x, denoiser in drawn]
 
         def error(method: Method) -> float:
-            return float(squares(sample(denoiser, x, method), truth).mean().sqrt())
+            ends = (sample(denoiser, x, method) for x, denoiser in drawn)
+            squared = torch.cat([squares(end, goal).cpu() for end, goal in zip(ends, goals, strict=True)])
+            return float(squared.mean().sqrt())
 
         solver, (_, scheduler) = (Ipndm(1), FLOW_PAIR) if config.flow else (DpmSolverPP(2), USUAL_PAIR)
 

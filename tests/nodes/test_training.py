@@ -319,6 +319,24 @@ def test_one_training_makes_a_set_that_serves_every_number_of_steps_and_images(
         assert "learn" not in caplog.text
 
 
+def test_as_many_noises_are_compared_with_stock_however_many_prompts_there_are(pack: Any, flux: Family) -> None:
+    """Each prompt has batches of its own, of one noise here."""
+    rows: list[range] = []
+    drawn = pack.nodes.fitting.noisy
+
+    def noisy(wrap: Any, asked: range, *more: Any) -> torch.Tensor:
+        rows.append(asked)
+        made: torch.Tensor = drawn(wrap, asked, *more)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack.nodes.fitting, "noisy", noisy)
+        train(pack, flux, **(SHORT | {"trajectories": 3, "held_out": 6, "batch_size": 1, "steps": 3}))
+    held_out = pack.amed_core.fit.trajectories.HELD_OUT
+    compared = [row - held_out for asked in rows[-pack.nodes.fitting.COMPARED :] for row in asked]
+    assert compared == list(range(pack.nodes.fitting.COMPARED))
+
+
 def test_the_budget_hands_over_the_best_so_far(pack: Any, flux: Family, user: Path) -> None:
     made, _, report, _ = train(pack, flux, steps=3, effort="thorough", trajectories=8, held_out=4, budget=1e-4)
     assert "the budget stopped it" in report
