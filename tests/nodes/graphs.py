@@ -26,7 +26,7 @@ def k_sampler(model: Any, sampler: str, scheduler: str, steps: int, **changes: A
 
 def train(**settings: Any) -> dict[str, Any]:
     """What makes the default predictor for 5 calls."""
-    return _train("AMEDTrainPredictor", **settings)
+    return _train("AMEDTrainPredictor", **{"effort": "thorough", "budget": 0.0, "starts": "noise", **settings})
 
 
 def train_paper(sampler: str = "amed", **changes: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_a_predictor_file_runs_no_script(page: Any, server: Any) -> None:
     with safe_open(shipped, framework="pt") as file:
         metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header = json.loads(metadata["header"])
-    header["config"]["model"] |= {"family": "AMEDDigits" + SCRIPT.format("file"), "loras": SCRIPT.format("loras")}
+    header["configs"][0]["model"] |= {"family": "AMEDDigits" + SCRIPT.format("file"), "loras": SCRIPT.format("loras")}
     save_file(weights, own / "odd.safetensors", metadata | {"header": json.dumps(header)})
     server.get("/object_info/AMEDLoadPredictor")  # lists the folder anew
     load = node("AMEDLoadPredictor", predictor_name="odd.safetensors")
