@@ -105,7 +105,7 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     lines = [usage, gained, *equalities(sampler.equal, every.main.config.flow), cost, advice(subject.model)]
     report = "\n".join([*filter(None, lines), "", sampler.report.text()])
     losses = {"loss": sampler.fit.losses}
-    return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {gained}"))
+    return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {summary.headline()}"))
 
 
 def equalities(equal: Mapping[int, int | None], flow: bool) -> list[str]:
