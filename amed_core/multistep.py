@@ -187,13 +187,11 @@ class MultistepTable(nn.Module):
 
 
 def moved(table: MultistepTable, start: float) -> MultistepTable:
-    """The same weights for runs that start at another level, on levels in proportion in ln(sigma) down to the last.
+    """The same weights for runs that start at another level, above a grid's last but one, which ends at 0.
 
-    The table itself if that is where its runs start, or if its first step takes no call.
+    Levels stay in proportion in ln(sigma), down to that one.
     """
     grid = table.config.sigmas
-    if math.isclose(start, grid[0], rel_tol=TOLERANCE) or table.config.first_sigma or start <= grid[-2]:
-        return table
     parts = [math.log(sigma / grid[-2]) / math.log(grid[0] / grid[-2]) for sigma in grid[:-1]]
     levels = [start, *(grid[-2] * (start / grid[-2]) ** part for part in parts[1:]), grid[-1]]
     made = MultistepTable(replace(table.config, sigmas=tuple(levels)))

@@ -72,14 +72,12 @@ class PredictorSet:
         """Their numbers of calls, rising."""
         return tuple(sorted({one.config.calls for one in self.from_noise}))
 
-    def sigmas(self, calls: int, guidance: float | None = None) -> tuple[float, ...]:
+    def sigmas(self, calls: int) -> tuple[float, ...]:
         """The levels of so many calls from where runs begin: a predictor's own, or those that interpolate the nearest.
 
         Raises ValueError for fewer calls than 1.
         """
-        apart = min(abs(one.config.calls - calls) for one in self.from_noise)
-        near = [one for one in self.from_noise if abs(one.config.calls - calls) == apart]
-        return call_sigmas(_nearest(near, guidance).config, calls)
+        return call_sigmas(min(self.from_noise, key=lambda one: abs(one.config.calls - calls)).config, calls)
 
     def made_for(self, sigmas: Sequence[float], guidance: float | None = None) -> Predictor | None:
         """The one whose own levels these are, from its beginning or from its second model's; None without one."""
@@ -102,7 +100,9 @@ class PredictorSet:
     def from_level(self, sigma: float, calls: int, guidance: float | None = None) -> Predictor | None:
         """What `starting_at` finds, with its grid drawn out or together so that it starts at the very level."""
         one = self.starting_at(sigma, calls, guidance)
-        return moved(one, sigma) if isinstance(one, MultistepTable) else one
+        if not isinstance(one, MultistepTable) or math.isclose(sigma, one.config.sigmas[0], rel_tol=TOLERANCE):
+            return one
+        return moved(one, sigma) if sigma > one.config.sigmas[-2] else None
 
     def merged(self, others: "PredictorSet") -> "PredictorSet":
         """This set with all of another, which takes the place of what is for the same use."""

@@ -234,8 +234,8 @@ class TrainSampler(comfy.samplers.Sampler):
         see = balance.look(look(job.config, guider))
         about = {"model_sigmas": getattr(guider.inner_model.model_sampling, "sigmas", None), "teacher": job.teacher}
         if len(job.uses) > 1:
-            settings = dict[int, Any](job.every_settings)
-            fit: Fit = make_set(job.uses, job.configs.__getitem__, settings.__getitem__, sources, **about)
+            asked = (job.configs.__getitem__, job.every_settings.__getitem__)
+            fit: Fit = make_set(job.uses, *asked, sources, **about)
         else:
             more = {"seed": job.seed, "look": see, "device": like.device}
             fit = make_fit(job.config, job.settings, sources, **about, **more)

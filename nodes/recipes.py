@@ -1,6 +1,7 @@
 """A stock sampler, scheduler and number of steps as the teacher: its pictures are the goal, whatever the ODE says."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import comfy.samplers
@@ -35,7 +36,7 @@ class Recipe(Teacher):
         """Its steps."""
         return len(self.levels) - 1
 
-    @property
+    @cached_property
     def model_calls(self) -> int:
         """Model calls of each sample, found out on a model of nothing."""
         return len(self._run(_nothing, torch.zeros(1, 1, 4, 4))[1])

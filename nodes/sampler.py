@@ -96,6 +96,14 @@ class AMEDScheduler(io.ComfyNode):
                     tooltip="1 starts from pure noise. Below 1 an input image is kept in part: the same number of "
                     "model calls is spread over the last part of the grid. 0 does nothing.",
                 ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=100,
+                    optional=True,
+                    tooltip="Model calls, if the predictor was made for several numbers of them. 0: its first.",
+                ),
             ],
             outputs=[
                 io.Sigmas.Output(
@@ -106,9 +114,9 @@ class AMEDScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, predictor: NotedPredictor, denoise: float) -> io.NodeOutput:
-        config = predictor.config
+    def execute(cls, predictor: NotedPredictor, denoise: float, steps: int = 0) -> io.NodeOutput:
         if denoise <= 0:
             return io.NodeOutput(torch.empty(0))
-        total = config.calls if denoise >= 1 else int(config.calls / denoise)
-        return io.NodeOutput(torch.tensor(predictor.every.sigmas(total)[-(config.calls + 1) :], dtype=torch.float32))
+        calls = steps or predictor.config.calls
+        total = calls if denoise >= 1 else int(calls / denoise)
+        return io.NodeOutput(torch.tensor(predictor.every.sigmas(total)[-(calls + 1) :], dtype=torch.float32))

@@ -100,8 +100,10 @@ def _chosen(predictor: NotedPredictor, levels: list[float], guider: Any) -> Pred
     Where the levels are the scheduler's own, they only say where a run starts and in how many calls.
     """
     every, at = predictor.every, scale(guider)
-    if predictor.config.kind != "multistep" or predictor.config.switch:
+    if predictor.config.kind != "multistep":
         return predictor.predictor
+    if predictor.config.switch:
+        return every.made_for(levels, at) or predictor.predictor
     if levels[-1] == 0 and is_own(levels, guider.inner_model.model_sampling, every):
         return every.from_level(levels[0], len(levels) - 1, at) or every.made_for(levels, at)
     return every.made_for(levels, at)

@@ -546,20 +546,14 @@ def job_of(asked: Asked, subject: Subject) -> Job:
     """What to fit, for these inputs, and where an unfinished fit is kept."""
     fitted, held_out = split(len(subject.prompts))
     uses, teacher = asked.uses, asked.own_teacher(subject)
-    begin = {} if teacher is None else {"sigmas": (teacher.levels[0],)}
-
-    def config_of(calls: int) -> PredictorConfig:
-        own = asked.config(subject, calls)
-        return replace(own, sigmas=(*begin["sigmas"], *own.sigmas[1:])) if begin else own
-
-    def settings_of(calls: int) -> Settings:
-        return asked.settings(asked.config(subject, calls), len(fitted), len(held_out), subject.rows)
-
     numbers = sorted({use.calls for use in uses})
-    settings = {calls: settings_of(calls) for calls in numbers}
-    most = settings[numbers[-1]]
-    configs = {calls: config_of(calls) for calls in numbers}
-    configs[numbers[-1]], spent = asked.on_grid(configs[numbers[-1]], subject, most.batch_size)
+    configs = {calls: asked.config(subject, calls) for calls in numbers}
+    counts = (len(fitted), len(held_out), subject.rows)
+    settings = {calls: asked.settings(config, *counts) for calls, config in configs.items()}
+    if teacher is not None:  # a run begins where its recipe does
+        configs = {n: replace(config, sigmas=(teacher.levels[0], *config.sigmas[1:])) for n, config in configs.items()}
+    most = numbers[-1]
+    configs[most], spent = asked.on_grid(configs[most], subject, settings[most].batch_size)
     latent = subject.latent
     shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
     about: list[Any] = [

@@ -55,7 +55,7 @@ def describe(predictor: NotedPredictor) -> str:
 def settings(predictor: NotedPredictor) -> str:
     """What to set on KSampler for a predictor."""
     config, every = predictor.config, predictor.every
-    calls = spans(every.calls or (config.calls,))
+    calls = spans(every.calls)
     chosen = f"sampler {sampler_name(config)}, scheduler amed, steps {calls}, cfg {_scales(every)}"
     if config.switch:
         return f"{chosen}, second model from step {config.switch}"

@@ -113,7 +113,8 @@ def make_set(
     """The fit of multistep predictors for several uses, which share a teacher's paths, not begun.
 
     `config` and `settings` are those for a number of calls. Trajectories and the teacher are those of the most calls.
-    `sources` are one per guidance scale. Raises ValueError for no use, or another number of sources.
+    `sources` are one per guidance scale. Raises ValueError for no use, another number of sources, and images in several
+    processes.
     """
     if not uses:
         raise ValueError("There is no use to make a predictor for.")
@@ -128,6 +129,8 @@ def make_set(
     about = {name: getattr(shared, name) for name in ("trajectories", "held_out", "batch_size", "teacher_calls")}
     about["keep_bytes"] = shared.keep_bytes // len(uses)
     images = any(use.level for use in uses)
+    if images and workers.count > 1:
+        raise ValueError("Predictors for images are fitted by one process, which knows all of the teacher's paths.")
     bases = [
         Runs.of(_at_scale(first, n), replace(shared, **about), source, workers, teacher, keep_paths=images)
         for n, source in enumerate(listed)

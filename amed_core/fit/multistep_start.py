@@ -92,7 +92,8 @@ class MultistepStart:
             own = self._own_error(paths)
             teacher = self.runs.fitted.teacher
             calls = refined_calls(teacher.calls, own**2, self.error**2)
-            if self.refused or teacher.in_calls(calls) == teacher or not self._affordable(calls):
+            another = teacher.in_calls(calls) != teacher and not self.runs.shared  # others count on the shared one
+            if self.refused or not another or not self._affordable(calls):
                 break
             self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
             for targets in self._targets:

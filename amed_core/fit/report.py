@@ -15,7 +15,7 @@ from ..solvers import Multistep
 from ..types import COLUMNS, Denoiser, Sample
 from .teacher import Converged, Teacher
 
-TEACHER_CALLS = 40
+TEACHER_CALLS = 40  # of the teacher, where none is given
 
 
 @dataclass(frozen=True)

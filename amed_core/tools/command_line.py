@@ -168,7 +168,7 @@ def _train(
     if workers.rank == 0:
         summary = fit.summary()
         save_predictor(fit.predictors, arguments.output, provenance({**summary.header(), "seed": arguments.seed}))
-        calls = ", ".join(map(str, fit.predictors.calls)) or config.calls
+        calls = ", ".join(map(str, fit.predictors.calls))
         print(f"{arguments.output}: {calls} model calls, {summary.model_calls:,} sample calls of training")
         if summary.sentence():
             print(summary.sentence())

@@ -112,6 +112,12 @@ def test_an_image_may_start_near_a_level_that_was_learned(start: float, found: f
     assert every.starting_at(start, 4) is None, "of another number of calls"
 
 
+def test_an_image_that_starts_below_a_grids_last_levels_has_no_predictor() -> None:
+    every = tables(of_calls(2), multistep_config(2, sigmas=(1.0, 0.95, 0.0)))
+    assert every.starting_at(0.9, 2) is every.predictors[1]
+    assert every.from_level(0.9, 2) is None
+
+
 def test_pure_noise_is_not_drawn_out_from() -> None:
     """What was learned there takes it that nothing is known of the picture."""
     every = tables(of_calls(3))
