@@ -40,7 +40,8 @@ from .streams import Balance, packed_shapes
 SAVED_EVERY = 60.0  # seconds between states, against a crash
 TOLD_EVERY = 1.0  # seconds between texts on the node
 REPORTED = 8  # trajectories of the report,
-COMPARED = 4  # and of the comparison with a stock pair
+COMPARED = 4  # and of the comparison with a stock pair, which takes
+LADDER = 13  # times its calls of each, about
 USUAL_STEPS = 20  # of a picture without predictors
 USUAL_PAIR, FLOW_PAIR = ("dpmpp_2m", "karras"), ("euler", "simple")  # what many people use
 UNFINISHED = "unfinished"  # the folder of what a stopped fit leaves
@@ -188,12 +189,18 @@ class TrainSampler(comfy.samplers.Sampler):
         self.resumed = False
         self.stopped = False  # by its budget
         self.until = math.inf  # on the monotonic clock
+        self.shown_from: tuple[Metered, int] | None = None  # what counts, and how many it had when the fit was finished
         self.progress: Progress | None = None  # while the fit runs
 
     @property
     def model_calls(self) -> int:
-        """Single-sample model calls so far, of the search for a grid and of the fit."""
-        return self.job.spent + (0 if self.fit is None else self.fit.model_calls)
+        """Single-sample model calls so far: of the search for a grid, of the fit, and of what shows its worth."""
+        return self.job.spent + (0 if self.fit is None else self.fit.model_calls) + self.shown_calls
+
+    @property
+    def shown_calls(self) -> int:
+        """Those that show what a finished fit is worth."""
+        return 0 if self.shown_from is None else self.shown_from[0].calls - self.shown_from[1]
 
     def sample(
         self,
@@ -226,8 +233,7 @@ class TrainSampler(comfy.samplers.Sampler):
             del x, sigma, denoised
             if self.progress is not None:
                 self.progress.update(self.model_calls)
-                if self.until < time.monotonic() and self.fit is not None and self.fit.begun:
-                    raise TimeIsUpError
+                self._stop_in_time()
 
         # The fit and the report share what was found out about memory.
         sources = [Metered(source) for source in self._sources(guider, extra_args, like, on_call, balance)]
@@ -243,33 +249,36 @@ class TrainSampler(comfy.samplers.Sampler):
         if state := self._saved_state():
             fit.load_state_dict(state)
             self.resumed = True
-        self._run(fit, Preview(guider, like, balance), quiet)
-        self.report = self._reported(fit, sources[0], see, balance)
-        self.equal = self._equal(fit, sources[0], guider.inner_model.model_sampling)
+
+        def shown() -> None:
+            """What the fit is worth, on noise that it never saw."""
+            self.report = self._reported(fit, sources[0], see, balance)
+            self.equal = self._equal(fit, sources[0], guider.inner_model.model_sampling)
+
+        self._run(fit, Preview(guider, like, balance), quiet, sources[0], shown)
         job.state.unlink(missing_ok=True)
         job.unfinished.unlink(missing_ok=True)
 
-    def _run(self, fit: Fit, preview: Preview, quiet: bool) -> None:
-        """Run the fit to its end, or until somebody stops it, which leaves its state."""
-        spent, saved_at = self.job.spent, time.monotonic()
-        progress = self.progress = Progress(spent + fit.expected_calls, self.tell, quiet)
+    def _run(self, fit: Fit, preview: Preview, quiet: bool, source: Metered, shown: Callable[[], None]) -> None:
+        """Run the fit to its end, and show what it is worth; or until somebody stops it, which leaves its state.
+
+        `source` counts all calls of the first guidance scale, at which it is shown.
+        """
+        begun = time.monotonic()
+        progress = self.progress = Progress(self._total(fit), self.tell, quiet)
         progress.saved_calls = max(USUAL_STEPS - self.job.uses[0].calls, 1)
-        self.until = saved_at + 60 * self.job.minutes if self.job.minutes else math.inf
+        self.until = begun + 60 * self.job.minutes if self.job.minutes else math.inf
         self.tell(f"about {progress.total:,} sample calls; their time follows from the first of them")
         try:
-            for event in fit.events():
-                progress.total, progress.text = spent + fit.expected_calls, f"; {event}"
-                finished = event.finished
-                progress.update(self.model_calls, preview(event.teacher, event.student) if finished else None)
-                if time.monotonic() - saved_at >= SAVED_EVERY:
-                    save_state(self.job.state, fit.state_dict())
-                    saved_at = time.monotonic()
-                if self.until < saved_at and fit.begun:
-                    break
-            progress.finish()
-        except TimeIsUpError:
-            logging.info(f"AMED: the budget of {self.job.minutes:g} minutes is spent; this is the best so far.")
-            self.stopped = True
+            try:
+                self._fitted(fit, preview, progress)
+            except TimeIsUpError:
+                logging.info(f"AMED: the budget of {self.job.minutes:g} minutes is spent; this is the best so far.")
+                self.stopped = True
+            self.until, progress.text = math.inf, "; measuring what it is worth"
+            self.shown_from = (source, source.calls)
+            shown()
+            progress.update(self.model_calls)
             progress.finish()
         except BaseException:
             save_state(self.job.state, fit.state_dict())
@@ -279,12 +288,43 @@ class TrainSampler(comfy.samplers.Sampler):
             progress.bar.close()
             self.progress = None
 
+    def _fitted(self, fit: Fit, preview: Preview, progress: Progress) -> None:
+        saved_at = time.monotonic()
+        for event in fit.events():
+            progress.total, progress.text = self._total(fit), f"; {event}"
+            finished = event.finished
+            progress.update(self.model_calls, preview(event.teacher, event.student) if finished else None)
+            if time.monotonic() - saved_at >= SAVED_EVERY:
+                save_state(self.job.state, fit.state_dict())
+                saved_at = time.monotonic()
+            self._stop_in_time()
+
+    def _stop_in_time(self) -> None:
+        """Raise TimeIsUpError if the budget is spent, and there is something to hand over."""
+        if self.until < time.monotonic() and self.fit is not None and self.fit.begun:
+            raise TimeIsUpError
+
+    def _total(self, fit: Fit) -> int:
+        """Sample calls in all, as far as that is known: of the search for a grid, the fit, and what shows its worth."""
+        settings, calls = self.job.settings, max(self.job.configs)
+        reported = self._rows(REPORTED) * (settings.teacher_calls + 2 * calls)
+        ladder = 0 if self.job.config.kind != "multistep" else settings.teacher_calls + LADDER * calls
+        return self.job.spent + fit.expected_calls + reported + min(COMPARED, settings.held_out) * ladder
+
+    def _rows(self, most: int) -> int:
+        """How many held-out trajectories one batch shows, up to so many."""
+        return min(most, self.job.settings.batch_size, self.job.settings.held_out)
+
     def _keep_unfinished(self, fit: Fit) -> None:
         """Hand over what there is of a fit that somebody stopped, as a file among the predictors."""
         if not fit.begun:
             return
         about = fit.summary()
-        save_predictor(fit.predictors, self.job.unfinished, provenance(about.header() | {"unfinished": True}))
+        try:
+            save_predictor(fit.predictors, self.job.unfinished, provenance(about.header() | {"unfinished": True}))
+        except OSError as error:  # why it stopped counts more
+            logging.warning(f"AMED: the best so far could not be saved: {error}")
+            return
         name = f"{UNFINISHED}/{self.job.unfinished.name}"
         self.tell(f"stopped. Run it again to go on; the best so far is {name}, {about.headline()}")
 
@@ -326,7 +366,7 @@ class TrainSampler(comfy.samplers.Sampler):
         """What the predictor does on noise that it was not fitted on."""
         settings, names = self.job.settings, (self.job.config.solver, "base solver")
         fit.predictor.requires_grad_(False)
-        x, denoiser = source(range(HELD_OUT, HELD_OUT + min(REPORTED, settings.batch_size)))
+        x, denoiser = source(range(HELD_OUT, HELD_OUT + self._rows(REPORTED)))
         scale = self.job.scales[0]
         slow = self.job.teacher or Converged.of(fit.predictor.config, settings.teacher_calls)
         return report(*names, fit.predictor, denoiser, x, see, scale, slow, balance.parts)

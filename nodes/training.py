@@ -98,6 +98,7 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     # The node shows few lines: first of all, whether it is any good.
     say(node, ". ".join(filter(None, [summary.headline(), f"Choose {settings(predictor)}"])))
     cost = f"{sampler.model_calls:,} sample calls of training in {duration(time.monotonic() - begin)}"
+    cost += f", {sampler.shown_calls:,} of them to see what it is worth"
     if sampler.resumed:
         cost += ", of which some before it was stopped"
     if sampler.stopped:

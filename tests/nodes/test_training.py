@@ -265,6 +265,9 @@ def test_progress_counts_model_calls_and_shows_the_teacher_above_the_student(
     assert pictures[0].size[0] == pictures[0].size[1], "two samples side by side, the teacher's above the student's"
     assert any("left" in text and "%" in text for text in told)
     assert "sample calls" in told[0], "before anything else"
+    if how is SHORT:
+        (price,) = re.findall(r"about ([\d,]+) sample calls", told[0])
+        assert 0.5 * done[-1] < int(price.replace(",", "")) < 1.5 * done[-1], "what shows its worth included"
     priced = [text for text in told if "it pays after" in text]
     assert priced, "from the first calls on"
     assert "s here" in priced[0] or "min here" in priced[0]

@@ -213,3 +213,16 @@ def test_a_guider_leaves_no_room_for_other_prompts_or_scales(
     (name, *_) = how
     with pytest.raises(ValueError, match=f"^{name} .* has no effect: A guider brings its own prompts and cfg"):
         train(pack, high, guider=both(pack, high, low), **SETTINGS, **how)
+
+
+def test_a_set_serves_all_its_numbers_of_steps(pack: Any, high: Family, low: Family) -> None:
+    """In one run and in two, as each of its predictors alone."""
+    few = {"trajectories": 2, "held_out": 2, "teacher_calls": 12, "effort": "quick"}
+    made = train(pack, high, guider=both(pack, high, low), cfg=CFG, steps="3-4", **few)[0]
+    with_it = applied(pack, (high.model, low.model), made)
+    for steps, one in zip((3, 4), made.every.from_noise, strict=True):
+        alone = applied(pack, (high.model, low.model), pack.nodes.values.NotedPredictor(one))
+        (levels,) = pack.nodes.AMEDScheduler.execute(made, 1.0, steps).args
+        assert len(levels) == steps + 1
+        ours, theirs = (two_runs(m, high, "amed_multistep", levels, one.config.switch) for m in (with_it, alone))
+        assert torch.equal(ours, theirs)
