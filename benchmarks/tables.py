@@ -12,6 +12,7 @@ neither ComfyUI nor torch.
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
@@ -201,6 +202,26 @@ def efforts() -> str:
     return markdown(head, lines)
 
 
+def eye() -> str:
+    """What the eye sees, of fits with and without the two things that aim at it: means over scales and seeds."""
+    every = read("eye")
+    plain = {(row["cfg"], row["calls"], row["seed"]): row for row in every if row["method"] == "plain"}
+    lines = []
+    for calls, name in product(sorted({row["calls"] for row in every}), dict.fromkeys(row["method"] for row in every)):
+        own = [row for row in every if (row["calls"], row["method"]) == (calls, name)]
+        bases = [plain[row["cfg"], row["calls"], row["seed"]] for row in own]
+        if own:
+            errors = [
+                f"{statistics.geometric_mean(row[key] / base[key] for row, base in zip(own, bases, strict=True)):.3f}"
+                for key in ("decoded", "decoded_median", "latent")
+            ]
+            seen = [f"{statistics.fmean(r[key] for r in own):.3f}" for key in ("sharpness", "variety", "saturation")]
+            farthest = max((row["sharpness"] for row in own), key=lambda value: abs(math.log(value)))
+            lines.append([calls, name, len(own), *errors, *seen, f"{farthest:.3f}"])
+    head = ["Calls", "Method", "Fits", "Decoded error", "its median", "Latent error", "Sharpness", "Variety"]
+    return markdown([*head, "Saturation", "Sharpness, farthest"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
@@ -209,6 +230,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_looks": evidence(evidence_rows.beside),
     "evidence_calls": evidence(evidence_rows.equivalents),
     "efforts": efforts,
+    "eye": eye,
     "first_pictures": first_pictures,
     "pictures_quality": pictures_quality,
     "robustness": robustness,

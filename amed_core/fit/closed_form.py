@@ -3,7 +3,7 @@
 It needs a denoiser, noisy samples and the teacher's path from them: no fit, no source, no file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -25,6 +25,7 @@ CAP = 1.5  # medians: what the energy of an outlier's residual counts at most
 PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories: measured best from 4 to 1,000
 LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
+GAINS, BISECTIONS = (0.5, 2.0), 40  # of an aim, among which the one is sought that gives samples its energy
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 
 
@@ -188,6 +189,43 @@ def solved_apart(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
         if size:
             apart[:, n] = torch.linalg.solve(normal + usual * size + floor, right - normal @ together)
     return filled(apart, sizes == 0)
+
+
+def with_energy(products: Tensor, sizes: Tensor, together: Tensor, apart: Tensor) -> Tensor:
+    """What the weights of each band differ by (vectors, bands) if samples are to have the aim's energy there.
+
+    `products` (bands, vectors + 2, vectors + 2) are of vectors v, samples x that they are added to, and the aim t;
+    `together` (vectors,) and `apart` (vectors, bands) are the weights so far. The new ones w minimise
+    |x + w v - g t|^2, with the gain g for which |x + w v| = |t|: least squares with the energy as a side condition,
+    by Lagrange's multiplier. Least squares alone aims at the mean of what may follow, which has less energy than any
+    of it. A band whose vectors cannot reach its aim's energy stays as it is.
+    """
+    usual = BAND_RIDGE * products.sum(0)[:-2, :-2].diagonal().mean() / sizes.sum()
+    found = torch.zeros_like(apart)
+    for n, (own, size) in enumerate(zip(products, sizes, strict=True)):
+        if not size:
+            continue
+        normal, before = own[:-2, :-2], together + apart[:, n]
+        held = (usual * size + RIDGE * normal.diagonal().mean()) * torch.eye(len(before), dtype=torch.float64)
+
+        def weights(gain: float, own: Tensor = own, before: Tensor = before, held: Tensor = held) -> Tensor:
+            right = gain * own[:-2, -1] - own[:-2, -2] - own[:-2, :-2] @ before
+            moved: Tensor = before + torch.linalg.solve(own[:-2, :-2] + held, right)
+            return moved
+
+        def energy(gain: float, own: Tensor = own, weights: Callable[[float], Tensor] = weights) -> float:
+            signed = torch.cat([weights(gain), torch.ones(1, dtype=torch.float64)])
+            return float(signed @ own[:-1, :-1] @ signed)
+
+        low, high = GAINS
+        if not energy(low) < own[-1, -1] < energy(high):  # the vectors cannot reach it
+            found[:, n] = apart[:, n]
+            continue
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if energy(middle) < own[-1, -1] else (low, middle)
+        found[:, n] = weights(low) - together
+    return filled(found, sizes == 0)
 
 
 @dataclass

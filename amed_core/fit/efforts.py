@@ -27,15 +27,21 @@ def settings_of(effort: Effort, calls: int, uses: int = 1) -> FitConfig:
     most = MOST_CALLS[effort]
     if effort == "thorough":
         count = 96 if calls <= 3 else 64
-        return FitConfig(count, 32, batch_size=8, iterations=8, budget=most, grids=30, few=8, finalists=3)
+        return FitConfig(
+            count, 32, batch_size=8, iterations=8, budget=most, grids=30, few=8, finalists=3, plain_finalists=3
+        )
     if effort == "quick":
-        own = FitConfig(8, 1, 8, teacher_calls=12 if calls <= FEW else 3 * calls, iterations=1, budget=most)
-        return _affordable(replace(own, baselines=1, finalists=1, grids=4, few=8), calls, uses, most, least_grids=2)
+        slow = 11 if calls < FEW else 12 if calls == FEW else 3 * calls  # what is left beside the energy of bands
+        own = FitConfig(8, 1, 8, teacher_calls=slow, iterations=1, budget=most)
+        return _affordable(
+            replace(own, baselines=1, plain_finalists=1, finalists=1, grids=4, few=8), calls, uses, most, least_grids=2
+        )
     if calls <= FEW:
-        own = FitConfig(16, 8, 4, iterations=2, budget=most, per_iteration=360, grids=12)
+        own = FitConfig(16, 8, 4, iterations=2, budget=most, per_iteration=360, grids=10, finalists=3)
     else:
         own = FitConfig(16, 4, 4, teacher_calls=4 * calls, iterations=2, budget=most, per_iteration=300, grids=8)
-    own = replace(own, baselines=4, finalists=1, few=4)
+        own = replace(own, finalists=1)
+    own = replace(own, baselines=4, plain_finalists=1, few=4)
     return _affordable(own, calls, uses, most - ITERATION, least_grids=4)
 
 
@@ -43,7 +49,7 @@ def of_images(settings: FitConfig) -> FitConfig:
     """The same for runs that start in the middle, where paths are short: from few trajectories of known paths."""
     few = min(8, settings.trajectories)
     grids, held_out = min(2, settings.grids), min(2, settings.held_out)
-    one = {"baselines": 1, "finalists": 1, "iterations": 1, "budget": 0}
+    one = {"baselines": 1, "plain_finalists": 1, "finalists": 1, "iterations": 1, "budget": 0}
     return replace(settings, trajectories=few, few=few, held_out=held_out, grids=grids, **one)
 
 
@@ -55,6 +61,7 @@ def _affordable(wanted: FitConfig, calls: int, uses: int, most: int, least_grids
             batch, few = (count, count) if whole else (wanted.batch_size, wanted.few)
             found = replace(wanted, trajectories=count, batch_size=batch, few=few, grids=grids)
             taught = found.teacher_calls * (count + found.held_out)
-            if calls_to_begin(found, calls, grids) + taught / uses <= most:
+            last = calls * (count + found.held_out) if calls <= found.energy_calls else 0
+            if calls_to_begin(found, calls, grids) + last + taught / uses <= most:
                 return found
     return found

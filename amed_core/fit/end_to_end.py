@@ -39,6 +39,7 @@ from .targets import Target, rmse
 
 DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's: at first, after a gain, after a failure
 ATTEMPTS = 5  # at a smaller error, per iteration
+TOLERATED = 1.02  # of the error, for what looks more like the teacher's samples
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class Start(Protocol):
         `distances` (rows,) are those of the table's fitted samples to their targets, of which `cache` has the runs.
         """
 
+    @property
+    def finishing_calls(self) -> int:
+        """The most sample calls, of all workers, of `finished` and of judging what it makes."""
+
+    def finished(self, table: Predictor, cache: RunCache) -> tuple[Predictor, Tensor] | None:
+        """What looks more like the teacher's samples, at hardly more error, and its fitted distances (rows,).
+
+        None if there is nothing to do. `cache` has runs of the table, if it has any.
+        """
+
 
 @dataclass(frozen=True)
 class Linearised:
@@ -92,6 +103,7 @@ class FitState:
     baseline: str = ""
     iteration: int = 0
     done: bool = False
+    finished: bool = False  # nothing is left to do
     damping: float = DAMPING
     used: int = 0  # sample calls that this much takes if nothing is repeated: what the budget is compared with
     fitted: Tensor = field(default_factory=lambda: torch.empty(0))  # distances (fitted,) of the current table
@@ -196,15 +208,24 @@ class EndToEnd(ForOneUse):
     @property
     def expected_calls(self) -> int:
         """The fewest, of all workers, if no iteration fails at first."""
-        if self.at.done:
+        if self.at.finished:
             return self.at.used
-        total = self.start.model_calls
+        finishing = self._least_finishing
+        if self.at.done:
+            return self.at.used + finishing
+        total = self.start.model_calls + finishing
         for iteration in range(1, self.settings.iterations):
             following = self._iteration_calls(iteration)
             if self.settings.budget and total + following > self.settings.budget:
                 break
             total += following
-        return max(total, self.at.used)
+        return max(total, self.at.used + finishing)
+
+    @property
+    def _least_finishing(self) -> int:
+        """The fewest calls of finishing the best table so far."""
+        settled = self.at.history and self.at.best.config.spectral and self.start.finishing_calls
+        return self.runs.config.calls * self.settings.held_out if settled else 0
 
     @torch.no_grad()
     def events(self) -> Iterator[FitEvent]:
@@ -216,11 +237,13 @@ class EndToEnd(ForOneUse):
         if not self.at.history:
             yield from self._begun()
         while not self.at.done and self.at.iteration < self.settings.iterations:
-            following = self._iteration_calls(self.at.iteration)
+            following = self._iteration_calls(self.at.iteration) + self.start.finishing_calls
             if self.settings.budget and self.at.used + following > self.settings.budget:
                 self.at = replace(self.at, done=True)
-                return
+                break
             yield self._improved()
+        if not self.at.finished:
+            yield from self._finished()
 
     def _begun(self) -> list[FitEvent]:
         """Find the baseline and the first table; it counts as the first iteration."""
@@ -242,8 +265,7 @@ class EndToEnd(ForOneUse):
 
     def _commit(self, at: FitState, cache: RunCache) -> None:
         self._all_calls = int(self.runs.workers.sum(torch.tensor(self.model_calls)))
-        last = at.done or at.iteration >= self.settings.iterations
-        self.at, self._cache = at, RunCache(0) if last else cache
+        self.at, self._cache = at, cache
 
     def _held_out_errors(self, distances: Tensor, base: Tensor) -> tuple[float, float]:
         """The error of distances (fitted + held_out,) on what is held out, and a base's; both by the base's limit."""
@@ -258,14 +280,7 @@ class EndToEnd(ForOneUse):
         held out it must be better than the baseline, if the best so far is, and no worse than what iterations began
         with.
         """
-        last: list[tuple[list[Step], Sample]] = []
-
-        def draw(target: Target) -> Sample:
-            last[:] = [(self.runs.run(target, method), target.end)]
-            return last[0][0][-1].x
-
-        judged = self.runs.judged.distances(draw)
-        both = torch.cat([at.fitted, judged])
+        both, event = self._measured(at, method)
         if not at.history:
             at = replace(at, best_distances=both, base_distances=both, best=at.current, best_is_table=is_table)
         elif not at.best_is_table:
@@ -275,11 +290,43 @@ class EndToEnd(ForOneUse):
             allowed = max(base, self._held_out_errors(at.best_distances, at.base_distances)[0])
             if error < allowed and error <= at.begun_error:
                 at = replace(at, best_distances=both, best=at.current)
+        return self._told(at, event), event
+
+    def _measured(self, at: FitState, method: Method) -> tuple[Tensor, FitEvent]:
+        """The distances (fitted + held_out,) of the current table, and what to tell of them."""
+        last: list[tuple[list[Step], Sample]] = []
+
+        def draw(target: Target) -> Sample:
+            last[:] = [(self.runs.run(target, method), target.end)]
+            return last[0][0][-1].x
+
+        judged = self.runs.judged.distances(draw)
         steps, teacher = last[0]
         plans = tuple(step.plan.mean() for step in steps if step.plan is not None)
         errors = (rmse(at.fitted), rmse(judged))
         event = FitEvent(at.iteration, *errors, plans, self.model_calls, steps[-1].x, teacher)
-        return replace(at, history=(*at.history, errors)), event
+        return torch.cat([at.fitted, judged]), event
+
+    def _told(self, at: FitState, event: FitEvent) -> FitState:
+        """The same with an event in its history."""
+        assert event.held_out is not None
+        return replace(at, history=(*at.history, (event.loss, event.held_out)))
+
+    def _finished(self) -> Iterator[FitEvent]:
+        """The best table as its start finishes it, unless that costs more than TOLERATED of the error."""
+        at, begun = replace(self.at, finished=True), self.runs.source.calls
+        found = self.start.finished(at.best, self._cache if at.best is at.current else RunCache(0))
+        if found is None:
+            self._commit(at, RunCache(0))
+            return
+        changed = replace(at, current=found[0], fitted=found[1])
+        both, event = self._measured(changed, changed.current.method())
+        if kept := compared(both, at.best_distances) <= TOLERATED**2:
+            at = self._told(replace(changed, best=changed.current, best_distances=both), event)
+        more = int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
+        self._commit(replace(at, used=at.used + more), RunCache(0))
+        if kept:
+            yield event
 
     def _improved(self) -> FitEvent:
         """One iteration of Levenberg and Marquardt."""
@@ -308,7 +355,7 @@ class EndToEnd(ForOneUse):
         for attempt in range(ATTEMPTS):
             if attempt:
                 used = at.used + calls * settings.trajectories
-                if settings.budget and used + calls * settings.held_out > settings.budget:
+                if settings.budget and used + calls * settings.held_out + self.start.finishing_calls > settings.budget:
                     break
                 at = replace(at, used=used)
             change = damped_step(here, normal, gradient, at.damping, parameters.low, parameters.high)

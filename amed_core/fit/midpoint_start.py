@@ -48,5 +48,11 @@ class MidpointStart:
         """The same: nothing of it can be had in closed form."""
         return table, distances, cache
 
+    finishing_calls = 0
+
+    def finished(self, table: Predictor, cache: RunCache) -> None:
+        """None: there is nothing to do."""
+        del table, cache
+
     def _found(self, name: str, method: Method, table: Predictor | None = None) -> Found:
         return Found(name, method, *self.runs.fitted_distances(method), table)

@@ -14,8 +14,9 @@ from ..predictor import Predictor
 from ..schedules import fine
 from ..solvers import Ipndm, multistep_vectors
 from ..spectrum import BANDS, gains, moments, shows_frequencies
+from ..types import Method, Step
 from .baselines import Baseline, baseline, solvers
-from .closed_form import NormalEquations, Walk, along, cost_on_paper, least_squares, solved_apart
+from .closed_form import NormalEquations, Walk, along, cost_on_paper, least_squares, solved_apart, with_energy
 from .end_to_end import Found
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
@@ -70,9 +71,12 @@ class MultistepStart:
 
         Every grid that is solved for then takes a few, the best of them all, and the table is judged.
         """
+        return self._calls_with(0 if self.on is not None else self.solved_grids)
+
+    def _calls_with(self, grids: int) -> int:
+        """The same, if it solves for so many grids, 0 being one that is given."""
         settings, calls = self.runs.settings, self.runs.config.calls
         taught = 0 if self.runs.shared else self.runs.fitted.model_calls + self.runs.judged.model_calls
-        grids = 0 if self.on is not None else self.solved_grids
         return self.refused + taught + calls_to_begin(settings, calls, grids)
 
     def found(self) -> Iterator[Found]:
@@ -112,7 +116,9 @@ class MultistepStart:
 
     def _affordable(self, teacher_calls: int) -> bool:
         """Whether the budget allows to begin anew with a teacher of so many calls."""
-        settings, spent = self.runs.settings, self.model_calls
+        settings = self.runs.settings
+        # There may be more grids the next time.
+        spent = self._calls_with(0 if self.on is not None else settings.grids)
         more = (teacher_calls - self.runs.fitted.teacher.calls) * (settings.trajectories + settings.held_out)
         return not settings.budget or 2 * spent + more <= settings.budget
 
@@ -146,9 +152,9 @@ class MultistepStart:
         firsts = list(of_solver.values())
         settings = self.runs.settings
         tried = [*firsts, *(one for one in ranked if one not in firsts)][: settings.baselines]
-        if len(tried) > settings.finalists:
+        if len(tried) > settings.plain_finalists:
             screened = self._screened(tried).log().mean(1)
-            tried = [tried[n] for n in screened.argsort(stable=True)[: settings.finalists].tolist()]
+            tried = [tried[n] for n in screened.argsort(stable=True)[: settings.plain_finalists].tolist()]
         return best_of([self._measured(one.name, self.written(one)) for one in tried])
 
     def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath], paper: "OnPaper") -> list[Baseline]:
@@ -169,7 +175,9 @@ class MultistepStart:
                 self.gains[level] = self._gains(paths, level)
                 grid = searched(below(total, level), config.calls, "weights", flow=flow)
                 listed.append(self.ipndm((total.levels[0], *grid[1:]), level))
-        unique = list({(one.first_sigma, one.levels): one for one in listed}.values())
+        unique = list(
+            {_rounded(one): one for one in listed}.values()
+        )  # schedules that meet differ in their last digits
         costs = self.runs.workers.sum(torch.tensor([paper.learned(one) for one in unique]))
         return [unique[n] for n in costs.argsort(stable=True)[: self.runs.settings.grids].tolist()]
 
@@ -227,15 +235,55 @@ class MultistepStart:
         method, kept = made.method(), RunCache(cache.keep_bytes)
 
         def draw(target: Target) -> Tensor:
-            """The last update done again, from the evaluations that are kept."""
-            *before, step = cache.get(target.number, target.x.device)
-            history = (*(s.start for s in before), step.start)
-            x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[last])
-            kept.put(target.number, [*before, replace(step, x=x)])
-            return x
+            steps = self._ended(target, method, cache)
+            kept.put(target.number, steps)
+            return steps[-1].x
 
         better = self.runs.fitted.distances(draw)
         return (made, better, kept) if compared(better, distances) < 1 else (table, distances, cache)
+
+    @property
+    def finishing_calls(self) -> int:
+        """At most those of `finished`, and of judging what it makes."""
+        return finishing_calls(self.runs.settings, self.runs.config) if self.spectral else 0
+
+    def finished(self, table: Predictor, cache: RunCache) -> tuple[Predictor, Tensor] | None:
+        """The table with a last interval that leaves the bands of samples the teacher's energy, and the distances.
+
+        Distances (rows,) are of fitted samples to their targets. None where there are calls enough, or no bands.
+        `cache` has runs of the table, which are not run again.
+        """
+        config, last = table.config, table.config.intervals - 1
+        if not isinstance(table, MultistepTable) or not config.spectral or not self.finishing_calls:
+            return None
+        row, method = table.row(last), table.method()
+        products = torch.zeros(BANDS, len(row) + 2, len(row) + 2, dtype=torch.float64)
+        sizes, kept = torch.zeros(BANDS, dtype=torch.float64), RunCache(self.runs.settings.keep_bytes)
+        for target in self.runs.fitted:
+            steps = cache.get(target.number, target.x.device) or self.runs.run(target, method)
+            kept.put(target.number, steps)
+            start = steps[-1].start
+            added = multistep_vectors(tuple(s.start for s in steps)[table.known(last).start :], guided=config.guided)
+            moved = [-start.sigma * vector for vector in added]
+            more, counted = NormalEquations.of((*moved, start.x), target.end, spectral=True).total()
+            products, sizes = products + more, sizes + counted
+        products, sizes = self.runs.workers.sum(products), self.runs.workers.sum(sizes)
+        made = MultistepTable(config)
+        made.load_state_dict(table.state_dict())
+        apart = table.spectral[last, table.vectors(last)].detach().double()
+        made.set_row(last, row, with_energy(products, sizes, row, apart))
+        changed = made.method()
+        return made, self.runs.fitted.distances(lambda target: self._ended(target, changed, kept)[-1].x)
+
+    def _ended(self, target: Target, method: Method, cache: RunCache) -> list[Step]:
+        """A run whose last update alone is another than in a kept run, or all of it where none was kept."""
+        steps = cache.get(target.number, target.x.device)
+        if not steps:
+            return self.runs.run(target, method)
+        *before, step = steps
+        history = (*(s.start for s in before), step.start)
+        x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[-1])
+        return [*before, replace(step, x=x)]
 
     def _solved(
         self, begin: Baseline, numbers: Sequence[int], paths: Mapping[int, TeacherPath]
@@ -299,13 +347,25 @@ def calls_to_begin(settings: FitConfig, calls: int, grids: int) -> int:
     It solves for so many grids, 0 being one that is given.
     """
     fitted, held_out = settings.trajectories, settings.held_out
-    finalists, first = min(settings.finalists, settings.baselines), min(settings.batch_size, fitted)
+    finalists, first = min(settings.plain_finalists, settings.baselines), min(settings.batch_size, fitted)
     screened = settings.baselines * min(SCREENING_TRAJECTORIES, first) if settings.baselines > finalists else 0
     tried = sum(beginning(settings.few, count, settings.batch_size) for count in (fitted, held_out))
     solved = min(settings.finalists, grids) * (fitted + held_out) if grids else fitted
     solved = 0 if grids and _tried_on_all(settings) else solved
     again = 0 if grids and settings.iterations == 1 else fitted  # the runs of the table that was chosen
     return calls * (screened + finalists * fitted + grids * tried + solved + again + 2 * held_out)
+
+
+def finishing_calls(settings: FitConfig, config: PredictorConfig) -> int:
+    """At most the sample calls that it takes to give samples the teacher's energy, and to judge that."""
+    if config.calls > settings.energy_calls or not config.from_noise:
+        return 0
+    return config.calls * (settings.trajectories + settings.held_out)
+
+
+def _rounded(one: Baseline) -> tuple[float, ...]:
+    """The levels of a baseline, as far as they matter."""
+    return tuple(round(level, 5 - math.floor(math.log10(level))) for level in (one.first_sigma, *one.levels) if level)
 
 
 def _tried_on_all(settings: FitConfig) -> bool:

@@ -62,21 +62,25 @@ class FitConfig:
     per_iteration: int = 2000  # sample calls for derivatives, as far as whole batches or one part of a batch allow
     # Of multistep weights: baselines that run on two trajectories, if there are several, best on paper first, which is
     # no sure sign; grids that are solved for, also best on paper first. They are solved on a few trajectories, and
-    # judged on as many held-out ones. Finalists are the baselines, and the grids, that then run on all.
+    # judged on as many held-out ones. Finalists are the grids, and the baselines, that then run on all.
     baselines: int = 12
     grids: int = 12
     few: int = 16
     finalists: int = 2
+    plain_finalists: int = 2
+    # Up to so many calls students are so far from their teacher that least squares, which aims at the mean, blurs them:
+    # the last of their steps then keeps the energy of bands of frequency, if that costs hardly any error.
+    energy_calls: int = 4
 
     def __post_init__(self) -> None:
         counts = (
             *(self.trajectories, self.held_out, self.batch_size, self.iterations),
-            *(self.baselines, self.grids, self.few, self.finalists),
+            *(self.baselines, self.grids, self.few, self.finalists, self.plain_finalists),
         )
         if min(counts) < 1 or self.teacher_calls < 2:
             raise ValueError(
                 "Fitting to the end needs at least 1 trajectory, 1 held out, a batch of 1, 1 iteration, 1 baseline, 1 "
-                "grid, 1 trajectory to try it on, 1 finalist and 2 teacher calls, but found "
+                "grid, 1 trajectory to try it on, 1 finalist of each and 2 teacher calls, but found "
                 f"{', '.join(map(str, counts))} and {self.teacher_calls}."
             )
 

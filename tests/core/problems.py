@@ -32,7 +32,7 @@ from amed_core.types import Denoiser, Method, Planner, Sample, Solver, Source
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 SHAPE = (1, 4, 4)  # of a sample of the mixture
 FACTS = ModelFacts(SIGMA_MIN, SIGMA_MAX, bottleneck=True)
-SMALL = FitConfig(trajectories=16, held_out=8, batch_size=4, teacher_calls=20, iterations=4)
+SMALL = FitConfig(trajectories=16, held_out=8, batch_size=4, teacher_calls=20, iterations=4, energy_calls=0)
 SHORT = TrainConfig(trajectories=24, batch_size=8)
 SCALES = (1.0, 2.0)  # of guidance
 GRID = (80.0, 12.0, 3.0, 0.7, 0.2, 0.0)

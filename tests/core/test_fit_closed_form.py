@@ -9,7 +9,17 @@ from torch import Tensor
 
 from amed_core import MultistepTable, load_predictor, sample, save_predictor
 from amed_core.call_list import all_plain
-from amed_core.fit.closed_form import RIDGE, Lessons, NormalEquations, Walk, least_squares, solved, solved_apart, taught
+from amed_core.fit.closed_form import (
+    RIDGE,
+    Lessons,
+    NormalEquations,
+    Walk,
+    least_squares,
+    solved,
+    solved_apart,
+    taught,
+    with_energy,
+)
 from amed_core.fit.teacher import TeacherPath, levels, path
 from amed_core.spectrum import combined, spectrum
 from amed_core.types import Denoiser, Sample
@@ -173,3 +183,34 @@ def test_the_lesson_of_a_walk_teaches_what_the_walk_learned() -> None:
     again, _ = taught(table_on(), Lessons.none(GRID).and_of(walk.history, teacher))
     torch.testing.assert_close(again.weights, made.weights, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(sample(mixture, X, made.method()), walk.x, rtol=1e-4, atol=1e-4)
+
+
+def test_with_energy_every_band_has_its_aims_and_is_as_near_as_that_allows() -> None:
+    """A part of the aim is what no vector knows: least squares leaves that out, and its energy with it."""
+    x, first, second, unknown = torch.randn(4, 64, 2, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    aim = x + 0.7 * first - 0.5 * second + 0.6 * unknown
+    products, sizes = NormalEquations.of((first, second, x), aim, spectral=True).total()
+    inner = products[:, [0, 1], :][:, :, [0, 1]]
+    together = torch.linalg.solve(inner.sum(0), (products[:, :2, 3] - products[:, :2, 2]).sum(0))
+    apart = torch.zeros(2, len(sizes), dtype=torch.float64)
+    found = with_energy(products, sizes, together, apart)
+
+    def made(weights: Tensor, band: int) -> tuple[float, float]:
+        """The energy of a band, and the squared distance to its aim."""
+        own = products[band]
+        energy = torch.cat([weights, torch.tensor([1.0, 0.0], dtype=torch.float64)])
+        error = torch.cat([weights, torch.tensor([1.0, -1.0], dtype=torch.float64)])
+        return float(energy @ own @ energy), float(error @ own @ error)
+
+    for band in [n for n, size in enumerate(sizes) if size > 1000]:
+        (before, _), (after, error) = (made(together + some[:, band], band) for some in (apart, found))
+        aims = float(products[band, -1, -1])
+        assert before < 0.9 * aims
+        assert after == pytest.approx(aims, rel=1e-4)
+        for turn in (0.05, -0.05):  # others of this energy are farther away
+            other = together + found[:, band] + turn * torch.tensor([1.0, -1.0], dtype=torch.float64)
+            low, high = 0.0, 4.0
+            for _ in range(60):
+                middle = (low + high) / 2
+                low, high = (middle, high) if made(middle * other, band)[0] < aims else (low, middle)
+            assert made(low * other, band)[1] > error
