@@ -19,6 +19,7 @@ from .types import Sample
 
 # By frequency, in half cycles per element along all axes together: the mean, what is below 1/128, and half octaves.
 BANDS = 16
+AT_ONCE = 1 << 22  # coefficients: larger samples are taken apart, so that they take little memory beside themselves
 GAIN_RIDGE = 1.0  # in coefficients of pure noise: how strongly a gain is held at that of a model that answers 0
 
 
@@ -65,10 +66,12 @@ def bands(x: Sample) -> Tensor:
 
 def combined(vectors: Sequence[Sample], weights: Tensor) -> Sample:
     """The sum of vectors (batch, channels, ...) whose bands are multiplied by weights (vectors, BANDS)."""
-    together = spectrum(torch.cat(list(vectors)))
-    factors = weights.to(together)[:, bands(together)]
-    weighted = [f * v for f, v in zip(factors, together.chunk(len(vectors)), strict=True)]
-    return from_spectrum(torch.stack(weighted).sum(0))
+    some, of_band, total = max(AT_ONCE // vectors[0].numel(), 1), bands(vectors[0]), torch.zeros_like(vectors[0])
+    for begin in range(0, len(vectors), some):
+        part = vectors[begin : begin + some]
+        for row, one in zip(weights[begin:].to(total), spectrum(torch.cat(list(part))).chunk(len(part)), strict=False):
+            total += row[of_band] * one
+    return from_spectrum(total)
 
 
 def filled(values: Tensor, empty: Tensor) -> Tensor:
@@ -88,10 +91,13 @@ def moments(noise: Sample, there: Sample) -> Tensor:
 
     They are the noise (batch, channels, ...) times where the teacher takes it, of the same shape, and its square.
     """
-    noise, there = spectrum(noise.double()), spectrum(there.double())
-    of_band = bands(noise).flatten()
-    products = torch.stack([noise * there, noise.square()]).sum(1).flatten(2)
-    return products.new_zeros(2, products.shape[1], BANDS).index_add_(2, of_band, products)
+    of_band, some = bands(noise).flatten(), max(AT_ONCE // noise[0].numel(), 1)
+    total = torch.zeros(2, noise.shape[1], BANDS, dtype=torch.float64, device=noise.device)
+    for begin in range(0, len(noise), some):
+        x, y = (spectrum(part[begin : begin + some].double()) for part in (noise, there))
+        products = torch.stack([(x * y).sum(0), x.square().sum(0)]).flatten(2)
+        total.index_add_(2, of_band, products)
+    return total
 
 
 def gains(moments: Tensor, sigma: float, sigma_max: float) -> Tensor:

@@ -18,7 +18,7 @@ from ..amed_core.config import PredictorConfig, plain_facts
 from ..amed_core.driver import raise_if_not_finite
 from ..amed_core.files import load_state, provenance
 from ..amed_core.fit.learner import GOOD, GOOD_IN_A_ROW, MOST_PICTURES, Learner
-from ..amed_core.fit.teacher import TeacherPath
+from ..amed_core.fit.teacher import TeacherPath, path_bytes
 from ..amed_core.predictor import PredictorSet
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.types import Answer, Denoiser, Sample, Sigma
@@ -127,11 +127,6 @@ def _why_not_taught(x: Sample, learned: "Learned") -> str | None:
     if path_bytes(x, learned.learner.teacher_calls, half=True) > MOST_BYTES:
         return f"the slow run of {len(x)} at this size would take over 2 GB. Fewer at once would teach."
     return None
-
-
-def path_bytes(x: Sample, calls: int, *, half: bool) -> int:
-    """What a teacher's path of so many calls takes: samples and slopes at every level."""
-    return (2 * calls + 1) * x.numel() * (2 if half else x.element_size())
 
 
 def _learner(

@@ -53,8 +53,8 @@ class Recipe(Teacher):
             kept.append((level, sample, (sample - denoised) / level))
         points = torch.stack([*(sample.cpu() for _, sample, _ in kept), end.cpu()])
         slopes = torch.stack([slope.cpu() for *_, slope in kept])
-        del half  # few levels: they fit
-        return TeacherPath((*(level for level, *_ in kept), self.levels[-1]), points, slopes)
+        made = TeacherPath((*(level for level, *_ in kept), self.levels[-1]), points, slopes)
+        return made.halved() if half else made
 
     @torch.no_grad()
     def _run(self, denoiser: Denoiser, x: Sample, seed: int = 0) -> tuple[Sample, list[tuple[float, Sample, Sample]]]:

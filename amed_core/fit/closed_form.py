@@ -3,9 +3,9 @@
 It needs a denoiser, noisy samples and the teacher's path from them: no fit, no source, no file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..driver import evaluate
 from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
-from ..spectrum import BANDS, bands, carried, filled, spectrum
+from ..spectrum import AT_ONCE, BANDS, bands, carried, filled, spectrum
 from ..types import Denoiser, Evaluation, History, Sample
 from .huber import squares
 from .teacher import PIECE, TeacherPath, left_of_errors
@@ -45,15 +45,16 @@ class NormalEquations:
         if not spectral:
             values = torch.tensor([float(aim[0].numel())], dtype=torch.float64)
             return cls(inner_products((*vectors, aim))[:, None], values)
-        stacked = _stacked((*vectors, aim))
-        of_band = bands(stacked[:, 0])
-        coefficients = torch.stack([spectrum(v) for v in stacked.unbind(1)], 1)
-        count = stacked.shape[1]
-        products = torch.zeros(len(stacked), BANDS, count, count, dtype=torch.float64)
-        sizes = torch.zeros(BANDS, dtype=torch.float64)
-        for n in sorted(set(of_band.flatten().tolist())):
-            part = coefficients[..., of_band == n].flatten(2)
-            products[:, n], sizes[n] = (part @ part.mT).cpu(), part.shape[-1]
+        every = (*vectors, aim)
+        of_band, count = bands(aim), len(every)
+        products = torch.zeros(len(aim), BANDS, count, count, dtype=torch.float64)
+        sizes = aim.shape[1] * torch.bincount(of_band.flatten().cpu(), minlength=BANDS).double()
+        for rows, channels in _pieces(aim, count):
+            coefficients = torch.stack([spectrum(v) for v in _stacked([v[rows, channels] for v in every]).unbind(1)], 1)
+            places = of_band.to(coefficients.device)
+            for n in sizes.nonzero().flatten().tolist():
+                part = coefficients[..., places == n].flatten(2)
+                products[rows, n] += (part @ part.mT).cpu()
         return cls(products, sizes)
 
     def total(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -133,6 +134,14 @@ def inner_products(vectors: Sequence[Sample]) -> Tensor:
     size = max(PIECE // len(flat[0]), 1)
     parts = ([v[:, begin : begin + size] for v in flat] for begin in range(0, flat[0].shape[1], size))
     return torch.stack([part @ part.mT for part in map(_stacked, parts)]).sum(0).cpu()
+
+
+def _pieces(like: Sample, vectors: int) -> Iterator[tuple[slice, slice]]:
+    """Trajectories and channels of samples (batch, channels, ...), of each so many that their vectors are AT_ONCE."""
+    at_once = max(AT_ONCE // (vectors * like[0, 0].numel()), 1)
+    rows, channels = max(at_once // like.shape[1], 1), min(at_once, like.shape[1])
+    for row, channel in product(range(0, len(like), rows), range(0, like.shape[1], channels)):
+        yield slice(row, row + rows), slice(channel, channel + channels)
 
 
 def sum_of_parts(parts: Sequence[NormalEquations]) -> NormalEquations:

@@ -22,6 +22,7 @@ from ..config import PredictorConfig
 from ..driver import Resume, evaluate
 from ..predictor import Predictor, build
 from ..types import Method, Sample, Step
+from .closed_form import inner_products
 from .huber import compared, huber, linear_from
 from .parameters import Acts, Parameters
 from .protocol import (
@@ -183,6 +184,7 @@ class EndToEnd(ForOneUse):
         self.at = FitState(initial, initial)
         self._cache = RunCache(0)  # runs of the current table
         self._earlier_calls = 0
+        self._repeated = 0  # sample calls for targets that a state had no room for
         self._all_calls = 0  # of all workers, when last measured
 
     @property
@@ -209,17 +211,17 @@ class EndToEnd(ForOneUse):
     def expected_calls(self) -> int:
         """The fewest, of all workers, if no iteration fails at first."""
         if self.at.finished:
-            return self.at.used
+            return self.at.used + self._repeated
         finishing = self._least_finishing
         if self.at.done:
-            return self.at.used + finishing
+            return self.at.used + finishing + self._repeated
         total = self.start.model_calls + finishing
         for iteration in range(1, self.settings.iterations):
             following = self._iteration_calls(iteration)
             if self.settings.budget and total + following > self.settings.budget:
                 break
             total += following
-        return max(total, self.at.used + finishing)
+        return max(total, self.at.used + finishing) + self._repeated
 
     @property
     def _least_finishing(self) -> int:
@@ -261,11 +263,12 @@ class EndToEnd(ForOneUse):
         at = replace(at, iteration=1, used=self.start.model_calls, begun_error=begun, teacher_calls=calls)
         events[-1] = replace(events[-1], iteration=1)
         self._commit(at, cache)
+        self.runs.begun()
         return events
 
     def _commit(self, at: FitState, cache: RunCache) -> None:
         self._all_calls = int(self.runs.workers.sum(torch.tensor(self.model_calls)))
-        self.at, self._cache = at, cache
+        self.at, self._cache = at, cache.within(self.runs.waiting_bytes)
 
     def _held_out_errors(self, distances: Tensor, base: Tensor) -> tuple[float, float]:
         """The error of distances (fitted + held_out,) on what is held out, and a base's; both by the base's limit."""
@@ -393,13 +396,11 @@ class EndToEnd(ForOneUse):
             changed[place] += step
             varied = parameters.table(table, changed).method()
             moved = self.runs.run(target, varied, resumed(target, varied, steps, interval, where))[-1].x
-            columns.append(((moved - end) / step).flatten(1))
-        jacobian = torch.stack(columns, 1)
-        residual = (end - target.end).flatten(1)
-        counts = (float(limit) / residual.square().mean(1).sqrt()).clamp(max=1)
-        normal = (counts[:, None, None] * (jacobian @ jacobian.mT)).cpu().double().sum(0)
-        gradient = (counts[:, None] * (jacobian @ residual[..., None]).squeeze(-1)).cpu().double().sum(0)
-        return Linearised(here, normal, gradient)
+            columns.append(((moved - end) / step).cpu())  # a device may have no room for them all
+        products = inner_products([*columns, (end - target.end).cpu()])
+        counts = (float(limit) / (products[:, -1, -1] / end[0].numel()).sqrt()).clamp(max=1)
+        summed = torch.einsum("t,tij->ij", counts, products)
+        return Linearised(here, summed[:-1, :-1], summed[:-1, -1])
 
     # Which trajectories are linearised in which iteration, and what that costs.
 
@@ -478,6 +479,8 @@ class EndToEnd(ForOneUse):
         for targets, found in zip(own, ends, strict=True):
             targets.refine(at.teacher_calls or self.settings.teacher_calls)
             targets.ends = found
+        needed = self.begun and not self._finished
+        self._repeated = sum(targets.missing * targets.teacher.model_calls for targets in own) if needed else 0
 
     def summary(self) -> FitSummary:
         """What came of it. Errors are RMSEs on what is held out, but that those far beyond the baseline's usual one

@@ -91,7 +91,7 @@ def make_fit(
     def single(number: int, on: PredictorConfig | None) -> Fit:
         """The fit at guidance scale `number`, on the grid of the table of another scale if there is one."""
         own = _at_scale(config, number)
-        runs = Runs.of(own, settings, Metered(listed[number]), workers, teacher)
+        runs = Runs.of(own, settings, Metered(listed[number]), workers, teacher, scales=len(listed))
         if own.kind == "table":
             initial = build(own).to(device)
             return EndToEnd(initial, MidpointParameters, MidpointStart(runs, initial), runs)
@@ -127,16 +127,23 @@ def make_set(
         raise ValueError(f"There are {len(listed)} sources for guidance scales {list(first.guidances)}.")
     shared = settings(most.calls)
     about = {name: getattr(shared, name) for name in ("trajectories", "held_out", "batch_size", "teacher_calls")}
-    about["keep_bytes"] = shared.keep_bytes // len(uses)
+    about["keep_bytes"] = shared.keep_bytes
     images = any(use.level for use in uses)
     if images and workers.count > 1:
         raise ValueError("Predictors for images are fitted by one process, which knows all of the teacher's paths.")
+    scales, others = len(listed), sum(not use.level for use in uses)
     bases = [
-        Runs.of(_at_scale(first, n), replace(shared, **about), source, workers, teacher, keep_paths=images)
+        Runs.of(_at_scale(first, n), shared, source, workers, teacher, scales=scales, others=others, below=images)
         for n, source in enumerate(listed)
     ]
+    # By level and number of the guidance scale, of one level at a time.
+    of_level: dict[tuple[float, int], Runs] = {}
 
-    of_level: dict[tuple[float, int], Runs] = {}  # by level and number of the guidance scale
+    def lower(calls: int, number: int, level: float) -> tuple[PredictorConfig, FitConfig]:
+        """The settings of a fit for so many calls on images from a level."""
+        grid = torch.linspace(level, 0, calls + 1).tolist()
+        own = replace(_at_scale(config(calls), number), sigmas=(level, *grid[1:-1], 0.0))
+        return own, of_images(replace(settings(calls), keep_bytes=about["keep_bytes"]))
 
     def make(use: Use) -> Fit:
         own, how = config(use.calls), replace(settings(use.calls), keep_bytes=about["keep_bytes"])
@@ -146,13 +153,14 @@ def make_set(
             if not use.level:
                 runs = bases[number] if use == most else bases[number].for_calls(scaled, how)
                 return _multistep(runs, model_sigmas, on)
-            lower = torch.linspace(use.level, 0, use.calls + 1).tolist()
-            scaled = replace(scaled, sigmas=(use.level, *lower[1:-1], 0.0))
-            if (key := (use.level, number)) in of_level:
-                runs = of_level[key].for_calls(scaled, of_images(how))
-            else:  # that of the most calls, for which the teacher must be best
-                runs = of_level[key] = bases[number].below(scaled, of_images(how))
-            return _multistep(runs, model_sigmas, on)
+            if any(level != use.level for level, _ in of_level):
+                of_level.clear()
+            if (key := (use.level, number)) not in of_level:  # of the most calls, for which the teacher must be best
+                calls = max(other.calls for other in uses if other.level == use.level)
+                of_level[key] = bases[number].below(*lower(calls, number, use.level))
+                if calls == use.calls:
+                    return _multistep(of_level[key], model_sigmas, on)
+            return _multistep(of_level[key].for_calls(*lower(use.calls, number, use.level)), model_sigmas, on)
 
         return SeveralScales(own.guidances, single) if own.guidances else single(0, None)
 

@@ -1,7 +1,7 @@
 """The table a multistep fit begins with: the best baseline, and then weights in closed form on several grids."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,14 +14,14 @@ from ..predictor import Predictor
 from ..schedules import fine
 from ..solvers import Ipndm, multistep_vectors
 from ..spectrum import BANDS, gains, moments, shows_frequencies
-from ..types import Method, Step
+from ..types import Method, Sample, Step
 from .baselines import Baseline, baseline, solvers
 from .closed_form import NormalEquations, Walk, along, cost_on_paper, least_squares, solved_apart, with_energy
 from .end_to_end import Found
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
 from .protocol import FitConfig
-from .runs import RunCache, Runs
+from .runs import RUNS, RunCache, Runs
 from .targets import Target, Targets, beginning, rmse
 from .teacher import PathProducts, TeacherPath, below, own_errors, products_of, refined_calls, sum_of
 
@@ -86,7 +86,7 @@ class MultistepStart:
         """
         while True:
             begun = self.runs.source.calls
-            paths = self.runs.fitted.taught(self.runs.settings.keep_bytes)
+            paths = self.runs.fitted.taught()
             total = self._products(paths)
             paper = OnPaper(self, next(iter(paths.values()), None))
             best = self._best_baseline(total, paper)
@@ -155,7 +155,7 @@ class MultistepStart:
         if len(tried) > settings.plain_finalists:
             screened = self._screened(tried).log().mean(1)
             tried = [tried[n] for n in screened.argsort(stable=True)[: settings.plain_finalists].tolist()]
-        return best_of([self._measured(one.name, self.written(one)) for one in tried])
+        return best_of(self._measured(one.name, self.written(one)) for one in tried)
 
     def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath], paper: "OnPaper") -> list[Baseline]:
         """Grids whose weights are worth solving for, with iPNDM's: of all usual ones, those that are searched, from the
@@ -194,7 +194,7 @@ class MultistepStart:
         tried = [self._solved(one, few, paths) for one in grids]
         judged = [self.runs.judged_distances(t.method(), settings.few) for t, _ in tried]
         ranked = torch.stack(judged).log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
-        table, least, nearest = None, torch.empty(0), torch.empty(0)
+        table, least, nearest, apart = None, torch.empty(0), torch.empty(0), torch.empty(0)
         for number in ranked[: settings.finalists].tolist():
             (trial, ends), held_out = tried[number], judged[number]
             if not self._on_all:
@@ -202,9 +202,9 @@ class MultistepStart:
                 held_out = self.runs.judged_distances(trial.method())
             both = torch.cat([ends, held_out])
             if table is None or compared(both, least) < 1:
-                table, least, nearest = trial, both, ends
+                table, least, nearest, apart = trial, both, ends, held_out
         assert table is not None
-        self.error = rmse(least[settings.trajectories :])
+        self.error = rmse(apart)
         if settings.iterations == 1:  # nobody needs its runs
             return best_of([best, Found(best.name, table.method(), nearest, RunCache(0), table)])
         return best_of([best, self._measured(best.name, table)])
@@ -232,15 +232,16 @@ class MultistepStart:
             products, sizes = products + more, sizes + counted
         products, sizes = self.runs.workers.sum(products), self.runs.workers.sum(sizes)
         made.set_row(last, row, solved_apart(products, sizes, row))
-        method, kept = made.method(), RunCache(cache.keep_bytes)
+        method, ends = made.method(), dict[int, Sample]()
 
         def draw(target: Target) -> Tensor:
-            steps = self._ended(target, method, cache)
-            kept.put(target.number, steps)
-            return steps[-1].x
+            """The last update done again, from the evaluations that are kept."""
+            x = self._ended(target, method, cache)[-1].x
+            ends[target.number] = x.cpu()
+            return x
 
         better = self.runs.fitted.distances(draw)
-        return (made, better, kept) if compared(better, distances) < 1 else (table, distances, cache)
+        return (made, better, cache.ended(ends)) if compared(better, distances) < 1 else (table, distances, cache)
 
     @property
     def finishing_calls(self) -> int:
@@ -258,7 +259,7 @@ class MultistepStart:
             return None
         row, method = table.row(last), table.method()
         products = torch.zeros(BANDS, len(row) + 2, len(row) + 2, dtype=torch.float64)
-        sizes, kept = torch.zeros(BANDS, dtype=torch.float64), RunCache(self.runs.settings.keep_bytes)
+        sizes, kept = torch.zeros(BANDS, dtype=torch.float64), RunCache(int(self.runs.settings.keep_bytes * RUNS))
         for target in self.runs.fitted:
             steps = cache.get(target.number, target.x.device) or self.runs.run(target, method)
             kept.put(target.number, steps)
@@ -289,14 +290,14 @@ class MultistepStart:
         self, begin: Baseline, numbers: Sequence[int], paths: Mapping[int, TeacherPath]
     ) -> tuple[MultistepTable, Tensor]:
         """The weights of a grid in closed form from these batches, and how far their samples then end (rows,)."""
-        batches, walks = self.runs.fitted.batches(), []
-        for number in numbers:
-            x, denoiser = self.runs.source(batches[number])
+        rows, walks = [self.runs.fitted.of_path(number) for number in numbers], []
+        for number, some in zip(numbers, rows, strict=True):
+            x, denoiser = self.runs.source(some)
             walks.append(Walk(denoiser, x, paths[number]))
         table = least_squares(self.written(begin, spectral=self.spectral), walks, self.runs.workers)
         errors = torch.zeros(self.runs.settings.trajectories, dtype=torch.float64)
-        for number, walk in zip(numbers, walks, strict=True):
-            errors[batches[number].start : batches[number].stop] = squares(walk.x, paths[number].end.to(walk.x))
+        for some, walk in zip(rows, walks, strict=True):
+            errors[some.start : some.stop] = squares(walk.x, walk.path.end.to(walk.x))
         errors = self.runs.workers.sum(errors)
         return table, errors[errors > 0].sqrt()
 
@@ -323,7 +324,7 @@ class MultistepStart:
         """The gains (channels, BANDS) of a first step without a call that leads to a level."""
         total = torch.zeros(2, self.channels, BANDS, dtype=torch.float64)
         for passed in paths.values():
-            total += moments(passed.x[0], passed.at(level)[0])
+            total += moments(passed.at(passed.levels[0])[0], passed.at(level)[0])
         return gains(self.runs.workers.sum(total), level, self.runs.config.sigmas[0])
 
     def _screened(self, listed: Sequence[Baseline]) -> Tensor:
@@ -401,9 +402,10 @@ class OnPaper:
         return self.known[grid]
 
 
-def best_of(found: Sequence[Found]) -> Found:
-    """The one whose fitted samples end nearest to their targets; the first of equals."""
-    best = found[0]
-    for other in found[1:]:
+def best_of(found: Iterable[Found]) -> Found:
+    """The one whose fitted samples end nearest to their targets; the first of equals. No more than two are held."""
+    every = iter(found)
+    best = next(every)
+    for other in every:
         best = other if compared(other.distances, best.distances) < 1 else best
     return best

@@ -58,7 +58,10 @@ class FitConfig:
     iterations: int = 6  # at most
     tolerance: float = 1e-3  # stop when an iteration gains less of the error than this part of it
     budget: int = 16_000  # stop before an iteration that would exceed so many sample calls; 0: no limit
-    keep_bytes: int = 2**32  # of sampling runs, on the CPU; those that exceed it are run again for their derivatives
+    # On the CPU, beside the targets' ends: 3/8 of it for the teacher's paths, the rest for sampling runs; those that
+    # exceed it are run again for their derivatives. It does not follow the machine's memory, as what is learned depends
+    # on how many paths there are.
+    keep_bytes: int = 2**33
     per_iteration: int = 2000  # sample calls for derivatives, as far as whole batches or one part of a batch allow
     # Of multistep weights: baselines that run on two trajectories, if there are several, best on paper first, which is
     # no sure sign; grids that are solved for, also best on paper first. They are solved on a few trajectories, and

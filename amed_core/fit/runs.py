@@ -1,21 +1,29 @@
 """Sampling runs toward the targets of a fit, kept and resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
 from ..driver import Resume, trajectory
-from ..types import Evaluation, Method, Step
+from ..types import Evaluation, Method, Sample, Step
 from .protocol import FitConfig
-from .targets import Target, Targets
+from .targets import STATE_BYTES, Target, Targets
 from .teacher import Converged, Teacher
 from .trajectories import HELD_OUT, Metered
 from .workers import Workers
 
 LEVELS_EACH = 3  # of a teacher for each call of its student, at least
+
+
+# Parts of what a fit keeps: the teacher's paths, the runs of each of two tables that are compared, and those of tables
+# that wait while other fits go on.
+PATHS, RUNS, WAITING = Fraction(3, 8), Fraction(1, 4), Fraction(1, 8)
+# Of paths that others need, too, those of fitted and of held-out trajectories, and as much again below a level.
+FITTED_PATHS, JUDGED_PATHS = Fraction(3, 8), Fraction(1, 8)
 
 
 @dataclass
@@ -37,6 +45,20 @@ class RunCache:
         """A run that was kept; empty if it was not."""
         return moved_to(self.steps.get(number, []), device)
 
+    def ended(self, ends: Mapping[int, Sample]) -> "RunCache":
+        """The same runs with other ends, by the batch's number; beside these it takes no memory."""
+        steps = {n: [*steps[:-1], replace(steps[-1], x=ends[n].cpu())] for n, steps in self.steps.items()}
+        return RunCache(self.keep_bytes, steps, self.bytes)
+
+    def within(self, keep_bytes: int) -> "RunCache":
+        """Its first runs, as far as there is room."""
+        if self.bytes <= keep_bytes:
+            return self
+        made = RunCache(keep_bytes)
+        for number, steps in self.steps.items():
+            made.put(number, steps)
+        return made
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -49,6 +71,8 @@ class Runs:
     judged: Targets
     workers: Workers
     shared: bool = False  # another fit has the targets made, at its cost, and keeps them
+    for_others: bool = False  # other fits need the teacher's paths, too
+    waiting_bytes: int = 0  # of a table's runs, between the fit's events
 
     @classmethod
     def of(
@@ -58,19 +82,27 @@ class Runs:
         source: Metered,
         workers: Workers,
         teacher: Teacher | None = None,
-        keep_paths: bool = False,
+        *,
+        scales: int = 1,
+        others: int = 0,
+        below: bool = False,
     ) -> "Runs":
         """Those of a source, with a teacher's samples as targets: usually nearly the ODE's own solution.
 
-        With `keep_paths` its whole paths are kept, for `below`.
+        It is one of so many guidance scales, with which it shares a state. `others` are the fits that share its paths,
+        if it is not alone; then those of all scales are kept. With `below` they are all kept that memory has room for.
         """
-        slow, kept = teacher or Converged.of(config, settings.teacher_calls), settings.keep_bytes if keep_paths else 0
+        slow, every = teacher or Converged.of(config, settings.teacher_calls), settings.trajectories + settings.held_out
+        room = int(settings.keep_bytes * PATHS) // (scales if others else 1)
 
-        def targets(rows: range) -> Targets:
-            return Targets(source, rows, settings.batch_size, slow, workers, kept)
+        def targets(rows: range, part: Fraction) -> Targets:
+            own = STATE_BYTES * len(rows) // every // scales
+            return Targets(source, rows, settings.batch_size, slow, workers, int(room * part), below, own)
 
-        held_out = range(HELD_OUT, HELD_OUT + settings.held_out)
-        return cls(config, settings, source, targets(range(settings.trajectories)), targets(held_out), workers)
+        fitted = targets(range(settings.trajectories), FITTED_PATHS if below else Fraction(1))
+        judged = targets(range(HELD_OUT, HELD_OUT + settings.held_out), JUDGED_PATHS)
+        waiting = int(settings.keep_bytes * (WAITING if others else RUNS)) // max(others, 1)
+        return cls(config, settings, source, fitted, judged, workers, False, others > 0, waiting)
 
     def for_calls(self, config: PredictorConfig, settings: FitConfig) -> "Runs":
         """The same trajectories and targets, for a student of another number of calls and settings of its own."""
@@ -80,11 +112,16 @@ class Runs:
 
     def below(self, config: PredictorConfig, settings: FitConfig) -> "Runs":
         """The first of these trajectories from where the teacher passes a student's first level, as `settings` say."""
-        level, kept, levels = config.sigmas[0], self.settings.keep_bytes, LEVELS_EACH * config.calls
-        fitted = self.fitted.below(level, settings.trajectories, levels, kept)
-        judged = self.judged.below(level, settings.held_out, levels, kept)
-        made = Runs(config, settings, fitted.source, fitted, judged, self.workers)
+        level, levels = config.sigmas[0], LEVELS_EACH * config.calls
+        fitted = self.fitted.below(level, settings.trajectories, levels)
+        judged = self.judged.below(level, settings.held_out, levels)
+        made = Runs(config, settings, fitted.source, fitted, judged, self.workers, for_others=True)
         return replace(made.for_calls(config, settings), shared=False)
+
+    def begun(self) -> None:
+        """The fit has found its start: it needs the teacher's paths no more."""
+        if not (self.shared or self.for_others):
+            self.fitted.paths = {}
 
     def run(self, target: Target, method: Method, resume: Resume | None = None) -> list[Step]:
         """All steps of a method toward a target, or those from where it resumes."""
@@ -92,7 +129,7 @@ class Runs:
 
     def fitted_distances(self, method: Method) -> tuple[Tensor, RunCache]:
         """How far every fitted sample ends from its target (rows,), and the runs that showed it."""
-        cache = RunCache(self.settings.keep_bytes)
+        cache = RunCache(int(self.settings.keep_bytes * RUNS))
 
         def draw(target: Target) -> Tensor:
             steps = self.run(target, method)

@@ -101,7 +101,7 @@ class FitSet:
     `make` makes the fit of a use. All run on the trajectories of `sources`, and all but the first one that is made
     share its `targets`. `least` are the calls that a use takes at least, beside the teacher's. The first of the uses is
     meant where only one is asked for. Most calls are fitted first, for which the teacher must be best. Images come
-    last, as they need its paths, and are each fitted at once.
+    last, as they need its paths, level by level, and are each fitted at once.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class FitSet:
         self.targets = tuple(targets)
         self.least = least
         self.fits: dict[Use, Fit] = {}
-        self._order = sorted(self.uses, key=lambda use: (use.level > 0, -use.calls, -use.level))
+        self._order = sorted(self.uses, key=lambda use: (use.level > 0, -use.level, -use.calls))
         self._earlier_calls = 0
         self.fits[self._order[0]] = make(self._order[0])
 
@@ -196,7 +196,8 @@ class FitSet:
         try:
             for use, one in zip(self._order, saved, strict=False):
                 if use.level:
-                    fits[use] = Finished.of(one, use, fits[self._order[0]].predictor.config)
+                    finished = Finished.of(one, use, fits[self._order[0]].predictor.config)
+                    fits |= {use: finished} if self._whole(use.level, len(saved)) else {}
                 else:
                     fits[use] = self.make(use)
                     fits[use].load_state_dict(one)
@@ -205,6 +206,10 @@ class FitSet:
                 targets.teacher, targets.ends = teacher, ends
             raise
         self.fits, self._earlier_calls = fits, earlier
+
+    def _whole(self, level: float, count: int) -> bool:
+        """Whether the first so many fits have all of a level's. Else these begin anew, for they share a teacher."""
+        return all(use.level != level for use in self._order[count:])
 
     def summary(self) -> FitSummary:
         """What came of it."""

@@ -11,9 +11,11 @@ from torch import Tensor
 from ..types import Denoiser, Sample
 from .huber import squares
 from .protocol import of_shape
-from .teacher import AsKnown, Teacher, TeacherPath
+from .teacher import AsKnown, Teacher, TeacherPath, path_bytes
 from .trajectories import Metered
 from .workers import ALONE, Workers
+
+STATE_BYTES = 400_000_000  # of ends in a state of training; those that exceed it are made again
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Targets:
     batch_size: int
     teacher: Teacher
     workers: Workers = ALONE
-    keep_bytes: int = 0  # of the teacher's paths, on the CPU; 0 keeps their ends alone
+    path_bytes: int = 0  # of the teacher's paths, on the CPU, where these are asked for
+    with_paths: bool = False  # they are, for other fits, so that they come with the ends
+    state_bytes: int = STATE_BYTES  # of the ends in a state
     ends: dict[str, Tensor] = field(default_factory=dict)  # by the batch's number,
     paths: dict[int, TeacherPath] = field(default_factory=dict)  # of those whose whole path is kept
 
@@ -59,8 +63,8 @@ class Targets:
 
     def __iter__(self) -> Iterator[Target]:
         for number, rows in enumerate(self.batches()):
-            if self.keep_bytes and str(number) not in self.ends:
-                self.taught(self.keep_bytes)
+            if self.with_paths and str(number) not in self.ends:
+                self.taught()
             x, denoiser = self.source(rows)
             end = self.ends.get(str(number))
             if end is None:
@@ -68,21 +72,36 @@ class Targets:
                 self.ends[str(number)] = finite(end)
             yield Target(number, rows, x, denoiser, end.to(x))
 
-    def taught(self, keep_bytes: int) -> dict[int, TeacherPath]:
-        """The teacher's paths of this worker's batches, by number: as many as fit into so many bytes, at least one.
+    def taught(self) -> dict[int, TeacherPath]:
+        """The teacher's paths of this worker's first trajectories, by the batch's number: as many as `path_bytes` hold.
 
-        They are made once, and with them the ends of these batches. Raises FloatingPointError if one is not finite.
+        There is one at least; of the last batch there may be a part. Where memory does not suffice for all, they are in
+        half precision. They are made once, and with them the ends of whole batches. Raises FloatingPointError if one is
+        not finite.
         """
-        kept = 0
+        left = self.path_bytes
         for number, rows in enumerate(self.batches()):
             if number not in self.paths:
-                if kept and kept + max(path.bytes for path in self.paths.values()) > keep_bytes:
-                    break
                 x, denoiser = self.source(rows)
-                self.paths[number] = self.teacher.path(denoiser, x)
-                self.ends[str(number)] = finite(self.paths[number].end)
-            kept += self.paths[number].bytes
+                calls, mine = self.teacher.calls, len(self.workers.share(self.rows))
+                half = mine * path_bytes(x[:1], calls, half=False) > self.path_bytes
+                count = min(len(rows), max(left // path_bytes(x[:1], calls, half=half), not number))
+                if not count:
+                    break
+                if count < len(rows):
+                    x, denoiser = self.source(rows[:count])
+                self.paths[number] = self.teacher.path(denoiser, x, half=half)
+                end = finite(self.paths[number].end)
+                if count == len(rows):
+                    self.ends[str(number)] = end.clone()  # which outlives the path
+            left -= self.paths[number].bytes
+            if len(self.paths[number].end) < len(rows):
+                break
         return self.paths
+
+    def of_path(self, number: int) -> range:
+        """The trajectories of a batch whose path is kept."""
+        return self.batches()[number][: len(self.paths[number].end)]
 
     def beginning(self, count: int) -> int:
         """How many trajectories the batches hold that begin before number `count`."""
@@ -107,14 +126,14 @@ class Targets:
         """Sample calls that the slow sampler takes for all of these trajectories, of all workers."""
         return len(self.rows) * self.teacher.model_calls
 
-    def below(self, sigma: float, count: int, levels: int, keep_bytes: int) -> "Targets":
+    def below(self, sigma: float, count: int, levels: int) -> "Targets":
         """Those of the first trajectories, up to so many, from where their teacher passes a level on.
 
         Only trajectories whose path is kept can be among them. Where a path has too few levels below, it is made anew.
         """
-        kept = self.taught(keep_bytes)
-        batches = [rows[: max(0, self.rows.start + count - rows.start)] for rows in self.batches()]
-        firsts = {number: rows for number, rows in enumerate(batches) if number in kept and rows}
+        kept = self.taught()
+        listed, most = {number: self.of_path(number) for number in kept}, self.rows.start + count
+        firsts = {number: rows[: most - rows.start] for number, rows in listed.items() if rows.start < most}
         paths = {number: kept[number].first(len(rows)) for number, rows in firsts.items()}
 
         def draw(rows: range) -> tuple[Sample, Denoiser]:
@@ -123,7 +142,8 @@ class Targets:
             return paths[number].at(sigma)[0][: len(rows)].to(x), denoiser
 
         rows = range(self.rows.start, max(rows.stop for rows in firsts.values()))
-        made = Targets(Metered(draw), rows, self.batch_size, self.teacher.below(sigma, levels))
+        lower = self.teacher.below(sigma, levels)
+        made = Targets(Metered(draw), rows, self.batch_size, lower, path_bytes=self.path_bytes)
         if isinstance(made.teacher, AsKnown):
             made.paths = {number: path.below(sigma) for number, path in paths.items()}
             made.ends = {str(number): path.end for number, path in paths.items()}
@@ -136,8 +156,19 @@ class Targets:
             self.teacher, self.ends, self.paths = refined, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The slow sampler's samples, which need not be made again."""
-        return dict(self.ends)
+        """The slow sampler's samples, which need not be made again: as many batches of them as `state_bytes` hold."""
+        kept, left = {}, self.state_bytes
+        for number, end in sorted(self.ends.items(), key=lambda one: int(one[0])):
+            left -= end.numel() * end.element_size()
+            if left < 0:
+                break
+            kept[number] = end
+        return kept
+
+    @property
+    def missing(self) -> int:
+        """How many of this worker's trajectories have no end yet."""
+        return sum(len(rows) for number, rows in enumerate(self.batches()) if str(number) not in self.ends)
 
     def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Tensor]:
         """The slow sampler's samples of a state, (rows of a batch, *shape) each, which `ends` may become.

@@ -71,6 +71,12 @@ class TeacherPath:
         last = None if self.last is None else self.last[:count]
         return TeacherPath(self.levels, self.x[:, :count], self.slopes[:, :count], last)
 
+    def halved(self) -> "TeacherPath":
+        """The same path in half precision."""
+        units = torch.tensor([_unit(level) for level in self.levels]).to(self.x)
+        x = self.x / units.reshape(-1, *[1] * (self.x.ndim - 1))
+        return TeacherPath(self.levels, x.half(), self.slopes.half(), self.end.clone())
+
     def below(self, sigma: float) -> "TeacherPath":
         """The part from a level on, where samples and slopes are interpolated."""
         lower = [n for n, level in enumerate(self.levels) if level < (1 - ROUNDING) * sigma]
@@ -94,6 +100,11 @@ class TeacherPath:
             part = slice(begin, begin + size)
             last = None if self.last is None else end[:, part]
             yield TeacherPath(self.levels, x[..., part], slopes[..., part], last)
+
+
+def path_bytes(x: Sample, calls: int, *, half: bool) -> int:
+    """What a path of x (batch, ...) in so many calls takes of memory: samples and slopes at every level."""
+    return (2 * calls + 1) * x.numel() * (2 if half else x.element_size())
 
 
 def _unit(sigma: float) -> float:

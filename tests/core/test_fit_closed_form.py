@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memory import Peak
 from problems import GRID, SIGMA_MAX, SIGMA_MIN, Gaussian, Guided, X, mixture, noise, table_on
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from amed_core.fit.closed_form import (
     Lessons,
     NormalEquations,
     Walk,
+    inner_products,
     least_squares,
     solved,
     solved_apart,
@@ -21,7 +23,7 @@ from amed_core.fit.closed_form import (
     with_energy,
 )
 from amed_core.fit.teacher import TeacherPath, levels, path
-from amed_core.spectrum import combined, spectrum
+from amed_core.spectrum import AT_ONCE, combined, spectrum
 from amed_core.types import Denoiser, Sample
 
 
@@ -214,3 +216,17 @@ def test_with_energy_every_band_has_its_aims_and_is_as_near_as_that_allows() -> 
                 middle = (low + high) / 2
                 low, high = (middle, high) if made(middle * other, band)[0] < aims else (low, middle)
             assert made(low * other, band)[1] > error
+
+
+def test_equations_of_large_samples_are_those_of_their_channels_and_take_little_memory() -> None:
+    """A video's coefficients in float64, all vectors at once, would be several times what sampling it takes."""
+    shape = (3, 4, 7, 120, 208)
+    vectors, aim = [torch.randn(shape) for _ in range(6)], torch.randn(shape)
+    with Peak() as peak:
+        found = NormalEquations.of(vectors, aim, spectral=True)
+    assert aim[0].numel() > AT_ONCE / 7, "it is taken apart"
+    assert peak.most < 5 * 8 * AT_ONCE
+    apart = [NormalEquations.of([v[:, c : c + 1] for v in vectors], aim[:, c : c + 1], spectral=True) for c in range(4)]
+    torch.testing.assert_close(found.products, torch.stack([one.products for one in apart]).sum(0))
+    assert torch.equal(found.sizes, torch.stack([one.sizes for one in apart]).sum(0))
+    torch.testing.assert_close(found.products.sum(1), inner_products([*vectors, aim]), rtol=1e-4, atol=1e-1)

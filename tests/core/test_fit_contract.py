@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -90,10 +91,18 @@ def several(settings: Any, wrap: Wrap, kind: Any = midpoints) -> Fit:
 
 
 def uses(settings: Any, wrap: Wrap) -> Fit:
-    """Fits for two numbers of calls, and for images at one of them."""
+    """Fits for two numbers of calls, and for images at both."""
     source = gaussian(wrap(mixture), SHAPE, SIGMA_MAX)
     few = replace(settings, grids=2, baselines=2)
-    return make_set([Use(2), Use(3), Use(2, 4.0)], multistep_config, lambda calls: few, source)
+    return make_set([Use(2), Use(3), Use(2, 4.0), Use(3, 4.0)], multistep_config, lambda calls: few, source)
+
+
+def forgetful(settings: Any, wrap: Wrap) -> Fit:
+    """A fit in whose states there is room for one batch of targets."""
+    fit = multistep(settings, wrap)
+    for targets in (fit.runs.fitted, fit.runs.judged):  # type: ignore[attr-defined]
+        targets.state_bytes = settings.batch_size * math.prod(SHAPE) * torch.float32.itemsize
+    return fit
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,7 @@ CASES = {
     "network, none held out": Case(network, replace(TRAIN, held_out=0, gradient="finite difference", step=0.0)),
     "midpoints": Case(midpoints),
     "multistep": Case(multistep),
+    "multistep, states without all targets": Case(forgetful, replace(TABLE, trajectories=6)),
     "multistep, guided": Case(partial(multistep, config=multistep_config(3, guided=True), denoiser=Guided(3.0))),
     "multistep, two models": Case(
         partial(multistep, config=multistep_config(3, switch_sigma=SWITCH), denoiser=two_models)
@@ -155,7 +165,7 @@ def counted(state: Any) -> Any:
     """A state without its counts of calls."""
     if isinstance(state, dict):
         return {key: counted(value) for key, value in state.items() if key not in ("model_calls", "all_calls")}
-    return state
+    return [counted(value) for value in state] if isinstance(state, list) else state
 
 
 def stopped(name: str, call: int) -> tuple[Fit, Counting]:
@@ -240,6 +250,25 @@ def test_a_finished_state_has_nothing_left_to_do(name: str, tmp_path: Path) -> N
     assert again.model_calls == model.samples
     assert same(again.predictor, whole.predictor)
     assert again.summary() == whole.summary()
+
+
+def test_what_a_state_had_no_room_for_is_expected_to_be_made_again() -> None:
+    case = CASES["multistep, states without all targets"]
+    first: Any = case.fit()[0]
+    next(first.events())
+    part = first.state_dict()
+    first.runs.fitted.state_bytes = first.runs.judged.state_bytes = 2**20
+    whole = first.state_dict()
+    found: list[Any] = []
+    for state in (part, whole):
+        found.append(case.fit()[0])
+        found[-1].load_state_dict(state)
+    again = found[0].expected_calls - found[1].expected_calls
+    assert again == 4 * found[0].runs.fitted.teacher.model_calls, "two batches of two have no room"
+    for fit in found:
+        list(fit.events())
+    assert found[0].model_calls - found[1].model_calls == again
+    assert found[0].expected_calls <= found[0].model_calls
 
 
 @every_fit

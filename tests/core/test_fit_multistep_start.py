@@ -207,3 +207,19 @@ def test_with_two_models_it_is_nearer_than_every_solver_that_restarts() -> None:
     assert (table.weights[at:, :at] == 0).all()
     x = of_mixture(two_models)(range(HELD_OUT, HELD_OUT + 4))[0].double()
     assert sample(two_models, x, table.method()).isfinite().all()
+
+
+def test_paths_in_half_precision_teach_the_same() -> None:
+    whole, half = start(of_mixture()), start(of_mixture())
+    every = whole.runs.fitted.taught().values()
+    assert all(path.last is None for path in every), "there is room for all in full precision"
+    half.runs.fitted.path_bytes = sum(path.bytes for path in every) - 1
+    assert all(path.last is not None for path in half.runs.fitted.taught().values())
+    for level in (20.0, 5.0):
+        gains = [one._gains(one.runs.fitted.paths, level) for one in (whole, half)]
+        torch.testing.assert_close(*gains, rtol=5e-3, atol=1e-4)
+    (_, closed), (_, other) = whole.found(), half.found()
+    assert closed.table is not None
+    assert other.table is not None
+    assert other.table.config == closed.table.config
+    assert 0.95 < compared(other.distances, closed.distances) < 1.05

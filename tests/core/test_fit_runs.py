@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
-from problems import SHAPE, SIGMA_MAX, SMALL, X, end_to_end_fit, midpoint_config, mixture, same
+from problems import SHAPE, SIGMA_MAX, SMALL, X, end_to_end_fit, midpoint_config, mixture, multistep_config, same
 
 from amed_core import build, sample, trajectory
 from amed_core.fit.runs import RunCache, Runs, bytes_of, moved_to
@@ -58,3 +59,47 @@ def test_runs_that_are_not_kept_are_run_again_to_the_same_end() -> None:
         list(fit.events())
     assert same(kept.predictor, again.predictor)
     assert kept.model_calls < again.model_calls
+
+
+def test_runs_with_other_ends_share_all_else() -> None:
+    cache, other = RunCache(2**30), torch.zeros_like(STEPS[-1].x)
+    cache.put(3, STEPS)
+    made = cache.ended({3: other})
+    assert (made.steps[3][-1].x == other).all()
+    assert (cache.steps[3][-1].x == STEPS[-1].x).all()
+    assert all(one.start is same.start for one, same in zip(made.steps[3], cache.steps[3], strict=True))
+
+
+def test_runs_that_wait_are_as_many_as_there_is_room_for() -> None:
+    cache, size = RunCache(2**30), bytes_of(STEPS)
+    for number in range(3):
+        cache.put(number, STEPS)
+    assert cache.within(3 * size) is cache
+    assert list(cache.within(3 * size - 1).steps) == [0, 1]
+    assert not cache.within(0).steps
+
+
+@pytest.mark.parametrize("scales", [1, 3])
+@pytest.mark.parametrize("others", [0, 1, 2, 8])
+@pytest.mark.parametrize("below", [False, True])
+def test_all_that_fits_keep_is_within_what_they_may(scales: int, others: int, below: bool) -> None:
+    settings = replace(SMALL, keep_bytes=2**30)
+    source = Metered(gaussian(mixture, SHAPE, SIGMA_MAX))
+    runs = Runs.of(multistep_config(3), settings, source, ALONE, scales=scales, others=others, below=below)
+    paths = runs.fitted.path_bytes
+    if below:  # the held-out ones, and both again below a level
+        paths = 2 * (paths + runs.judged.path_bytes)
+    paths *= scales if others else 1  # else each scale begins when the one before it is done
+    _, cache = runs.fitted_distances(build(midpoint_config()).method())
+    waiting = others * runs.waiting_bytes
+    assert 0.99 * 2**30 <= paths + 2 * cache.keep_bytes + (waiting or 2**30 / 8) <= 2**30
+
+
+def test_a_fit_that_is_alone_forgets_the_teachers_paths_once_it_has_begun() -> None:
+    config = multistep_config(3)
+    for others in (0, 2):
+        source = Metered(gaussian(mixture, SHAPE, SIGMA_MAX))
+        runs = Runs.of(config, SMALL, source, ALONE, others=others)
+        runs.fitted.taught()
+        runs.begun()
+        assert bool(runs.fitted.paths) is bool(others)

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
-from problems import SHAPE, SIGMA_MAX, SIGMA_MIN, Counting, mixture
+from problems import SHAPE, SIGMA_MAX, SIGMA_MIN, Counting, mixture, multistep_config
 
-from amed_core.fit.targets import Target, Targets, rmse
-from amed_core.fit.teacher import Converged, Heun, Teacher, path
+from amed_core import FitConfig
+from amed_core.fit.runs import Runs
+from amed_core.fit.targets import STATE_BYTES, Target, Targets, rmse
+from amed_core.fit.teacher import Converged, Heun, Teacher, path, path_bytes
 from amed_core.fit.trajectories import Metered, gaussian
-from amed_core.fit.workers import Workers
+from amed_core.fit.workers import ALONE, Workers
 from amed_core.types import Denoiser, Sample
 
+X = torch.zeros(4, *SHAPE)
 SLOW = Converged(SIGMA_MIN, SIGMA_MAX, 9)
 
 
@@ -81,3 +84,40 @@ def test_a_states_ends_are_read_only_if_they_are_of_these_trajectories() -> None
             found.read(damaged, SHAPE)
     with pytest.raises(IndexError):
         found.read({"3": torch.zeros(4, *SHAPE)}, SHAPE)
+
+
+def test_paths_take_no_more_memory_than_they_may_and_at_least_one_is_there() -> None:
+    each, everything = path_bytes(X[:1], SLOW.calls, half=False), targets(range(10))
+    everything.path_bytes = 10 * each
+    assert [len(path.end) for path in everything.taught().values()] == [4, 4, 2]
+    assert all(path.last is None for path in everything.paths.values()), "in full precision, as there is room"
+    for room, counts in ((10 * each - 1, [4, 4, 2]), (3 * each, [4, 2]), (2 * each, [4]), (each, [2]), (0, [1])):
+        found = targets(range(10))
+        found.path_bytes = room
+        assert [len(path.end) for path in found.taught().values()] == counts
+        assert sum(path.bytes for path in found.paths.values()) <= max(room, each / 2)
+        assert all(path.last is not None for path in found.paths.values()), "in half precision"
+        assert all((one.end == other.end).all() for one, other in zip(found, everything, strict=True))
+
+
+def test_targets_hold_no_memory_of_paths() -> None:
+    found = targets(range(8))
+    found.path_bytes = 2**20
+    found.taught()
+    for end in found.ends.values():
+        assert end.untyped_storage().nbytes() == end.numel() * end.element_size()
+
+
+@pytest.mark.parametrize(("trajectories", "held_out"), [(16, 8), (64, 32), (96, 32)])
+@pytest.mark.parametrize("scales", [1, 3])
+def test_a_state_holds_less_than_500_mb_of_the_largest_videos(trajectories: int, held_out: int, scales: int) -> None:
+    settings = FitConfig(trajectories, held_out, batch_size=4)
+    runs = Runs.of(multistep_config(3), settings, Metered(gaussian(mixture, SHAPE, SIGMA_MAX)), ALONE, scales=scales)
+    held = 0
+    for found in (runs.fitted, runs.judged):
+        ends = {str(n): torch.zeros(1).expand(len(rows), 16, 21, 90, 160) for n, rows in enumerate(found.batches())}
+        found.ends = ends  # of no memory, as all values are one
+        kept = found.state_dict()
+        assert kept or scales > 1, "some are there"
+        held += sum(end.numel() * end.element_size() for end in kept.values())
+    assert scales * held <= STATE_BYTES < 500e6

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from memory import Peak
 from problems import SIGMA_MAX, SIGMA_MIN, noise, table_on
 from torch import Tensor
 
 from amed_core import sample
 from amed_core.fit.teacher import TeacherPath, levels
 from amed_core.spectrum import (
+    AT_ONCE,
     BANDS,
     bands,
     carried,
@@ -121,3 +123,20 @@ def test_after_a_first_step_without_a_call_the_model_is_asked_where_it_led() -> 
     assert [sigma for sigma, _ in asked] == pytest.approx([TO, 2.0, 0.3])
     torch.testing.assert_close(asked[0][1], x * TO / SIGMA_MAX, rtol=1e-5, atol=1e-5)
     assert float(end.abs().max()) < 1e-4 * float(x.abs().max())
+
+
+def test_large_samples_are_combined_one_after_the_other_in_little_memory() -> None:
+    vectors, weights = [torch.randn(1, 16, 5, 120, 208) for _ in range(6)], torch.randn(6, BANDS)
+    assert vectors[0].numel() > AT_ONCE / 6, "they are taken apart"
+    with Peak() as peak:
+        found = combined(vectors, weights)
+    assert peak.most < 10 * found.numel() * found.element_size()
+    apart = sum(combined([v], w[None]) for v, w in zip(vectors, weights, strict=True))
+    torch.testing.assert_close(found, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_of_large_samples_are_those_of_each() -> None:
+    x, y = torch.randn(3, 2, 8, 300, 400), torch.randn(3, 2, 8, 300, 400)
+    assert 3 * x[0].numel() > AT_ONCE, "they are taken apart"
+    apart = sum(moments(x[n : n + 1], y[n : n + 1]) for n in range(3))
+    torch.testing.assert_close(moments(x, y), apart)
