@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,26 @@ def eye() -> str:
     return markdown([*head, "Saturation", "Sharpness, farthest"], lines)
 
 
+def sizes() -> str:
+    """What fits err by at other sizes than their own, over fits made there: geometric means of seeds."""
+    of_cell: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for row in read("sizes"):
+        of_cell.setdefault((row["model"], row["cfg"], row["size"]), []).append(row)
+
+    def line(model: str, cfg: float, size: str) -> list[str]:
+        rows = of_cell[model, cfg, size]
+
+        def mean(over: Callable[[dict[str, Any]], float]) -> str:
+            return f"{statistics.geometric_mean(map(over, rows)):.2f}"
+
+        own = mean(lambda row: row["own"] / row["stock"])
+        usual, loss, median = (mean(itemgetter(key)) for key in ("ratio", "loss", "loss_median"))
+        return [model, f"{cfg:g}", size, " x ".join(map(str, rows[0]["shape"])), usual, own, loss, median]
+
+    head = ["Model", "cfg", "Times the size", "Shape", "Of the best unlearned, from the usual size", "Fitted there"]
+    return markdown([*head, "Loss", "Loss of medians"], (line(*cell) for cell in of_cell))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
@@ -231,6 +252,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_calls": evidence(evidence_rows.equivalents),
     "efforts": efforts,
     "eye": eye,
+    "sizes": sizes,
     "first_pictures": first_pictures,
     "pictures_quality": pictures_quality,
     "robustness": robustness,

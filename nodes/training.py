@@ -1,7 +1,7 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from .fitting import FLOW_PAIR, USUAL_PAIR, TrainSampler, duration
 from .pairing import refuse_unfit
 from .previews import plot
 from .recipes import advice
-from .training_inputs import ADVANCED, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
-from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, subject_of
+from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
+from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, shapes_of, subject_of
 from .values import CATEGORY, NotedPredictor, describe, fold, say, settings, tell
 
 
@@ -92,7 +92,12 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     for one in every.predictors:
         one.cpu()
     about: dict[str, Any] = {"prompts": len(subject.prompts), "seed": asked.seed, "model_calls": sampler.model_calls}
-    about |= {"effort": getattr(asked, "effort", ""), "equal_calls": {str(n): c for n, c in sampler.equal.items()}}
+    size = [shape[1:] for shape in shapes_of(subject.latent)]
+    about |= {
+        "latents": size,
+        "effort": getattr(asked, "effort", ""),
+        "equal_calls": {str(n): c for n, c in sampler.equal.items()},
+    }
     predictor = NotedPredictor.of(every, provenance(summary.header() | about))
     usage, gained = describe(predictor), summary.sentence()
     # The node shows few lines: first of all, whether it is any good.
@@ -103,7 +108,8 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
         cost += ", of which some before it was stopped"
     if sampler.stopped:
         cost += "; the budget stopped it"
-    lines = [usage, gained, *equalities(sampler.equal, every.main.config.flow), cost, advice(subject.model)]
+    equal = equalities(sampler.equal, every.main.config.flow)
+    lines = [usage, gained, *equal, made_at(size, every.main.config.kind), cost, advice(subject.model)]
     report = "\n".join([*filter(None, lines), "", sampler.report.text()])
     losses = {"loss": sampler.fit.losses}
     return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {summary.headline()}"))
@@ -119,6 +125,12 @@ def equalities(equal: Mapping[int, int | None], flow: bool) -> list[str]:
         for calls, stock in equal.items()
     ]
     return [f"{'; '.join(found)}, by the RMSE of noise that it never saw"] if found else []
+
+
+def made_at(size: Sequence[Sequence[int]], kind: str) -> str:
+    """At which size a predictor was fitted, without the batch, and what is lost at another."""
+    shown = " and ".join(" x ".join(map(str, shape)) for shape in size)
+    return f"fitted on latents of {shown}" + (f"; {OTHER_SIZES}" if kind == "multistep" else "")
 
 
 def encoded(clip: Any, text: str, node: str = AskedPredictor.NODE) -> list[Any]:

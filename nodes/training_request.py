@@ -470,6 +470,11 @@ def sized_for(model: Any, latent: Mapping[str, Any]) -> Any:
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **said)
 
 
+def shapes_of(latent: Any) -> list[list[int]]:
+    """The shapes of a latent with its batch; newer ComfyUI has nested ones, of several shapes."""
+    return [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
+
+
 def empty(like: Any, batch: int) -> Any:
     """Zeros (batch, ...) of the shape of a latent; newer ComfyUI has nested ones, of several shapes."""
     if like.is_nested:
@@ -554,13 +559,11 @@ def job_of(asked: Asked, subject: Subject) -> Job:
         configs = {n: replace(config, sigmas=(teacher.levels[0], *config.sigmas[1:])) for n, config in configs.items()}
     most = numbers[-1]
     configs[most], spent = asked.on_grid(configs[most], subject, settings[most].batch_size)
-    latent = subject.latent
-    shapes = [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
     about: list[Any] = [
         [asdict(configs[n]) for n in numbers],
         [asdict(settings[n]) for n in numbers],
         asked.seed,
-        shapes,
+        shapes_of(subject.latent),
     ]
     about += [subject.digest, [[use.calls, use.level] for use in uses], None if teacher is None else teacher.name]
     # Prompts and settings are alike for all fine-tunes of a family.

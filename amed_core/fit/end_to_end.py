@@ -479,7 +479,7 @@ class EndToEnd(ForOneUse):
         for targets, found in zip(own, ends, strict=True):
             targets.refine(at.teacher_calls or self.settings.teacher_calls)
             targets.ends = found
-        needed = self.begun and not self._finished
+        needed = self.begun and not self.at.finished
         self._repeated = sum(targets.missing * targets.teacher.model_calls for targets in own) if needed else 0
 
     def summary(self) -> FitSummary:

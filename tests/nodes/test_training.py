@@ -232,6 +232,8 @@ def test_report_plot_and_loss(pack: Any, flux: Family, tmp_path: Path, monkeypat
     assert f"{made.notes['training']['model_calls']:,} sample calls of training" in report
     assert re.search(r"4 calls (equal \d+ of|come nearer than 100 of) euler simple", report)
     assert report.count(" to ") >= 3, "one line per interval"
+    assert made.notes["training"]["latents"] == [[16, 16, 16]]
+    assert "fitted on latents of 16 x 16 x 16; at other sizes" in report
     assert plot.shape[0] == 1
     assert plot.shape[3] == 3
     assert 0 <= float(plot.min()) < 0.2
