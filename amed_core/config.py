@@ -55,6 +55,8 @@ class PredictorConfig:
     channels: int = 0
     spectral: bool = False
     guided: bool = False
+    # Of a guided one: the intervals whose calls ask the negative, rising; none are all. The others are one pass each.
+    negatives: tuple[int, ...] = ()
     # Of a multistep table: the noise level below which a second model answers, maybe in a run of its own, so that its
     # steps know nothing of what the first one answered; 0 if there is but one model.
     switch_sigma: float = 0.0
@@ -117,6 +119,15 @@ class PredictorConfig:
         if self.first_sigma and self.first_sigma <= grid[1]:
             raise ValueError(f"The first step must not lead beyond the first interval, {grid[0]} to {grid[1]}.")
 
+        known = range(self.intervals)
+        if any(a >= b for a, b in pairwise(self.negatives)) or any(k not in known for k in self.negatives):
+            raise ValueError(
+                f"Intervals that ask the negative rise, from 0 to {self.intervals - 1} at most, but found "
+                f"{list(self.negatives)}."
+            )
+        if self.negatives and not self.guided:
+            raise ValueError("Only a predictor with weights for what guidance adds can leave out the negative.")
+
     @property
     def switch(self) -> int:
         """The number of the first interval that the second model begins; 0 if one model answers all calls."""
@@ -141,6 +152,21 @@ class PredictorConfig:
         if self.kind == "multistep":
             return self.intervals
         return 2 * self.intervals - self.analytic_first_step - self.plain_last
+
+    @property
+    def asking(self) -> tuple[int, ...]:
+        """The intervals of a multistep predictor whose calls ask the negative."""
+        return self.negatives or tuple(range(self.intervals))
+
+    @property
+    def passes(self) -> int:
+        """How many passes of the network the calls cost: two each under guidance, but one where no negative is asked.
+
+        Guidance is plain classifier-free guidance here, at a scale other than 1; other kinds may take more.
+        """
+        if self.guidance == 1 and not self.guidances:
+            return self.calls
+        return self.calls + (len(self.negatives) or self.calls)
 
     @property
     def planned(self) -> int:
@@ -196,7 +222,7 @@ class PredictorConfig:
         if unknown := set(header) - known:
             raise ValueError(f"unknown settings {sorted(unknown)}: it was made by a newer version; update this pack")
         try:
-            lists = {name: tuple(header.get(name, ())) for name in ("sigmas", "guidances")}
+            lists = {name: tuple(header.get(name, ())) for name in ("sigmas", "guidances", "negatives")}
             return cls(**{**header, **lists, "model": plain_facts(header.get("model", {}))})
         except (KeyError, TypeError) as error:
             raise ValueError(f"its settings are incomplete or of the wrong type ({error})") from error

@@ -191,6 +191,10 @@ class DigitsDenoiser:
         # Features are of the positive rows, as in the paper.
         return uncond + self.cfg * guidance, features[: len(x)], guidance
 
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance."""
+        return DigitsDenoiser(1.0, self.labels, self.network)(x, sigma)
+
     def _denoise(self, x: Sample, sigma: Sigma, context: Tensor) -> tuple[Sample, Features]:
         middle: list[Tensor] = []
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -69,14 +68,33 @@ class Decided(Planner):
         return self.plans[interval]
 
 
-def evaluate(denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None) -> Evaluation:
+def evaluate(
+    denoiser: Denoiser, x: Sample, sigma: Sigma, ask_at: Sigma | None = None, *, negative: bool = True
+) -> Evaluation:
     """Call the model once at `x` (batch, ...), whose noise level is `sigma`, () or (batch, 1, ..., 1).
 
-    `ask_at` is the noise level that the network is told, where that is not sigma.
+    `ask_at` is the noise level that the network is told, where that is not sigma. Without its `negative` a guided model
+    gives the conditional answer alone. Raises ValueError if it cannot.
     """
-    answer = denoiser(x, sigma if ask_at is None else ask_at)
-    denoised, features, guidance = in_full(answer)
-    return Evaluation(x, sigma, denoised, features, guidance=guidance)
+    ask = denoiser if negative else conditional(denoiser)
+    denoised, features, guidance = in_full(ask(x, sigma if ask_at is None else ask_at))
+    return Evaluation(x, sigma, denoised, features, guidance=guidance if negative else None)
+
+
+def conditional(denoiser: Denoiser) -> Denoiser:
+    """A guided model without its negative. Raises ValueError if it has no `conditional`."""
+    found: Denoiser | None = getattr(denoiser, "conditional", None)
+    if found is None:
+        raise ValueError(
+            "This predictor asks the negative at some calls only, but the model does not answer without it. Give the "
+            "denoiser a method conditional(x, sigma), or take a predictor that asks the negative at every call."
+        )
+    return found
+
+
+def asked(denoiser: Denoiser, planner: Planner, interval: int, x: Sample, sigma: Sigma) -> Evaluation:
+    """Call the model at an interval's start as the planner says: `x` (batch, ...) is there, and `sigma` its level."""
+    return evaluate(denoiser, x, sigma, planner.told(interval, sigma), negative=planner.asks_negative(interval))
 
 
 def in_full(answer: Answer) -> tuple[Sample, Features | None, Sample | None]:
@@ -170,8 +188,8 @@ def trajectory(denoiser: Denoiser, x: Sample, method: Method, *, resume: Resume 
             start, known_mid = resume.start, resume.mid
         else:
             x, sigma = method.planner.carried(interval, x, sigmas[interval])
-            ask = partial(evaluate, denoiser, ask_at=method.planner.told(interval, sigma))
-            start = (method.first if method.first is not None and interval == 0 else ask)(x, sigma)
+            first = method.first if interval == 0 else None
+            start = asked(denoiser, method.planner, interval, x, sigma) if first is None else first(x, sigma)
         step = advance(denoiser, method, interval, start, history, sigmas[interval + 1], known_mid)
         yield step
         x, history = step.x, step.history

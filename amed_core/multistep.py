@@ -6,7 +6,7 @@ all of them, and a fit that starts from the best of them can only come nearer to
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -25,6 +25,7 @@ from .types import Method, Run, Sample, Sigma
 class ToldLevels(NoMidpoint):
     """No midpoints; at the start of interval k the model is told `scales[k]` times the noise level.
 
+    Of a guided model, the calls of all intervals ask the negative, or those of `negatives` alone.
     With `gains` (channels, BANDS) a first step without a call leads to the level `first_sigma`. From interval `switch`
     on, if it is not 0, a second model answers, and neither is told a level of the other's side of `switch_sigma`.
     """
@@ -36,6 +37,11 @@ class ToldLevels(NoMidpoint):
     gains: Tensor | None = None
     switch: int = 0
     switch_sigma: float = 0.0
+    negatives: tuple[int, ...] | None = None
+
+    def asks_negative(self, interval: int) -> bool:
+        """Whether the call of an interval asks the negative."""
+        return self.negatives is None or interval in self.negatives
 
     def told(self, interval: int, sigma: Sigma) -> Sigma:
         """`scales[interval]` times sigma, within the levels of the model that answers there."""
@@ -59,7 +65,8 @@ class MultistepTable(nn.Module):
     Row k of the weights and entry k of `first` are of interval k (see `solvers.Multistep`); before any fit they are
     iPNDM's. A guided one has `guided`, as the weights, a spectral one `spectral` ([guidances,] intervals, vectors,
     BANDS), what weights differ by in each band, the vectors being slopes, the first denoised sample and guidance
-    slopes; and one with a first step `gains` ([guidances,] channels, BANDS).
+    slopes; and one with a first step `gains` ([guidances,] channels, BANDS). Calls that ask no negative have no
+    guidance slope, and its weights stay 0; before any fit the newest one that was asked stands for it.
     All hold for the grid they were fitted on, from its beginning, or from where a second model takes over, whose steps
     have no weights of what the first one answered. On other grids it is plain iPNDM.
     """
@@ -78,7 +85,7 @@ class MultistepTable(nn.Module):
         self.first = nn.Parameter(torch.zeros(*several, config.intervals), requires_grad=False)
         self.scale_time = nn.Parameter(torch.ones(*several, config.intervals), requires_grad=False)
         if config.guided:
-            self.guided = nn.Parameter(torch.zeros_like(self.weights), requires_grad=False)
+            self.guided = nn.Parameter(lacking_guidance(config, self.weights), requires_grad=False)
         if config.spectral:
             vectors = config.intervals * (1 + config.guided) + 1
             self.spectral = nn.Parameter(torch.zeros(*several, config.intervals, vectors, BANDS), requires_grad=False)
@@ -109,13 +116,14 @@ class MultistepTable(nn.Module):
         # A list in half precision says which levels are meant, but not how long its steps are.
         sigmas = config.sigmas[begin : begin + len(sigmas)]
         first = at_guidance(config, self.first, guidance).tolist()
-        guided = self._rows(self.guided, guidance)[begin:] if config.guided else ()
-        weights, spectral = self._rows(self.weights, guidance)[begin:], self._spectral(guidance)[begin:]
-        solver = Multistep(weights, tuple(first[begin:]), guided, spectral, 0 if begin else config.switch)
+        guided = self._rows(self.guided, guidance, self.asking)[begin:] if config.guided else ()
+        weights, spectral = self._rows(self.weights, guidance, self.known)[begin:], self._spectral(guidance)[begin:]
+        negatives = tuple(j - begin for j in config.negatives if j >= begin) if config.negatives else None
+        solver = Multistep(weights, tuple(first[begin:]), guided, negatives, spectral, 0 if begin else config.switch)
         scales = tuple(at_guidance(config, self.scale_time, guidance).tolist())[begin:]
         highest = max(config.sigma_max, config.sigmas[0])
         gains = at_guidance(config, self.gains, guidance).detach() if config.first_sigma else None
-        told = ToldLevels(scales, config.sigma_min, highest, config.first_sigma, gains)
+        told = ToldLevels(scales, config.sigma_min, highest, config.first_sigma, gains, negatives=negatives)
         if config.switch:  # a run of the second model alone has no first one
             told = replace(told, switch=config.switch - begin or -1, switch_sigma=config.switch_sigma)
         return Method(tuple(sigmas), solver, told)
@@ -131,9 +139,13 @@ class MultistepTable(nn.Module):
         """The intervals whose slopes interval k adds up."""
         return known_to(k, self.config.switch)
 
+    def asking(self, k: int) -> list[int]:
+        """The intervals whose guidance slopes interval k adds up."""
+        return [j for j in self.known(k) if j in self.config.asking] if self.config.guided else []
+
     def row(self, k: int) -> Tensor:
         """The weights of interval k (vectors,) of one guidance scale, in the order of `solvers.multistep_vectors`."""
-        guided = [self.guided[k, self.known(k)]] if self.config.guided else []
+        guided = [self.guided[k, self.asking(k)]] if self.config.guided else []
         return torch.cat([self.weights[k, self.known(k)], self.first[k : k + 1], *guided]).detach().double()
 
     def set_row(self, k: int, row: Tensor, apart: Tensor | None = None) -> None:
@@ -142,18 +154,21 @@ class MultistepTable(nn.Module):
         weights, first, guided = row.to(self.weights).tensor_split([len(known), len(known) + 1])
         self.weights[k, known], self.first[k] = weights, first[0]
         if self.config.guided:
-            self.guided[k, known] = guided
+            self.guided[k, self.asking(k)] = guided
         if apart is not None:
             self.spectral[k, self.vectors(k)] = apart.to(self.spectral)
 
     def vectors(self, k: int) -> list[int]:
         """Which of the vectors of `spectral` interval k knows, in the order of `solvers.multistep_vectors`."""
         n, known = self.config.intervals, self.known(k)
-        return [*known, n, *((n + 1 + j for j in known) if self.config.guided else ())]
+        return [*known, n, *(n + 1 + j for j in self.asking(k))]
 
-    def _rows(self, triangle: Tensor, guidance: float | None) -> tuple[tuple[float, ...], ...]:
+    def _rows(
+        self, triangle: Tensor, guidance: float | None, of: Callable[[int], Iterable[int]]
+    ) -> tuple[tuple[float, ...], ...]:
+        """Row k of a triangle at the places that `of(k)` lists."""
         rows = at_guidance(self.config, triangle, guidance).tolist()
-        return tuple(tuple(row[j] for j in self.known(k)) for k, row in enumerate(rows))
+        return tuple(tuple(row[j] for j in of(k)) for k, row in enumerate(rows))
 
     def text(self) -> str:
         """What it learned, to read."""
@@ -207,6 +222,23 @@ def asked_at(sigmas: Sequence[float], first_sigma: float) -> tuple[float, ...]:
 def known_to(k: int, switch: int) -> range:
     """The intervals whose slopes interval k adds up: all up to it, of the second model from where it takes over."""
     return range(switch if k >= switch else 0, k + 1)
+
+
+def lacking_guidance(config: PredictorConfig, weights: Tensor) -> Tensor:
+    """Weights of guidance slopes in place of what calls without the negative lack: ([guidances,] intervals, intervals).
+
+    Such a call answers a conditional slope. At the scale s a guided one would be s - 1 guidance slopes more, and that
+    of the newest call that asked stands for it. What was not asked yet is left out. `weights` are those of the slopes,
+    in the same shape.
+    """
+    made = torch.zeros_like(weights)
+    scale = torch.tensor(config.guidances or config.guidance).to(weights)
+    for k in range(config.intervals):
+        known = known_to(k, config.switch)
+        for j in set(known) - set(config.asking):
+            if before := [i for i in config.asking if known.start <= i < j]:
+                made[..., k, before[-1]] += (scale - 1) * weights[..., k, j]
+    return made
 
 
 def multistep_config(

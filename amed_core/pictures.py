@@ -319,6 +319,12 @@ class PicturesDenoiser:
         # Features are of the positive rows, as in the paper.
         return uncond + self.cfg * guidance, features[: len(x)], guidance
 
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance."""
+        plain = copy.copy(self)
+        plain.cfg = 1.0
+        return plain(x, sigma)
+
     def images(self, samples: Sample) -> Tensor:
         """Latents (batch, 8, 16, 16) as pictures (batch, 3, 128, 128) in [-1, 1]."""
         return self.model.vae.decode(samples)

@@ -5,7 +5,7 @@ base solver once to the learned midpoint and once to the end, and multiplies the
 scale_dir; the sample that is carried over is never scaled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -247,13 +247,15 @@ class Multistep(Solver):
     grid and v = 0. With the first denoised sample, which is the starting noise less its slope times its level,
     it is any linear combination of the starting noise and of what the model has answered. A guided model answers
     twice; u_kj guidance_slope_j, added in the same way, makes it any combination of all answers: u_kk changes the
-    guidance scale of a step, the others how the guidance of earlier steps goes on. From interval `switch` on, if there
-    is a second model, the sums are of its own answers alone.
+    guidance scale of a step, the others how the guidance of earlier steps goes on. Where a call asks no negative, its
+    slope is the conditional one, and these others carry on what guidance adds. From interval `switch` on, if there is
+    a second model, the sums are of its own answers alone.
     """
 
     weights: tuple[tuple[float, ...], ...]  # of interval k: of all slopes that it knows, the oldest's first
     first: tuple[float, ...] = ()  # v of every interval; none are zeros
-    guided: tuple[tuple[float, ...], ...] = ()  # u, as the weights; none are zeros
+    guided: tuple[tuple[float, ...], ...] = ()  # u, as the weights, of the calls that ask; none are zeros
+    negatives: tuple[int, ...] | None = None  # the intervals whose calls ask the negative; None: all
     # What all these weights differ by in each band of frequency (vectors, BANDS), of every interval; none are zeros.
     spectral: tuple[Tensor, ...] = ()
     switch: int = 0
@@ -277,21 +279,26 @@ class Multistep(Solver):
         start, k = history[-1], stage.interval
         weights = (*self.weights[k], self.first[k] if self.first else 0.0, *(self.guided[k] if self.guided else ()))
         known = history[self.switch :] if k >= self.switch else history
-        vectors = multistep_vectors(known, guided=bool(self.guided))
+        vectors = multistep_vectors(known, self._guided_of(range(k + 1 - len(known), k + 1)))
         weighted = [w * vector for w, vector in zip(weights, vectors, strict=True) if w]
         slope = sum(weighted[1:], weighted[0])
         if self.spectral:
             slope = slope + combined(vectors, self.spectral[k])
         return start.x + (sigma - start.sigma) * slope
 
+    def _guided_of(self, known: range) -> list[int]:
+        """Which of these intervals have a guidance slope, counted from the first of them."""
+        if not self.guided:
+            return []
+        return [j - known.start for j in known if self.negatives is None or j in self.negatives]
 
-def multistep_vectors(history: History, *, guided: bool) -> list[Sample]:
+
+def multistep_vectors(history: History, guided: Sequence[int] = ()) -> list[Sample]:
     """What a learned multistep method adds up, each (batch, ...): slopes, the first denoised sample, guidance slopes.
 
-    Raises ValueError if it is guided and the model did not show its two answers.
+    These are of the evaluations number `guided`. Raises ValueError if the model did not show its two answers there.
     """
-    listed = [*(e.slope for e in history), history[0].denoised]
-    return listed + [e.guidance_slope for e in history] if guided else listed
+    return [*(e.slope for e in history), history[0].denoised, *(history[j].guidance_slope for j in guided)]
 
 
 def dynamic_threshold(denoised: Sample, quantile: float = 0.995, floor: float = 1.0) -> Sample:

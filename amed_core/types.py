@@ -131,7 +131,11 @@ Answer = Sample | tuple[Sample, Features | None] | tuple[Sample, Features | None
 
 
 class Denoiser(Protocol):
-    """A pretrained diffusion model. The only thing in the core that costs time."""
+    """A pretrained diffusion model. The only thing in the core that costs time.
+
+    A guided one may also have `conditional(x, sigma)`: its answer without the negative, which is one pass of the
+    network where a guided call is two.
+    """
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         """The denoised sample (batch, ...) and, if the model exposes them, bottleneck features and guidance.
@@ -186,6 +190,11 @@ class Planner(Protocol):
         """The noise level that the model is told at an interval's start: `sigma`, unless another was learned."""
         del interval
         return sigma
+
+    def asks_negative(self, interval: int) -> bool:
+        """Whether a guided model is asked for its negative, too, at an interval's start: yes, unless it was learned."""
+        del interval
+        return True
 
     def carried(self, interval: int, x: Sample, sigma: Sigma) -> tuple[Sample, Sigma]:
         """Where the model is asked at the start of an interval: the sample (batch, ...) and its noise level.

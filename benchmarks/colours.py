@@ -114,6 +114,10 @@ class ColoursDenoiser:
         cond, uncond = denoised.chunk(2)
         return uncond + self.cfg * (cond - uncond), features[: len(x)], cond - uncond
 
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance."""
+        return ColoursDenoiser(1.0, self.labels, self.network)(x, sigma)
+
     def _denoise(self, x: Sample, sigma: Sigma, context: Tensor) -> tuple[Sample, Features]:
         middle: list[Tensor] = []
 

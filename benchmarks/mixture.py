@@ -113,6 +113,10 @@ class MixtureDenoiser:
         uncond = self.mixture.denoised(x, sigma, everything)
         return uncond + self.cfg * (cond - uncond), None, cond - uncond
 
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance."""
+        return MixtureDenoiser(1.0, self.labels, self.mixture)(x, sigma)
+
     def data(self, n: int) -> Sample:
         """n samples of the data, for the Frechet distance."""
         return self.mixture.data(n)

@@ -10,7 +10,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from ..driver import evaluate
+from ..driver import asked
 from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
 from ..spectrum import AT_ONCE, BANDS, bands, carried, filled, spectrum
@@ -251,7 +251,7 @@ class Walk:
         if len(self.history) == k:
             planner = table.method().planner
             x, sigma = planner.carried(k, self.x, torch.tensor(table.config.sigmas[k]).to(self.x))
-            self.history = (*self.history, evaluate(self.denoiser, x, sigma, planner.told(k, sigma)))
+            self.history = (*self.history, asked(self.denoiser, planner, k, x, sigma))
         return equations_of(self.history, self.path, table, k)
 
     def go(self, table: MultistepTable, k: int) -> None:
@@ -265,8 +265,13 @@ def equations_of(history: History, path: TeacherPath, table: MultistepTable, k: 
     """Of interval k of a table, from the evaluations (batch, ...) up to it: back to the path."""
     config, start, sigma_next = table.config, history[k], table.config.sigmas[k + 1]
     aim = (path.at(sigma_next)[0].to(start.x) - start.x) / (sigma_next - float(start.sigma))
-    known = history[table.known(k).start : k + 1]
-    return NormalEquations.of(multistep_vectors(known, guided=config.guided), aim, spectral=config.spectral)
+    return NormalEquations.of(vectors_of(table, history, k), aim, spectral=config.spectral)
+
+
+def vectors_of(table: MultistepTable, history: History, k: int) -> list[Sample]:
+    """What interval k of a table adds up, each (batch, ...), of evaluations (batch, ...) from the first call on."""
+    begin = table.known(k).start
+    return multistep_vectors(history[begin : k + 1], [j - begin for j in table.asking(k)])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..driver import Resume, evaluate
+from ..driver import Resume, asked
 from ..predictor import Predictor, build
 from ..types import Method, Sample, Step
 from .closed_form import inner_products
@@ -501,8 +501,7 @@ def resumed(target: Target, varied: Method, steps: Sequence[Step], interval: int
     """Where the run of a varied method leaves the known one, whose `steps` are all there: one model call, or none."""
     start, history = steps[interval].start, steps[interval - 1].history if interval else ()
     if where == "start":
-        told = varied.planner.told(interval, start.sigma)
-        start = evaluate(target.denoiser, start.x, start.sigma, told)
+        start = asked(target.denoiser, varied.planner, interval, start.x, start.sigma)
     return Resume(interval, start, history, steps[interval].mid if where == "update" else None)
 
 

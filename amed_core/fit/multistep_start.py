@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from ..config import PredictorConfig
-from ..multistep import MultistepTable, multistep_config
+from ..multistep import MultistepTable, lacking_guidance, multistep_config
 from ..predictor import Predictor
 from ..schedules import fine
-from ..solvers import Ipndm, multistep_vectors
+from ..solvers import Ipndm
 from ..spectrum import BANDS, gains, moments, shows_frequencies
 from ..types import Method, Sample, Step
 from .baselines import Baseline, baseline, solvers
-from .closed_form import NormalEquations, Walk, along, cost_on_paper, least_squares, solved_apart, with_energy
+from .closed_form import (
+    NormalEquations,
+    Walk,
+    along,
+    cost_on_paper,
+    least_squares,
+    solved_apart,
+    vectors_of,
+    with_energy,
+)
 from .end_to_end import Found
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
 from .huber import compared, squares
@@ -227,7 +236,7 @@ class MultistepStart:
         for target in targets:
             steps = cache.get(target.number, target.x.device)
             start = steps[-1].start
-            added = multistep_vectors(tuple(s.start for s in steps)[made.known(last).start :], guided=config.guided)
+            added = vectors_of(made, tuple(s.start for s in steps), last)
             more, counted = NormalEquations.of(added, (target.end - start.x) / -start.sigma, spectral=True).total()
             products, sizes = products + more, sizes + counted
         products, sizes = self.runs.workers.sum(products), self.runs.workers.sum(sizes)
@@ -264,7 +273,7 @@ class MultistepStart:
             steps = cache.get(target.number, target.x.device) or self.runs.run(target, method)
             kept.put(target.number, steps)
             start = steps[-1].start
-            added = multistep_vectors(tuple(s.start for s in steps)[table.known(last).start :], guided=config.guided)
+            added = vectors_of(table, tuple(s.start for s in steps), last)
             moved = [-start.sigma * vector for vector in added]
             more, counted = NormalEquations.of((*moved, start.x), target.end, spectral=True).total()
             products, sizes = products + more, sizes + counted
@@ -314,8 +323,12 @@ class MultistepStart:
         config = multistep_config(
             self.runs.config, one.levels, first_sigma=one.first_sigma, channels=channels, spectral=spectral
         )
-        table = MultistepTable(replace(config, guided=config.guided and guided))
+        if not guided:
+            config = replace(config, guided=False, negatives=())
+        table = MultistepTable(config)
         table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
+        if config.guided:
+            table.guided.copy_(lacking_guidance(config, table.weights))
         if one.first_sigma:
             table.gains.copy_(self.gains[one.first_sigma])
         return table

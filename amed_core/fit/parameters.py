@@ -126,7 +126,7 @@ class MultistepParameters:
             Number(kind, k, slope)
             for kind in (("weight", "guided") if config.guided else ("weight",))
             for k in range(n)
-            for slope in known_to(k, config.switch)[0 if k == n - 1 else -NEWEST[kind] :]
+            for slope in _slopes(config, kind, k)[0 if k == n - 1 else -NEWEST[kind] :]
         ]
         return weights + [Number(kind, k) for kind in ("first", "scale_time") for k in range(n)]
 
@@ -170,6 +170,11 @@ class MultistepParameters:
     def calls_after(self) -> list[int]:
         """The calls of later intervals; of a told level its own, too."""
         return [self.config.calls - k - (where != "start") for k, where in self.acts()]
+
+
+def _slopes(config: PredictorConfig, kind: str, k: int) -> list[int]:
+    """The intervals whose slopes interval k adds up, or whose guidance slopes."""
+    return [j for j in known_to(k, config.switch) if kind == "weight" or j in config.asking]
 
 
 def _place(parts: Mapping[str, Tensor], number: Number) -> Tensor:

@@ -1,13 +1,13 @@
 """Where trajectories start, and the model calls along them: drawn per trajectory, counted, split if memory is short."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..driver import in_full
+from ..driver import conditional, in_full
 from ..types import Answer, Denoiser, Sample, Sigma, Source
 
 HELD_OUT = 2**40  # trajectories from this number on are never fitted
@@ -49,7 +49,8 @@ class Metered:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.calls = 0  # single-sample model calls
+        self.calls = 0  # single-sample model calls,
+        self.passes = 0  # and passes of the network in them: two where both answers of a guided model are shown
         self.most: int | None = None  # samples that fit into memory at once; None: it was never short
 
     def __call__(self, rows: range) -> tuple[Sample, Denoiser]:
@@ -66,12 +67,20 @@ class MeteredDenoiser:
         self.denoiser = denoiser
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        return self._answered(x, sigma, lambda denoiser: denoiser)
+
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance. Raises ValueError if the denoiser has none."""
+        return self._answered(x, sigma, conditional)
+
+    def _answered(self, x: Sample, sigma: Sigma, way: Callable[[Denoiser], Denoiser]) -> Answer:
+        """What the denoiser answers when it is asked in this way."""
         count = len(x)
         while True:
             size = min(self.meter.most or count, count)
             parts = [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
             try:
-                answers = [in_full(self._for(part, count)(x[part], _part_of(sigma, part))) for part in parts]
+                answers = [in_full(way(self._for(part, count))(x[part], _part_of(sigma, part))) for part in parts]
             except (RuntimeError, ValueError) as error:
                 alone = one_at_a_time(error)
                 if size == 1 or not (alone or out_of_memory(error)):
@@ -80,6 +89,7 @@ class MeteredDenoiser:
                 self.meter.calls += count
                 denoised, features, guidance = (_join(values) for values in zip(*answers, strict=True))
                 assert denoised is not None
+                self.meter.passes += count * (1 if guidance is None else 2)
                 return denoised, features, guidance
             # Outside of the handler, where the failed call's tensors are gone.
             self.meter.most = 1 if alone else -(-size // 2)

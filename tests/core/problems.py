@@ -19,6 +19,7 @@ from amed_core import (
     make_fit,
     student_config,
 )
+from amed_core.driver import conditional
 from amed_core.fit.end_to_end import EndToEnd
 from amed_core.fit.per_interval import PerInterval
 from amed_core.fit.trajectories import gaussian
@@ -127,6 +128,18 @@ class Guided:
         uncond = cond + 0.1 * cond.roll(1, -1)
         return uncond + self.scale * (cond - uncond), None, cond - uncond
 
+    def conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The answer without guidance."""
+        return mixture(x, sigma)[0]
+
+
+class ConstantGuidance(Guided):
+    """What guidance adds to the slope is the same everywhere."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, None, Tensor]:
+        cond, guidance = mixture(x, sigma)[0], 0.2 * sigma * torch.ones_like(x)
+        return cond + (self.scale - 1) * guidance, None, guidance
+
 
 SWITCH = 2.0  # below it, the second of `two_models` answers
 
@@ -155,6 +168,14 @@ class Counting:
         answer = self.denoiser(x, sigma)
         self.samples += len(x)
         return answer
+
+    def conditional(self, x: Tensor, sigma: Tensor) -> Any:
+        """The answer without guidance, counted as any."""
+        whole, self.denoiser = self.denoiser, conditional(self.denoiser)
+        try:
+            return Counting.__call__(self, x, sigma)
+        finally:
+            self.denoiser = whole
 
 
 def in_float64(denoiser: Denoiser = mixture, seed: int = 0) -> Source:

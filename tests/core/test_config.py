@@ -75,6 +75,22 @@ def test_first_steps_and_bands_that_make_no_sense_are_refused(changes: dict[str,
         replace(multistep_config(3), **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("negatives", [(1, 0), (0, 0), (0, 3), (-1,)])
+def test_negatives_that_are_asked_at_no_interval_are_refused(negatives: tuple[int, ...]) -> None:
+    assert multistep_config(3, guided=True, negatives=(0, 2)).negatives == (0, 2)
+    with pytest.raises(ValueError, match="ask the negative"):
+        multistep_config(3, guided=True, negatives=negatives)
+    with pytest.raises(ValueError, match="leave out the negative"):
+        multistep_config(3, negatives=(0, 2))
+
+
+def test_passes_are_two_for_each_guided_call_and_one_where_no_negative_is_asked() -> None:
+    config = multistep_config(7, guidance=3.0, guided=True)
+    assert config.passes == 14
+    assert replace(config, negatives=(0, 2, 3)).passes == 10
+    assert replace(config, guidance=1.0).passes == 7
+
+
 @pytest.mark.parametrize("switch", [0.0, 0.1, 3.0, 79.0])
 def test_the_second_model_begins_at_the_first_level_below_the_switch(switch: float) -> None:
     config = multistep_config(5, sigmas=GRID, switch_sigma=switch)

@@ -65,6 +65,19 @@ def test_with_both_answers_the_closed_form_comes_nearer() -> None:
     assert errors[True] < 0.8 * errors[False]
 
 
+def test_with_few_negatives_the_closed_form_comes_nearer_than_without_what_guidance_adds() -> None:
+    """A conditional slope says nothing of guidance; one guidance slope carries it on."""
+    model = Guided(3.0)
+    teacher = path(model, X, levels(SIGMA_MIN, SIGMA_MAX, 60, flow=False))
+    begun = table_on(GRID, guided=True, guidance=3.0, negatives=(0, 2))
+    made, end = fitted(begun, model, teacher)
+    torch.testing.assert_close(sample(model, X, made.method()), end, rtol=1e-4, atol=1e-4)
+    assert [len(made.row(k)) for k in range(5)] == [3, 4, 6, 7, 8], "slopes, the first sample, guidance where asked"
+    without = sample(model.conditional, X, fitted(table_on(GRID), model, teacher)[0].method())
+    errors = [float((x - teacher.end).square().mean().sqrt()) for x in (end, without)]
+    assert errors[0] < 0.5 * errors[1]
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_table_with_all_that_there_is_survives_its_file(tmp_path: Path, guided: bool) -> None:
     model = Guided(3.0)

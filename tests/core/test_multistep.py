@@ -13,6 +13,7 @@ from problems import (
     SIGMA_MAX,
     SIGMA_MIN,
     SWITCH,
+    ConstantGuidance,
     FlowGaussian,
     Gaussian,
     Guided,
@@ -39,6 +40,7 @@ from amed_core import (
     save_predictor,
 )
 from amed_core.call_list import all_plain, run_of
+from amed_core.fit.trajectories import Metered, gaussian
 from amed_core.multistep import coefficients
 from amed_core.predictor import stacked
 from amed_core.solvers import Multistep
@@ -131,14 +133,16 @@ def test_between_guidance_scales_it_interpolates() -> None:
         torch.testing.assert_close(again.weights, own.weights)
 
 
-def test_it_survives_its_file(tmp_path: Path) -> None:
-    table = table_on(GRID, guidances=(1.0, 2.0))
+@pytest.mark.parametrize("more", [{}, {"guided": True, "negatives": (0, 2)}])
+def test_it_survives_its_file(tmp_path: Path, more: dict[str, Any]) -> None:
+    table = table_on(GRID, guidances=(1.0, 2.0), **more)
     table.weights.add_(noise(*table.weights.shape).float().tril())
     save_predictor(table, tmp_path / "table.safetensors")
     loaded = load_predictor(tmp_path / "table.safetensors")
     assert isinstance(loaded, MultistepTable)
     assert loaded.config == table.config
-    assert (run(loaded, guidance=1.3) == run(table, guidance=1.3)).all()
+    model = Guided(3.0) if more else mixture
+    assert (run(loaded, model, guidance=1.3) == run(table, model, guidance=1.3)).all()
 
 
 # Guidance
@@ -157,6 +161,59 @@ def test_a_model_that_does_not_show_its_two_answers_is_refused() -> None:
     table = table_on(GRID, guided=True)
     with pytest.raises(ValueError, match="did not show its two answers"):
         run(table, mixture)
+
+
+# Calls that ask no negative
+
+
+def test_where_every_call_asks_the_negative_saying_so_changes_nothing() -> None:
+    plain, said = (table_on(GRID, guided=True, guidance=3.0, negatives=n) for n in ((), tuple(range(5))))
+    for table in (plain, said):
+        table.weights.add_(noise(*table.weights.shape).float().tril())
+        table.guided.add_(0.1 * noise(*table.weights.shape).float().tril())
+    assert (run(said, Guided(3.0)) == run(plain, Guided(3.0))).all()
+    assert said.config.passes == plain.config.passes == 2 * plain.config.calls
+
+
+@pytest.mark.parametrize("negatives", [(0,), (0, 3), (0, 1, 4)])
+def test_guidance_that_stays_the_same_is_carried_exactly_before_any_fit(negatives: tuple[int, ...]) -> None:
+    model = ConstantGuidance(3.0)
+    asked, saving = (table_on(GRID, guided=True, guidance=3.0, negatives=n) for n in ((), negatives))
+    torch.testing.assert_close(run(saving, model), run(asked, model), rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_that_was_not_asked_yet_is_left_out() -> None:
+    """The first two calls are the conditional model's, and so is where they lead."""
+    model, table = Guided(3.0), table_on(GRID, guided=True, guidance=3.0, negatives=(2, 3))
+    both = (table.method(all_plain(GRID[:3])), on(GRID[:3], Ipndm(3), NoMidpoint()))
+    without, expected = sample(model, X, both[0]), sample(model.conditional, X, both[1])
+    torch.testing.assert_close(without, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_passes_are_counted_where_the_negative_is_asked() -> None:
+    table = table_on(GRID, guided=True, guidance=3.0, negatives=(1, 3))
+    x, meter = SIGMA_MAX * noise(4, *SHAPE), Metered(gaussian(Guided(3.0), SHAPE, SIGMA_MAX))
+    sample(meter(range(4))[1], x, table.method())
+    assert (meter.calls, meter.passes) == (4 * 5, 4 * 7)
+    assert (table.config.calls, table.config.passes) == (5, 7)
+
+
+def test_a_model_that_cannot_leave_out_its_negative_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not answer without it"):
+        run(table_on(GRID, guided=True, guidance=3.0, negatives=(1, 3)), mixture)
+
+
+def test_the_second_model_alone_asks_the_negatives_of_its_own_intervals() -> None:
+    def model(x: Tensor, sigma: Tensor) -> tuple[Tensor, None, Tensor]:
+        return two_models(x, sigma), None, 0.1 * x
+
+    model.conditional = two_models  # type: ignore[attr-defined]
+    at = table_on(GRID, switch_sigma=SWITCH).config.switch
+    for negatives in ((0, at + 1), (0,), (at,)):
+        table = table_on(GRID, guided=True, guidance=3.0, switch_sigma=SWITCH, negatives=negatives)
+        table.guided.add_(0.1 * noise(*table.guided.shape).float().tril())
+        whole, between = sample(model, X, table.method()), sample(model, X, table.method(all_plain(GRID[: at + 1])))
+        torch.testing.assert_close(sample(model, between, table.method(all_plain(GRID[at:]))), whole)
 
 
 @pytest.mark.parametrize("settings", [multistep_config(), multistep_config(guidances=SCALES)])
