@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .end_to_end import EndToEnd
 from .midpoint_start import MidpointStart
 from .multistep_start import MultistepStart, calls_to_begin, finishing_calls
 from .parameters import MidpointParameters, MultistepParameters
+from .passes import LEAST_HELD_OUT, LEAST_PASSES, MORE_CALLS, UnderPasses
 from .per_interval import PerInterval
 from .protocol import Fit, FitConfig, TrainConfig
 from .runs import LEVELS_EACH, Runs
@@ -179,13 +181,46 @@ def make_set(
     return FitSet(uses, make, listed, targets, least)
 
 
+def make_passes(
+    passes: int,
+    config: Callable[[int], PredictorConfig],
+    settings: Callable[[int], FitConfig],
+    source: Source,
+    *,
+    model_sigmas: Tensor | None = None,
+    workers: Workers = ALONE,
+    teacher: Teacher | None = None,
+) -> UnderPasses:
+    """The fit of a multistep predictor for so many passes of the network, not begun.
+
+    `config` and `settings` are those for a number of calls. Trajectories are those of half as many calls, and the
+    teacher that of the most calls that are tried. Raises ValueError for fewer than LEAST_PASSES, and for a model that
+    is not guided, or at several scales.
+    """
+    if passes < LEAST_PASSES:
+        raise ValueError(f"Two guided calls are {LEAST_PASSES} passes, but {passes} are asked for.")
+    half, own = passes // 2, config(passes // 2)
+    if own.kind != "multistep" or not own.guided or own.guidances or own.guidance == 1:
+        raise ValueError("Passes can be saved by a multistep predictor of a model that is guided, at one scale.")
+    more = settings(half + MORE_CALLS)
+    how = settings(half)
+    how = replace(how, teacher_calls=more.teacher_calls, held_out=max(how.held_out, LEAST_HELD_OUT))
+    base = Runs.of(own, how, Metered(source), workers, teacher)
+
+    def make(calls: int, negatives: tuple[int, ...]) -> EndToEnd:
+        runs = base.for_calls(replace(config(calls), negatives=negatives), settings(calls))
+        return _multistep(runs, model_sigmas, None)
+
+    return UnderPasses(passes, _multistep(base, model_sigmas, None), make)
+
+
 def _at_scale(config: PredictorConfig, number: int) -> PredictorConfig:
     """The settings of the table of guidance scale `number` alone."""
     scale = config.guidances[number] if config.guidances else config.guidance
     return replace(config, guidance=scale, guidances=())
 
 
-def _multistep(runs: Runs, model_sigmas: Tensor | None, on: PredictorConfig | None) -> Fit:
+def _multistep(runs: Runs, model_sigmas: Tensor | None, on: PredictorConfig | None) -> EndToEnd:
     config = runs.config
     levels = (config.calls, config.sigma_min, config.sigmas[0])
     listed = baselines(*levels, flow=config.flow, model_sigmas=model_sigmas, switch_sigma=config.switch_sigma)
@@ -201,6 +236,7 @@ def fit_predictor(
     trajectories: int = 0,
     seed: int = 0,
     guidance: float = 1.0,
+    passes: int = 0,
     progress: Callable[[Fit], object] = lambda fit: None,
 ) -> Fit:
     """Fit a predictor to a model at so many model calls, and return the finished fit.
@@ -208,16 +244,35 @@ def fit_predictor(
     `student` is a sampler type's name, or the settings, which then say how many calls, and at what guidance. `effort`
     is how much a multistep one may cost: quick, standard or thorough. `trajectories` are those of the fit, 0 for as
     many as usual. `seed` is that of noise and weights. `guidance` is noted in the predictor; the model itself answers
-    at its own scale. `progress` hears of every step. Raises ValueError for a name or a number of calls that cannot be.
+    at its own scale. `passes`, if not 0, are those of the network that a multistep predictor of a guided model may
+    take, which then chooses its number of calls. `progress` hears of every step. Raises ValueError for a name or a
+    number of calls or passes that cannot be.
     Raises FloatingPointError for samples that are not finite.
     """
-    config = student
-    if isinstance(config, str):
-        config = student_config(config, calls, facts_of(model), guidance=guidance)
-    settings = usual_settings(config, trajectories, effort=effort, differentiable=is_differentiable(model))
-    device = getattr(model, "device", "cpu")
-    source = gaussian(model, tuple(model.shape), config.sigmas[0], seed, device)
-    fit = make_fit(config, settings, source, model_sigmas=getattr(model, "sigmas", None), seed=seed, device=device)
+    facts = None if isinstance(student, PredictorConfig) else facts_of(model)
+    differentiable = is_differentiable(model)
+    device, sigmas = getattr(model, "device", "cpu"), getattr(model, "sigmas", None)
+
+    def config_of(calls: int) -> PredictorConfig:
+        if isinstance(student, PredictorConfig):
+            return student
+        assert facts is not None
+        return student_config(student, calls, facts, guidance=guidance)
+
+    def settings(calls: int) -> Settings:
+        return usual_settings(config_of(calls), trajectories, effort=effort, differentiable=differentiable)
+
+    first = config_of(passes // 2 or calls)
+    source = gaussian(model, tuple(model.shape), first.sigmas[0], seed, device)
+    fit: Fit
+    if not passes:
+        fit = make_fit(first, settings(calls), source, model_sigmas=sigmas, seed=seed, device=device)
+    elif student != MULTISTEP_STUDENT:
+        raise ValueError(f"Only {MULTISTEP_STUDENT} is fitted for a number of passes.")
+    else:
+        fit = make_passes(
+            passes, config_of, lambda calls: cast(FitConfig, settings(calls)), source, model_sigmas=sigmas
+        )
     for _ in fit.events():
         progress(fit)
     return fit

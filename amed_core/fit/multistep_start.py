@@ -1,5 +1,6 @@
 """The table a multistep fit begins with: the best baseline, and then weights in closed form on several grids."""
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -166,6 +167,17 @@ class MultistepStart:
             tried = [tried[n] for n in screened.argsort(stable=True)[: settings.plain_finalists].tolist()]
         return best_of(self._measured(one.name, self.written(one)) for one in tried)
 
+    def best_on_paper(self, paths: Mapping[int, TeacherPath]) -> Baseline:
+        """The grid whose weights promise most along the teacher's paths, with those that weights are held at."""
+        total, paper = self._products(paths), OnPaper(self, next(iter(paths.values()), None))
+        return self._worth_solving(total, paths, paper)[0]
+
+    def asking(self, negatives: tuple[int, ...]) -> "MultistepStart":
+        """The same for a student that asks the negative in these intervals alone."""
+        made = copy.copy(self)
+        made.runs = replace(self.runs, config=replace(self.runs.config, negatives=negatives))
+        return made
+
     def _worth_solving(self, total: PathProducts, paths: Mapping[int, TeacherPath], paper: "OnPaper") -> list[Baseline]:
         """Grids whose weights are worth solving for, with iPNDM's: of all usual ones, those that are searched, from the
         first level on and from where a first step without a call may lead, and the teacher's shape, the best on paper.
@@ -199,15 +211,15 @@ class MultistepStart:
         batches, settings = self.runs.fitted.batches(), self.runs.settings
         few = [number for number in paths if batches[number].start < settings.few]
         if self.on is not None:
-            return self._measured(best.name, self._solved(grids[0], list(paths), paths)[0])
-        tried = [self._solved(one, few, paths) for one in grids]
+            return self._measured(best.name, self.solved(grids[0], list(paths), paths)[0])
+        tried = [self.solved(one, few, paths) for one in grids]
         judged = [self.runs.judged_distances(t.method(), settings.few) for t, _ in tried]
         ranked = torch.stack(judged).log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
         table, least, nearest, apart = None, torch.empty(0), torch.empty(0), torch.empty(0)
         for number in ranked[: settings.finalists].tolist():
             (trial, ends), held_out = tried[number], judged[number]
             if not self._on_all:
-                trial, ends = self._solved(grids[number], list(paths), paths)
+                trial, ends = self.solved(grids[number], list(paths), paths)
                 held_out = self.runs.judged_distances(trial.method())
             both = torch.cat([ends, held_out])
             if table is None or compared(both, least) < 1:
@@ -295,7 +307,7 @@ class MultistepStart:
         x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[-1])
         return [*before, replace(step, x=x)]
 
-    def _solved(
+    def solved(
         self, begin: Baseline, numbers: Sequence[int], paths: Mapping[int, TeacherPath]
     ) -> tuple[MultistepTable, Tensor]:
         """The weights of a grid in closed form from these batches, and how far their samples then end (rows,)."""

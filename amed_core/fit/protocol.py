@@ -153,6 +153,33 @@ class FitSummary:
 
 
 @dataclass(frozen=True)
+class PassesSummary(FitSummary):
+    """What came of a fit for a number of passes, which may ask the negative at some calls only."""
+
+    passes: int = 0  # of the predictor
+    calls: int = 0
+    negatives: int = 0  # calls that ask the negative
+    guided_error: float | None = None  # of the fit that asks it at all of its calls, in no more passes
+
+    def sentence(self) -> str:
+        """What was gained on noise that the fit never saw, in plain words; empty where that was not measured."""
+        first = super().sentence().replace("equal model calls", "equal passes")
+        if self.error is None or not self.guided_error:
+            return first
+        if self.negatives == self.calls:
+            return f"{first}. All {self.calls} calls ask the negative: to ask it less often was no better"
+        less = 1 - self.error / self.guided_error
+        return (
+            f"{first}. {self.negatives} of {self.calls} calls ask the negative, which is {self.passes} passes: "
+            f"{less:.0%} less error than where all of {self.passes // 2} calls ask it"
+        )
+
+    def header(self) -> dict[str, Any]:
+        """The same as JSON values, for the header of a predictor file."""
+        return {**super().header(), "passes": self.passes, "guided_error": self.guided_error}
+
+
+@dataclass(frozen=True)
 class SetSummary(FitSummary):
     """What came of a fit for several uses: of the first one, and of all."""
 

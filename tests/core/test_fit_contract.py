@@ -17,6 +17,7 @@ from problems import (
     SIGMA_MAX,
     SIGMA_MIN,
     SWITCH,
+    ConstantGuidance,
     Counting,
     Guided,
     Mixture,
@@ -34,7 +35,7 @@ from amed_core import Fit, FitConfig, FitSummary, PredictorConfig, TrainConfig, 
 from amed_core.files import load_state, save_state
 from amed_core.fit.baselines import baselines
 from amed_core.fit.end_to_end import EndToEnd
-from amed_core.fit.make import make_set
+from amed_core.fit.make import make_passes, make_set
 from amed_core.fit.midpoint_start import MidpointStart
 from amed_core.fit.multistep_start import MultistepStart
 from amed_core.fit.parameters import MidpointParameters, MultistepParameters
@@ -105,6 +106,13 @@ def forgetful(settings: Any, wrap: Wrap) -> Fit:
     return fit
 
 
+def passes(settings: Any, wrap: Wrap, count: int = 4) -> Fit:
+    """A fit that may leave out negatives."""
+    source = gaussian(wrap(ConstantGuidance(3.0)), SHAPE, SIGMA_MAX)
+    few = replace(settings, grids=2, baselines=2)
+    return make_passes(count, partial(multistep_config, guided=True, guidance=3.0), lambda calls: few, source)
+
+
 @dataclass(frozen=True)
 class Case:
     """A fit, the settings it is made with, and others."""
@@ -134,6 +142,10 @@ class Shared(Counting):
         self.total.denoiser = self.denoiser
         return self.total(x, sigma)
 
+    def conditional(self, x: Tensor, sigma: Tensor) -> Any:
+        self.total.denoiser = self.denoiser
+        return self.total.conditional(x, sigma)
+
 
 CASES = {
     "network, reverse": Case(network, replace(TRAIN, gradient="reverse")),
@@ -148,6 +160,7 @@ CASES = {
     ),
     "midpoints, several scales": Case(several),
     "multistep, several uses": Case(uses, replace(TABLE, iterations=2)),
+    "multistep, guided, passes": Case(passes, replace(TABLE, held_out=8, iterations=2)),
     "multistep, several scales": Case(partial(several, kind=multistep), replace(TABLE, iterations=2)),
 }
 every_fit = pytest.mark.parametrize("name", CASES)
