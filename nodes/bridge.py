@@ -5,7 +5,7 @@ The model is never modified: what is needed of it travels in a clone of the call
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ..amed_core.config import PredictorConfig
@@ -23,6 +24,13 @@ from .streams import Shapes, packed_shapes, streams
 
 COMFYUI = Path(comfy.samplers.__file__).parents[1]
 KNOWN = (COMFYUI / "comfy", COMFYUI / "comfy_extras", Path(__file__).parent)
+COUNTER = "amed_passes"  # the key of the wrapper that counts them
+# Entries of a MODEL's options that may need the negative, or ask it always.
+NEEDY = (
+    "disable_cfg1_optimization",
+    *("sampler_cfg_function", "sampler_calc_cond_batch_function"),
+    *("sampler_pre_cfg_function", "sampler_post_cfg_function"),
+)
 OnCall = Callable[[Sample, Sigma, Sample], None]  # x, sigma (scalar or per sample), denoised
 
 
@@ -84,7 +92,7 @@ class Bottleneck:
 
 
 class AddedByGuidance:
-    """Reads what guidance adds to the conditional answer during one model call; the patch itself changes nothing.
+    """Reads what guidance adds to the conditional answer during one model call, which it can also take away again.
 
     It is shown as a difference of the conditional and the unconditional answer, the one that would add as much at the
     scale `made_for`. With plain guidance of that scale it is their own. Where a node changes, bends or drops the
@@ -94,10 +102,14 @@ class AddedByGuidance:
     def __init__(self, made_for: float) -> None:
         self.made_for = made_for
         self.found: Tensor | None = None
+        self.dropped = False  # then a call answers as if it had not been guided: its conditional sample
 
     def patch(self, arguments: dict[str, Any]) -> Tensor:
         """As ComfyUI calls it after guidance."""
         denoised: Tensor = arguments["denoised"]
+        if self.dropped:
+            conditional: Tensor = arguments["cond_denoised"]
+            return conditional
         self.found = (denoised - arguments["cond_denoised"]) / (self.made_for - 1)
         return denoised
 
@@ -128,12 +140,41 @@ def shows_guidance(guider: Any) -> bool:
     return plain or kind.__name__ in ("Guider_DualModel", "TwoModelsGuider")
 
 
+def leaves_out_negative(guider: Any, model_options: Mapping[str, Any]) -> bool:
+    """Whether, asked at cfg 1, this run's model does not ask the negative and answers its conditional sample.
+
+    A function that changes guidance (RescaleCFG and its like) may need the negative, and says nothing of a call that
+    has none.
+    """
+    if not shows_guidance(guider):
+        return False
+    of_low = getattr(getattr(guider, "low", None), "model_options", {})  # the second of two models
+    return not any(options.get(name) for options in (model_options, of_low) for name in NEEDY)
+
+
+class Passes:
+    """Counts passes of the network, in samples: what ComfyUI hands it in one piece may be of several conditionings."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # several GPUs evaluate conditionings from several threads
+        self.samples = 0
+
+    # A compiled model must not trace this.
+    @torch.compiler.disable()
+    def wrap(self, apply_model: Callable[..., Tensor], x: Tensor, *inputs: Any, **more: Any) -> Tensor:
+        """As ComfyUI wraps a pass; it changes nothing."""
+        with self.lock:
+            self.samples += len(x)
+        return apply_model(x, *inputs, **more)
+
+
 class ComfyDenoiser:
     """`model(x, sigma, **extra_args)` of a ComfyUI sampler, in the core's terms.
 
     Guidance, masks, ControlNets and areas are already part of `model`; a guided call is one call. With `guidance`, the
     scale that a predictor was made for, it also shows what guidance adds (see `AddedByGuidance`), for which
-    `shows_guidance` must be true.
+    `shows_guidance` must be true. Then `conditional` answers without it, and asks no negative where the guider can
+    leave it out; elsewhere it is asked and its part taken away, which is the same to rounding. `passes` counts them.
     `levels` are those of the run. With `per_call` they have one entry per call: there the level that is really asked
     takes the place of a nominal one. Otherwise it is put among them.
     """
@@ -151,6 +192,7 @@ class ComfyDenoiser:
     ) -> None:
         guider = guider_of(model)
         self.model = model
+        self.guider = guider
         self.on_call = on_call
         self.per_call = per_call
         self.calls = 0
@@ -159,7 +201,10 @@ class ComfyDenoiser:
         self.lowest = min(float(sampling.sigma_min), *(level for level in levels if level > 0))
         self.highest = max(float(sampling.sigma_max), *levels)
         options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options", {}))
+        self.leaves_out = leaves_out_negative(guider, options)
         self.options = options.setdefault("transformer_options", {})
+        self.network = Passes()
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNTER, self.network.wrap, self.options)
         self.sample_sigmas: Tensor | None = self.options.get("sample_sigmas")
         self.bottleneck = None
         if bottleneck:
@@ -173,7 +218,27 @@ class ComfyDenoiser:
             options["sampler_post_cfg_function"] = [*post, self.added.patch]
         self.extra_args = {**extra_args, "model_options": options}
 
-    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+    @property
+    def passes(self) -> int:
+        """Passes of the network so far, in samples."""
+        return self.network.samples
+
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance. Raises ValueError if the run does not show what guidance adds."""
+        if self.added is None:
+            raise ValueError("A run that does not show what guidance adds cannot leave it out.")
+        cfg = self.guider.cfg
+        try:
+            if self.leaves_out:
+                self.guider.cfg = 1.0
+            else:
+                self.added.dropped = True
+            denoised, features, _ = self(x, sigma)
+        finally:
+            self.guider.cfg, self.added.dropped = cfg, False
+        return denoised, features, None
+
+    def __call__(self, x: Sample, sigma: Sigma) -> tuple[Sample, Features | None, Sample | None]:
         denoised = self._ask(x, sigma)
         features = None if self.bottleneck is None else self.bottleneck.take(x)
         guidance = None if self.added is None else self.added.take(denoised)

@@ -1,5 +1,7 @@
 """Runs a method where ComfyUI runs a sampler, and tells ComfyUI how far it is."""
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ def draw(
     Raises FloatingPointError if the model answered NaN or infinity.
     """
     mask, to_zero, calls = extra_args.get("denoise_mask"), method.sigmas[-1] == 0, len(levels) - 1
+    begin = time.monotonic()
     with tqdm(total=calls, disable=disable) as bar:
         report = Report(callback, bar, calls if to_zero else 0)
         denoiser = ComfyDenoiser(
@@ -52,6 +55,8 @@ def draw(
             del step  # its evaluations need not live through the next model call
         report.finish(x)
     raise_if_not_finite(answers)
+    passes, seconds = round(denoiser.passes / len(x)), time.monotonic() - begin
+    logging.info(f"AMED: {denoiser.calls} model calls, {passes} passes of the network, {seconds:.1f} s")
     return x
 
 

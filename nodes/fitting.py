@@ -23,7 +23,7 @@ from ..amed_core.features import Look
 from ..amed_core.files import PredictorFileError, load_state, provenance, save_predictor, save_state
 from ..amed_core.fit.equivalent import calls_for
 from ..amed_core.fit.huber import squares
-from ..amed_core.fit.make import Settings, make_fit, make_set
+from ..amed_core.fit.make import Settings, make_fit, make_passes, make_set
 from ..amed_core.fit.protocol import Fit
 from ..amed_core.fit.report import IntervalReport, report
 from ..amed_core.fit.several import Use
@@ -66,6 +66,7 @@ class Job:
     reverse: bool = False  # autograd is to run backwards through the model
     teacher: Teacher | None = None  # None: what the model itself says
     minutes: float = 0.0  # after which what is there is handed over; 0: no limit
+    passes: int = 0  # of the network, for which the fit chooses the number of calls; 0: as the use says
 
     @property
     def config(self) -> PredictorConfig:
@@ -108,6 +109,11 @@ class Question:
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         self.guider.conds, self.guider.cfg = self.conds, self.scale
         return self.denoiser(x, sigma)
+
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance."""
+        self.guider.conds, self.guider.cfg = self.conds, self.scale
+        return self.denoiser.conditional(x, sigma)
 
 
 @dataclass
@@ -242,6 +248,8 @@ class TrainSampler(comfy.samplers.Sampler):
         if len(job.uses) > 1:
             asked = (job.configs.__getitem__, job.every_settings.__getitem__)
             fit: Fit = make_set(job.uses, *asked, sources, **about)
+        elif job.passes:
+            fit = make_passes(job.passes, job.configs.__getitem__, job.every_settings.__getitem__, sources[0], **about)
         else:
             more = {"seed": job.seed, "look": see, "device": like.device}
             fit = make_fit(job.config, job.settings, sources, **about, **more)

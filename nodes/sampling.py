@@ -13,7 +13,7 @@ from ..amed_core.config import PredictorConfig, same_levels
 from ..amed_core.predictor import Predictor
 from ..amed_core.samplers import MULTISTEP_STUDENT, NAMES, sampler_name
 from ..amed_core.types import Run, Sample
-from .bridge import foreign_code, guider_of, look, shows_guidance
+from .bridge import foreign_code, guider_of, leaves_out_negative, look, shows_guidance
 from .drawing import draw
 from .learning import NEVER, learning_of, sample_learning
 from .own_grid import is_own, placeholder
@@ -73,7 +73,8 @@ def sample_amed(
     run = run_of(levels, config)
     unplanned = _why_unplanned(run, config, guider)
     second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
-    warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned])])
+    asked_anyway = None if unplanned else _why_asked_anyway(run, config, guider)
+    warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned, asked_anyway])])
 
     learned = _on(x.device, one)
     if unplanned:
@@ -136,6 +137,16 @@ def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None
             f"calls are plain ones. {other}"
         )
     return None
+
+
+def _why_asked_anyway(run: Run, config: PredictorConfig, guider: Any) -> str | None:
+    """Why the negative is asked at calls where the predictor could do without, as a sentence; None if it is not."""
+    if not config.negatives or not run.own_grid or leaves_out_negative(guider, guider.model_options):
+        return None
+    return (
+        f"the predictor asks the negative at {len(config.negatives)} of {config.calls} calls, but a node on the model "
+        "changes guidance and may need it, so that it is asked at every call: the picture is as good, and takes longer."
+    )
 
 
 def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider: Any, second: bool) -> list[str]:

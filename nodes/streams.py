@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..amed_core.driver import in_full
 from ..amed_core.features import Look
 from ..amed_core.types import Answer, Denoiser, Evaluation, Sample, Sigma
 
@@ -98,6 +99,13 @@ class Balanced:
     inner: Any
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        denoised, features, guidance = self.inner(self.balance.unscaled(x), sigma)
+        return self._scaled(self.inner(self.balance.unscaled(x), sigma))
+
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The answer without guidance."""
+        return self._scaled(self.inner.conditional(self.balance.unscaled(x), sigma))
+
+    def _scaled(self, answer: Answer) -> Answer:
+        denoised, features, guidance = in_full(answer)
         scaled = self.balance.scaled
         return scaled(denoised), features, None if guidance is None else scaled(guidance)

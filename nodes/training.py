@@ -108,8 +108,10 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
         cost += ", of which some before it was stopped"
     if sampler.stopped:
         cost += "; the budget stopped it"
-    equal = equalities(sampler.equal, every.main.config.flow)
-    lines = [usage, gained, *equal, made_at(size, every.main.config.kind), cost, advice(subject.model)]
+    config = every.main.config
+    price = f"a picture takes {config.calls} model calls, which are {config.passes} passes of the network"
+    equal, fitted_at = equalities(sampler.equal, config.flow), made_at(size, config.kind)
+    lines = [usage, gained, *equal, fitted_at, price, cost, advice(subject.model)]
     report = "\n".join([*filter(None, lines), "", sampler.report.text()])
     losses = {"loss": sampler.fit.losses}
     return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {summary.headline()}"))

@@ -20,12 +20,13 @@ from ..amed_core.config import PredictorConfig
 from ..amed_core.fit.efforts import Effort
 from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES, search
 from ..amed_core.fit.make import Settings, usual_settings
+from ..amed_core.fit.passes import LEAST_PASSES, MORE_CALLS
 from ..amed_core.fit.protocol import FitConfig, TrainConfig
 from ..amed_core.fit.several import Use, numbers_of
 from ..amed_core.fit.trajectories import Metered
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.schedules import SEARCHED
-from .bridge import ComfyDenoiser, shows_guidance
+from .bridge import ComfyDenoiser, leaves_out_negative, shows_guidance
 from .fitting import Job, noisy, prompt_names
 from .gradients import without_inference_tensors
 from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, on_several_gpus
@@ -36,6 +37,7 @@ from .training_inputs import (
     AUTO,
     CONVERGED,
     FROM_IMAGES,
+    FROM_NOISE,
     NETWORK,
     PAPER,
     RECIPE,
@@ -112,6 +114,10 @@ class Asked:
         """The recipe whose pictures are the goal; None where that is what the model itself says."""
         del subject
         return None
+
+    def tried(self, numbers: Sequence[int]) -> list[int]:
+        """The numbers of calls that are fitted, rising."""
+        return sorted(set(numbers))
 
     @property
     def minutes(self) -> float:
@@ -213,6 +219,7 @@ class AskedPredictor(Asked):
     teacher_sampler: str
     teacher_scheduler: str
     teacher_steps: int
+    passes: int
 
     NODE: ClassVar[str] = "AMED Train Predictor"
 
@@ -234,7 +241,12 @@ class AskedPredictor(Asked):
 
     @property
     def calls(self) -> tuple[int, ...]:
-        """The numbers of steps, the usual one first if it is among them. Raises ValueError for what is no number."""
+        """The numbers of steps, the usual one first if it is among them. Raises ValueError for what is no number.
+
+        With `passes`, half of them: all of these steps ask the negative.
+        """
+        if self.passes:
+            return (self.passes // 2,)
         try:
             return numbers_of(self.steps)
         except ValueError as error:
@@ -248,6 +260,8 @@ class AskedPredictor(Asked):
 
     def refuse_without_effect(self, positives: int) -> None:
         """Raise ValueError for an input that would change nothing, beside so many positive prompts."""
+        if self.passes:
+            self._refuse_passes()
         if self.teacher != RECIPE:
             for name in ("teacher_sampler", "teacher_scheduler", "teacher_steps"):
                 if self.given(name):
@@ -255,6 +269,23 @@ class AskedPredictor(Asked):
         elif self.given("teacher_calls"):
             self._refuse("teacher_calls", f'"{RECIPE}" has teacher_steps', f"{self._back('teacher_calls')}")
         super().refuse_without_effect(positives)
+
+    def _refuse_passes(self) -> None:
+        """Raise ValueError for passes that are too few, or do not go with other inputs."""
+        if self.passes < LEAST_PASSES:
+            raise ValueError(f'passes {self.passes} are too few: set {LEAST_PASSES} or more, or 0, in "{self.NODE}".')
+        for name in ("steps", "cfg_max"):
+            if self.given(name):
+                why = "passes is set, for which one number of steps is chosen, at one cfg"
+                self._refuse(name, why, f"{self._back(name)}, or passes to 0")
+        if self.starts == FROM_IMAGES:
+            self._refuse("passes", f'starts is "{FROM_IMAGES}"', f'Set it to 0, or starts to "{FROM_NOISE}"')
+        if self.guider is None and abs(self.cfg - 1) < 1e-9:
+            self._refuse("passes", "at cfg 1 the negative is never asked", "Set it to 0, or another cfg")
+
+    def tried(self, numbers: Sequence[int]) -> list[int]:
+        """The numbers of calls that are fitted, rising: those of the uses, or all that passes may lead to."""
+        return [*range(self.calls[0], self.calls[0] + MORE_CALLS + 1)] if self.passes else sorted(set(numbers))
 
     def own_teacher(self, subject: Subject) -> Recipe | None:
         """The recipe whose pictures are the goal; None where that is what the model itself says."""
@@ -270,6 +301,9 @@ class AskedPredictor(Asked):
     def config(self, subject: Subject, calls: int) -> PredictorConfig:
         """The settings of the predictor for so many calls."""
         one_answer = any(abs(scale - 1) < 1e-9 for scale in self.scales)  # at cfg 1
+        if self.passes and (one_answer or not leaves_out_negative(subject.guider, subject.guider.model_options)):
+            why = "this guider, or a node that changes guidance, asks the negative at every call"
+            self._refuse("passes", why, "Set it to 0, or use CFGGuider without such nodes")
         facts = model_facts(subject.model, subject.guider, guided=shows_guidance(subject.guider) and not one_answer)
         switch_sigma = getattr(subject.guider, "switch_sigma", 0.0)
         return student_config(MULTISTEP_STUDENT, calls, facts, **self._at_scales(), switch_sigma=switch_sigma)
@@ -551,7 +585,7 @@ def job_of(asked: Asked, subject: Subject) -> Job:
     """What to fit, for these inputs, and where an unfinished fit is kept."""
     fitted, held_out = split(len(subject.prompts))
     uses, teacher = asked.uses, asked.own_teacher(subject)
-    numbers = sorted({use.calls for use in uses})
+    numbers, passes = asked.tried([use.calls for use in uses]), getattr(asked, "passes", 0)
     configs = {calls: asked.config(subject, calls) for calls in numbers}
     counts = (len(fitted), len(held_out), subject.rows)
     settings = {calls: asked.settings(config, *counts) for calls, config in configs.items()}
@@ -566,13 +600,13 @@ def job_of(asked: Asked, subject: Subject) -> Job:
         shapes_of(subject.latent),
     ]
     about += [subject.digest, [[use.calls, use.level] for use in uses], None if teacher is None else teacher.name]
+    about += [passes] if passes else []
     # Prompts and settings are alike for all fine-tunes of a family.
     about += [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
-    return Job(
-        uses, configs, settings, asked.seed, fitted, held_out, state, spent, asked.reverse, teacher, asked.minutes
-    )
+    more = (state, spent, asked.reverse, teacher, asked.minutes, passes)
+    return Job(uses, configs, settings, asked.seed, fitted, held_out, *more)
 
 
 def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

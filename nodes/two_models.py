@@ -5,9 +5,10 @@ from typing import Any
 import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.patcher_extension import merge_nested_dicts
+from comfy.patcher_extension import WrappersMP, merge_nested_dicts
 from comfy_api.latest import io
 
+from .bridge import COUNTER
 from .values import CATEGORY
 
 SECOND = "amed_low_noise"  # under this name a MODEL has the other one loaded with it
@@ -64,6 +65,9 @@ class TwoModelsGuider(comfy.samplers.CFGGuider):
         transformer["sample_sigmas"] = options.get("transformer_options", {}).get("sample_sigmas")
         for kind in ("wrappers", "callbacks"):  # which ComfyUI hands on for the first model alone
             transformer[kind] = merge_nested_dicts(transformer.get(kind, {}), getattr(self.low, kind))
+        counters = options.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+        if COUNTER in counters:
+            transformer["wrappers"].setdefault(WrappersMP.APPLY_MODEL, {})[COUNTER] = counters[COUNTER]
         name = "sampler_post_cfg_function"
         own = self.model_options.get(name, [])
         made[name] = [*made.get(name, []), *(f for f in options.get(name, []) if f not in own)]

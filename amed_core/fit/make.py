@@ -193,18 +193,18 @@ def make_passes(
 ) -> UnderPasses:
     """The fit of a multistep predictor for so many passes of the network, not begun.
 
-    `config` and `settings` are those for a number of calls. Trajectories are those of half as many calls, and the
-    teacher that of the most calls that are tried. Raises ValueError for fewer than LEAST_PASSES, and for a model that
-    is not guided, or at several scales.
+    `config` and `settings` are those for a number of calls. Trajectories and the teacher are those of the most calls
+    that are tried. Raises ValueError for fewer than LEAST_PASSES, and for a model that is not guided, or at several
+    scales.
     """
     if passes < LEAST_PASSES:
         raise ValueError(f"Two guided calls are {LEAST_PASSES} passes, but {passes} are asked for.")
     half, own = passes // 2, config(passes // 2)
     if own.kind != "multistep" or not own.guided or own.guidances or own.guidance == 1:
         raise ValueError("Passes can be saved by a multistep predictor of a model that is guided, at one scale.")
-    more = settings(half + MORE_CALLS)
-    how = settings(half)
-    how = replace(how, teacher_calls=more.teacher_calls, held_out=max(how.held_out, LEAST_HELD_OUT))
+    most = settings(half + MORE_CALLS)
+    counts = {name: getattr(most, name) for name in ("trajectories", "batch_size", "teacher_calls")}
+    how = replace(settings(half), **counts, held_out=max(most.held_out, LEAST_HELD_OUT))
     base = Runs.of(own, how, Metered(source), workers, teacher)
 
     def make(calls: int, negatives: tuple[int, ...]) -> EndToEnd:

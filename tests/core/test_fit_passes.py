@@ -131,7 +131,7 @@ def test_a_state_of_other_passes_is_refused() -> None:
 )
 def test_passes_that_cannot_be_saved_are_refused(passes: int, changes: dict[str, object]) -> None:
     source = gaussian(ConstantGuidance(3.0), SHAPE, SIGMA_MAX)
-    with pytest.raises(ValueError, match="passes|Passes"):
+    with pytest.raises(ValueError, match=r"passes|Passes"):
         make_passes(passes, lambda calls: replace(guided(calls), **changes), lambda calls: SHORT, source)  # type: ignore[arg-type]
 
 
