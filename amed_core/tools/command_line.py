@@ -7,10 +7,10 @@ import inspect as inspection
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from ..files import load_predictor, load_state, provenance, read_notes, save_pre
 from ..fit.call_derivative import GRADIENTS
 from ..fit.efforts import EFFORTS, settings_of
 from ..fit.grid_search import SEARCH_TRAJECTORIES, search
-from ..fit.make import facts_of, is_differentiable, make_fit, make_set, usual_settings
+from ..fit.make import facts_of, is_differentiable, make_fit, make_passes, make_set, usual_settings
 from ..fit.protocol import Fit, FitConfig, TrainConfig
 from ..fit.several import Use, numbers_of
 from ..fit.teacher import TEACHERS
@@ -32,7 +32,7 @@ from ..pictures import PicturesDenoiser
 from ..predictor import Predictor
 from ..samplers import MULTISTEP_STUDENT, NAMES, Kind, student_config
 from ..schedules import SCHEDULES, SEARCHED
-from ..types import Model
+from ..types import Model, Source
 from . import first
 from .bench import BenchSettings, as_json, bench_with_bar, best_of_each, method_of, table
 
@@ -141,10 +141,12 @@ def _train(
     settings = _settings(arguments, config, model)
     about: dict[str, Any] = {"model_sigmas": getattr(model, "sigmas", None), "seed": arguments.seed}
     fit: Fit
-    if uses := _uses(arguments):
+    seedless = {"model_sigmas": about["model_sigmas"], "workers": workers}
+    if arguments.passes:
+        fit = _passes_fit(arguments, models, scales, sources, seedless)
+    elif uses := _uses(arguments):
         configs = {n: _asked(arguments, models, scales, n) for n in arguments.calls}
         own = {n: settings_of(arguments.effort, n, len(configs)) for n in configs}
-        seedless = {"model_sigmas": about["model_sigmas"], "workers": workers}
         fit = make_set(uses, configs.__getitem__, own.__getitem__, sources, **seedless)
     else:
         fit = make_fit(config, settings, sources, workers=workers, device=device, **about)
@@ -168,10 +170,32 @@ def _train(
     if workers.rank == 0:
         summary = fit.summary()
         save_predictor(fit.predictors, arguments.output, provenance({**summary.header(), "seed": arguments.seed}))
-        calls = ", ".join(map(str, fit.predictors.calls))
-        print(f"{arguments.output}: {calls} model calls, {summary.model_calls:,} sample calls of training")
+        every = fit.predictors
+        calls, passes = (", ".join(map(str, n)) for n in (every.calls, [one.config.passes for one in every.from_noise]))
+        print(f"{arguments.output}: {calls} model calls, which are {passes} passes of the network")
+        print(f"{summary.model_calls:,} sample calls of training")
         if summary.sentence():
             print(summary.sentence())
+
+
+def _passes_fit(
+    arguments: argparse.Namespace,
+    models: Sequence[Model],
+    scales: Sequence[float | None],
+    sources: Sequence[Source],
+    about: Mapping[str, Any],
+) -> Fit:
+    """The fit for a number of passes. Raises ValueError for a sampler or for options that have none."""
+    if arguments.solver != MULTISTEP_STUDENT or len(models) > 1 or len(_uses(arguments)) > 1:
+        raise ValueError(f"--passes is for {MULTISTEP_STUDENT} at one --cfg, without ranges of calls or image levels.")
+
+    def config(calls: int) -> PredictorConfig:
+        return _asked(arguments, models, scales, calls)
+
+    def settings(calls: int) -> FitConfig:
+        return cast(FitConfig, _settings(arguments, config(calls), models[0]))
+
+    return make_passes(arguments.passes, config, settings, sources[0], **about)
 
 
 def given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -275,6 +299,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     config = predictor.config
     print(f"{arguments.file}: {sum(p.numel() for p in predictor.parameters()):,} weights")
     print(f"model calls: {config.calls} ({config.planned} planned intervals of {config.intervals})")
+    print(f"passes of the network: {config.passes}")
     for name, value in vars(config).items():
         print(f"  {name}: {json.dumps(value)}")
     print(predictor.text())
@@ -365,6 +390,12 @@ def _train_options(train: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         help="training noises; 0: 10000 of a network, 32 of a table, as many as the effort says of amed_multistep",
+    )
+    train.add_argument(
+        "--passes",
+        type=int,
+        default=0,
+        help="of amed_multistep: passes of the network, two for a guided call, for which it chooses --calls",
     )
     train.add_argument("--effort", choices=EFFORTS, default="standard", help="what amed_multistep may cost")
     train.add_argument("--epochs", type=int, default=1, help="how often a network crosses them; the teacher does once")

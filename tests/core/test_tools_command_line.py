@@ -89,6 +89,22 @@ def test_train_inspect_sample_and_resume(
     assert Image.open(tmp_path / "s.png").size == (3 * 96, 2 * 96)
 
 
+def test_train_for_a_number_of_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, state = tmp_path / "p.safetensors", tmp_path / "state.safetensors"
+    train = ["train", "--solver", "amed_multistep", "--cfg", "3", "--passes", "4", "--effort", "quick"]
+    train += ["--trajectories", "2", "--batch-size", "2", "--output", str(file)]
+    assert main([*train, "--state", str(state)]) == 0
+    config = load_predictor(file).config
+    assert config.passes <= 4
+    said = capsys.readouterr().out
+    assert f"{config.calls} model calls, which are {config.passes} passes of the network" in said
+    assert "ask the negative" in said
+    assert main([*train, "--resume", str(state)]) == 0
+    assert load_predictor(file).config == config
+    assert main(["inspect", str(file)]) == 0
+    assert f"passes of the network: {config.passes}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -129,6 +145,9 @@ def test_a_predictor_of_another_model_is_refused(tmp_path: Path, capsys: pytest.
         (["--solver", "amed_multistep", "--rho", "3"], "leave out --rho"),
         (["--table", "--published"], "not the paper's"),
         (["--cfg", "1", "2"], "knows one guidance scale"),
+        (["--passes", "10"], "--passes is for amed_multistep"),
+        (["--passes", "10", "--solver", "amed_multistep", "--calls", "3-5"], "without ranges of calls"),
+        (["--passes", "10", "--solver", "amed_multistep"], "of a model that is guided"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
