@@ -173,7 +173,8 @@ class UnderPasses(ForOneUse):
     def _told(self, fit: EndToEnd, event: FitEvent) -> FitEvent:
         config = fit.runs.config
         asked = f", {len(config.negatives)} negatives" if config.negatives else ""
-        return replace(event, use=f"{config.calls} calls{asked}", model_calls=self.model_calls)
+        earlier = self.model_calls - fit.model_calls  # of a fit that went on from a state the other one counts them
+        return replace(event, use=f"{config.calls} calls{asked}", model_calls=earlier + event.model_calls)
 
     @torch.no_grad()
     def _chosen(self) -> tuple[int, Pattern]:
