@@ -30,7 +30,7 @@ from .workers import ALONE, Workers
 LEAST_PASSES = 4  # two guided calls
 MORE_CALLS = 3  # than guided ones for the same passes, at most: beyond, too few negatives are left
 TRIED = 3  # patterns of each number of calls that run, the best on paper
-LEAST_GAIN = 0.03  # of the error on held-out noise, for which a student that asks fewer negatives is kept
+LEAST_GAIN = 0.03  # of the error, for which a student that asks fewer negatives is kept
 LEAST_HELD_OUT = 8  # trajectories that say so
 
 Pattern = tuple[int, ...]  # the intervals whose calls ask the negative
@@ -94,8 +94,8 @@ class UnderPasses(ForOneUse):
 
     The guided one, `plain`, is fitted first. Of students with more calls, up to MORE_CALLS, and the negatives that are
     left for them, a few are tried, and `make` makes the fit of the best. That is given up where its start is no better
-    than the plain one's was, and kept where it errs by LEAST_GAIN less on what is held out. Both share `plain`'s
-    targets.
+    than the plain one's was, and kept where it errs by LEAST_GAIN less on what is held out,
+    and on all trajectories. Both share `plain`'s targets.
     """
 
     def __init__(self, passes: int, plain: EndToEnd, make: Callable[[int, Pattern], EndToEnd]) -> None:
@@ -113,11 +113,15 @@ class UnderPasses(ForOneUse):
 
     @property
     def kept(self) -> bool:
-        """Whether fewer negatives are so much better, as far as that is known."""
+        """Whether fewer negatives are so much better, as far as that is known.
+
+        That holds on what is held out, and on all trajectories: of few that are held out, one odd one may decide.
+        """
         if self.saving is None or not self.saving.begun:
             return False
-        errors = [self._held_out(fit.at.best_distances) for fit in (self.saving, self.plain)]
-        return sqrt(compared(*errors)) < 1 - LEAST_GAIN
+        ours, plain = self.saving.at.best_distances, self.plain.at.best_distances
+        pairs = ((self._held_out(ours), self._held_out(plain)), (ours, plain))
+        return all(sqrt(compared(*pair)) < 1 - LEAST_GAIN for pair in pairs)
 
     @property
     def _given_up(self) -> bool:
