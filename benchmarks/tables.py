@@ -223,6 +223,35 @@ def eye() -> str:
     return markdown([*head, "Saturation", "Sharpness, farthest"], lines)
 
 
+def cfg_range() -> str:
+    """What a range of cfg errs by at each scale, over a fit made there: geometric means of seeds, and the worst."""
+    every = read("cfg_range")
+    scales = sorted({row["cfg"] for row in every})
+
+    def line(model: str) -> list[str]:
+        of_scale = [[row["ratio"] for row in every if (row["model"], row["cfg"]) == (model, cfg)] for cfg in scales]
+        own = [ratio for ratios in of_scale for ratio in ratios]
+        means = [f"{statistics.geometric_mean(ratios):.2f}" for ratios in of_scale]
+        return [model, *means, f"{statistics.median(own):.2f}", f"{max(own):.2f}"]
+
+    head = ["Model", *(f"at cfg {cfg:g}" for cfg in scales), "Median", "Worst"]
+    return markdown(head, (line(model) for model in dict.fromkeys(row["model"] for row in every)))
+
+
+def passes() -> str:
+    """Fits for a number of passes of the network, over those that ask the negative at every call."""
+
+    def line(row: dict[str, Any]) -> list[object]:
+        asks = ", ".join(str(k + 1) for k in row["saving_asks"])
+        errors = [f"{row[name]:.4f}" for name in ("stock", "guided", "saving")]
+        ratio, kept = f"{row['saving'] / row['guided']:.2f}", "yes" if row["error"] == row["saving"] else "no"
+        called = [f"{row['saving_calls']}, {asks}", *errors, ratio, kept]
+        return [row["model"], f"{row['cfg']:g}", row["passes"], *called]
+
+    head = ["Model", "cfg", "Passes", "Calls, of which these ask the negative", "Best unlearned pair", "All calls ask"]
+    return markdown([*head, "Some ask", "Ratio", "Kept"], map(line, read("passes")))
+
+
 def sizes() -> str:
     """What fits err by at other sizes than their own, over fits made there: geometric means of seeds."""
     of_cell: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
@@ -252,6 +281,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "evidence_calls": evidence(evidence_rows.equivalents),
     "efforts": efforts,
     "eye": eye,
+    "cfg_range": cfg_range,
+    "passes": passes,
     "sizes": sizes,
     "first_pictures": first_pictures,
     "pictures_quality": pictures_quality,

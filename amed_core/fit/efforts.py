@@ -26,18 +26,16 @@ def settings_of(effort: Effort, calls: int, uses: int = 1) -> FitConfig:
         raise ValueError(f"There is no effort {effort!r}. Choose one of: {', '.join(EFFORTS)}.")
     most = MOST_CALLS[effort]
     if effort == "thorough":
-        count = 96 if calls <= 3 else 64
-        return FitConfig(
-            count, 32, batch_size=8, iterations=8, budget=most, grids=30, few=8, finalists=3, plain_finalists=3
-        )
+        own = FitConfig(96 if calls <= 3 else 64, 32, 8, iterations=8, budget=most, grids=30, few=8)
+        return replace(own, finalists=3, plain_finalists=3, energy_calls=FEW)
     if effort == "quick":
-        slow = 11 if calls < FEW else 12 if calls == FEW else 3 * calls  # what is left beside the energy of bands
-        own = FitConfig(8, 1, 8, teacher_calls=slow, iterations=1, budget=most)
-        return _affordable(
-            replace(own, baselines=1, plain_finalists=1, finalists=1, grids=4, few=8), calls, uses, most, least_grids=2
-        )
+        slow = 11 if calls < FEW else 12 if calls == FEW else 3 * calls  # what the energy of bands leaves
+        own = FitConfig(8, 1, 8, teacher_calls=slow, iterations=1, budget=most, grids=4, few=8)
+        own = replace(own, baselines=1, plain_finalists=1, finalists=1)
+        return _affordable(own, calls, uses, most, least_grids=2)
     if calls <= FEW:
-        own = FitConfig(16, 8, 4, iterations=2, budget=most, per_iteration=360, grids=10, finalists=3)
+        own = FitConfig(16, 8, 4, iterations=2, budget=most, per_iteration=360, grids=8, finalists=3)
+        own = replace(own, energy_calls=FEW)
     else:
         own = FitConfig(16, 4, 4, teacher_calls=4 * calls, iterations=2, budget=most, per_iteration=300, grids=8)
         own = replace(own, finalists=1)

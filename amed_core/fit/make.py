@@ -205,7 +205,7 @@ def make_passes(
     most = settings(half + MORE_CALLS)
     counts = {name: getattr(most, name) for name in ("trajectories", "batch_size", "teacher_calls")}
     how = replace(settings(half), **counts, held_out=max(most.held_out, LEAST_HELD_OUT))
-    base = Runs.of(own, how, Metered(source), workers, teacher)
+    base = Runs.of(own, how, Metered(source), workers, teacher, others=2)  # one asks fewer negatives
 
     def make(calls: int, negatives: tuple[int, ...]) -> EndToEnd:
         runs = base.for_calls(replace(config(calls), negatives=negatives), settings(calls))

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Literal
 
 import torch
@@ -200,7 +201,8 @@ class MultistepStart:
             {_rounded(one): one for one in listed}.values()
         )  # schedules that meet differ in their last digits
         costs = self.runs.workers.sum(torch.tensor([paper.learned(one) for one in unique]))
-        return [unique[n] for n in costs.argsort(stable=True)[: self.runs.settings.grids].tolist()]
+        ranked = costs.argsort(stable=True).tolist()
+        return [unique[n] for n in _in_turns(ranked, unique)[: self.runs.settings.grids]]
 
     def ipndm(self, grid: Sequence[float], first_sigma: float = 0.0) -> Baseline:
         """What weights on a grid are held at."""
@@ -216,7 +218,7 @@ class MultistepStart:
         judged = [self.runs.judged_distances(t.method(), settings.few) for t, _ in tried]
         ranked = torch.stack(judged).log().mean(1).argsort(stable=True)  # of few, one odd sample would decide otherwise
         table, least, nearest, apart = None, torch.empty(0), torch.empty(0), torch.empty(0)
-        for number in ranked[: settings.finalists].tolist():
+        for number in _in_turns(ranked.tolist(), grids)[: settings.finalists]:
             (trial, ends), held_out = tried[number], judged[number]
             if not self._on_all:
                 trial, ends = self.solved(grids[number], list(paths), paths)
@@ -387,6 +389,17 @@ def finishing_calls(settings: FitConfig, config: PredictorConfig) -> int:
     if config.calls > settings.energy_calls or not config.from_noise:
         return 0
     return config.calls * (settings.trajectories + settings.held_out)
+
+
+def _in_turns(ranked: Sequence[int], grids: Sequence[Baseline]) -> list[int]:
+    """Numbers of grids as ranked, but those with a first step that asks no model and those without by turns.
+
+    Neither paper nor few noises tell well which kind is better: where a first step decides a sample wrongly, that is a
+    few samples' great error.
+    """
+    best = bool(grids[ranked[0]].first_sigma)
+    kinds = ([n for n in ranked if bool(grids[n].first_sigma) is kind] for kind in (best, not best))
+    return [n for pair in zip_longest(*kinds) for n in pair if n is not None]
 
 
 def _rounded(one: Baseline) -> tuple[float, ...]:

@@ -184,7 +184,7 @@ class UnderPasses(ForOneUse):
     def _chosen(self) -> tuple[int, Pattern]:
         """The number of calls and the pattern that do best in runs of a few trajectories, of the best on paper."""
         runs, few = self.plain.runs, self.plain.settings.few
-        paths = runs.fitted.taught(runs.settings.keep_bytes)
+        paths = runs.fitted.taught()
         numbers = [n for n in paths if runs.fitted.batches()[n].start - runs.fitted.rows.start < few]
         found: dict[tuple[int, Pattern], float] = {}
         for calls in self.numbers:

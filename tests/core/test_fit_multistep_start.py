@@ -23,7 +23,7 @@ from amed_core import FitConfig, MultistepTable, PredictorConfig, build, make_fi
 from amed_core.fit.baselines import baselines
 from amed_core.fit.end_to_end import EndToEnd, Found
 from amed_core.fit.huber import compared
-from amed_core.fit.multistep_start import MultistepStart, best_of
+from amed_core.fit.multistep_start import MultistepStart, OnPaper, best_of
 from amed_core.fit.parameters import MultistepParameters
 from amed_core.fit.runs import RunCache, Runs
 from amed_core.fit.trajectories import HELD_OUT, Metered, gaussian
@@ -143,10 +143,11 @@ def test_the_first_of_equals_is_the_best() -> None:
     assert best_of([one, same, better]).name == "better"
 
 
-@pytest.mark.parametrize("left_out", ["first step", "bands"])
-def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any) -> None:
+# Of the first step 0.6 had held as long as schedules that meet took several places among the grids that are tried.
+@pytest.mark.parametrize(("left_out", "ratio"), [("first step", 0.8), ("bands", 0.6)])
+def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any, ratio: float) -> None:
     """Few calls, of which none is spent where the data is Gaussian, and none of whose steps takes all bands alike."""
-    settings = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=4)
+    settings = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=3)
     errors = []
     for without in ([], [left_out]):
         config = multistep_config(3, guided=True)
@@ -158,7 +159,7 @@ def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any) -> None:
         assert not (found.first_sigma and "first step" in without)
         assert last.held_out is not None
         errors.append(last.held_out)
-    assert errors[0] < 0.6 * errors[1]
+    assert errors[0] < ratio * errors[1]
 
 
 def test_students_of_few_calls_keep_the_energy_of_bands_at_hardly_more_error() -> None:
@@ -223,3 +224,15 @@ def test_paths_in_half_precision_teach_the_same() -> None:
     assert other.table is not None
     assert other.table.config == closed.table.config
     assert 0.95 < compared(other.distances, closed.distances) < 1.05
+
+
+def test_grids_with_a_first_step_and_without_are_tried_by_turns() -> None:
+    """Neither paper nor few noises say which kind is better."""
+    begun = start(gaussian(Bumps(), (1, 16, 16), SIGMA_MAX), multistep_config(3), replace(SMALL, grids=7))
+    paths = begun.runs.fitted.taught()
+    total = begun._products(paths)
+    grids = begun._worth_solving(total, paths, OnPaper(begun, next(iter(paths.values()))))
+    assert len(grids) == len({(one.first_sigma, one.levels) for one in grids}) == 7
+    kinds = [bool(one.first_sigma) for one in grids]
+    assert kinds == [kinds[0] is (n % 2 == 0) for n in range(7)]
+    assert len({tuple(f"{level:.4g}" for level in (one.first_sigma, *one.levels)) for one in grids}) == 7
