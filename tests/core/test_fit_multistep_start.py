@@ -90,8 +90,8 @@ def test_its_calls_are_those_that_it_says() -> None:
 
 
 def test_a_teacher_that_errs_like_the_closed_form_is_made_anew_once() -> None:
-    few, many = (start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=calls)) for calls in (6, 40))
-    for begun, calls in ((few, 12), (many, 40)):
+    few, many = (start(of_mixture(), multistep_config(2), replace(SMALL, teacher_calls=calls)) for calls in (6, 60))
+    for begun, calls in ((few, 12), (many, 60)):
         *_, closed = begun.found()
         assert begun.runs.fitted.teacher.calls == begun.runs.judged.teacher.calls == calls
         assert bool(begun.refused) == (begun is few)
@@ -163,11 +163,11 @@ def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any, ratio: float) -> None
 
 
 def test_students_of_few_calls_keep_the_energy_of_bands_at_hardly_more_error() -> None:
-    """A model of which three calls know little: what least squares leaves out is most of the fine bands."""
+    """A model of which two calls know little: least squares leaves out what they do not know."""
 
     def lost(energy_calls: int) -> tuple[Tensor, float]:
         settings = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=1, energy_calls=energy_calls)
-        config = multistep_config(3)
+        config = multistep_config(2)
         begun = start(gaussian(Bumps(), (1, 16, 16), SIGMA_MAX), config, settings)
         fit = EndToEnd(build(config), MultistepParameters, begun, begun.runs)
         list(fit.events())
@@ -179,9 +179,9 @@ def test_students_of_few_calls_keep_the_energy_of_bands_at_hardly_more_error() -
         ours, theirs = (energies(some) for some in (end, goal))
         return (ours / theirs).log(), float((end - goal).square().mean().sqrt())
 
-    (plain, error), (kept, after) = lost(0), lost(3)
+    (plain, error), (kept, after) = lost(0), lost(2)
     assert float(plain.abs().mean()) > 0.02
-    assert float(kept.abs().mean()) < 0.3 * float(plain.abs().mean())
+    assert float(kept.abs().mean()) < 0.4 * float(plain.abs().mean())
     assert after < 1.03 * error
 
 
