@@ -413,7 +413,7 @@ class Evidence:
 
     def ours(self, cfg: float, calls: int) -> Iterator[Row]:
         """The training node's fits."""
-        for name, settings in efforts().items():
+        for name, settings in efforts(self.how.efforts).items():
             for seed in range(self.how.fits):
                 if (cfg, calls, rows.OURS, name, seed) not in self.book:
                     yield self.fit(rows.OURS, name, cfg, calls, seed, **settings)
@@ -467,12 +467,12 @@ class Evidence:
         yield row
 
 
-def efforts() -> dict[str, dict[str, Any]]:
-    """What is asked of the training node, by the row's name: each effort that it has, or its defaults."""
+def efforts(wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What is asked of the training node, by the row's name: these efforts if it has them, or its defaults."""
     inputs = {one.id: one for one in PACK.nodes.AMEDTrainPredictor.GET_SCHEMA().inputs}
     if "effort" not in inputs:
         return {rows.DEFAULT: {}}
-    return {name: {"effort": name} for name in EFFORTS if name in inputs["effort"].options}
+    return {name: {"effort": name} for name in wanted if name in inputs["effort"].options}
 
 
 def named(pair: Pair) -> str:
@@ -533,6 +533,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, nargs="+", help="only these scales of guidance")
     parser.add_argument("--calls", type=int, nargs="+", help="only these numbers of calls")
     parser.add_argument("--kinds", nargs="+", default=rows.KINDS, choices=rows.KINDS)
+    parser.add_argument("--efforts", nargs="+", default=EFFORTS, choices=EFFORTS, help="of the training node")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of every prompt")
     parser.add_argument("--teacher-calls", type=int, default=TEACHER_CALLS)
     parser.add_argument(
