@@ -37,6 +37,7 @@ from .protocol import (
 )
 from .runs import RunCache, Runs
 from .targets import Target, rmse
+from .turns import Turns
 
 DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's: at first, after a gain, after a failure
 ATTEMPTS = 5  # at a smaller error, per iteration
@@ -182,6 +183,7 @@ class EndToEnd(ForOneUse):
         self.settings = runs.settings
         self.initial = initial
         self.at = FitState(initial, initial)
+        self._turns = Turns(runs, lambda config: sum(parameters(config).calls_after()))
         self._cache = RunCache(0)  # runs of the current table
         self._earlier_calls = 0
         self._repeated = 0  # sample calls for targets that a state had no room for
@@ -217,7 +219,7 @@ class EndToEnd(ForOneUse):
             return self.at.used + finishing + self._repeated
         total = self.start.model_calls + finishing
         for iteration in range(1, self.settings.iterations):
-            following = self._iteration_calls(iteration)
+            following = self._turns.calls(iteration, self.at.current.config)
             if self.settings.budget and total + following > self.settings.budget:
                 break
             total += following
@@ -239,7 +241,7 @@ class EndToEnd(ForOneUse):
         if not self.at.history:
             yield from self._begun()
         while not self.at.done and self.at.iteration < self.settings.iterations:
-            following = self._iteration_calls(self.at.iteration) + self.start.finishing_calls
+            following = self._turns.calls(self.at.iteration, self.at.current.config) + self.start.finishing_calls
             if self.settings.budget and self.at.used + following > self.settings.budget:
                 self.at = replace(self.at, done=True)
                 break
@@ -336,15 +338,15 @@ class EndToEnd(ForOneUse):
         at, runs = self.at, self.runs
         parameters = self.parameters(at.current.config)
         linearised = dict(at.linearised)
-        due = self._due_rows(at.iteration)
+        due = self._turns.rows(at.iteration)
         limit = linear_from(at.fitted)
         for target in runs.fitted:
             if target.number in due:
                 linearised[target.number] = self._linearised(target, due[target.number], parameters, limit)
-        at = replace(at, linearised=linearised, used=at.used + self._iteration_calls(at.iteration))
+        at = replace(at, linearised=linearised, used=at.used + self._turns.calls(at.iteration, at.current.config))
         at, cache, gained = self._stepped(at, parameters)
         # A step that gains nothing may be the fault of the few batches that it was made of.
-        covered = self._covered(at.iteration)
+        covered = self._turns.covered(at.iteration)
         damping = at.damping if gained or covered else DAMPING
         at = replace(at, iteration=at.iteration + 1, done=not gained and covered, damping=damping)
         at, event = self._judged(at, at.current.method())
@@ -401,55 +403,6 @@ class EndToEnd(ForOneUse):
         counts = (float(limit) / (products[:, -1, -1] / end[0].numel()).sqrt()).clamp(max=1)
         summed = torch.einsum("t,tij->ij", counts, products)
         return Linearised(here, summed[:-1, :-1], summed[:-1, -1])
-
-    # Which trajectories are linearised in which iteration, and what that costs.
-
-    def _derivative_calls(self, config: PredictorConfig) -> int:
-        """The model calls of one trajectory's derivatives; where a second model takes over decides on them, too."""
-        return sum(self.parameters(config).calls_after())
-
-    @property
-    def _rows_each(self) -> int:
-        """How many of a batch's trajectories are linearised: with many calls, a part of it."""
-        affordable = self.settings.per_iteration // self._derivative_calls(self.runs.config)
-        return min(self.settings.batch_size, max(1, affordable))
-
-    @property
-    def _batch_count(self) -> int:
-        """The batches of all workers."""
-        return -(-self.settings.trajectories // self.settings.batch_size)
-
-    def _due(self, iteration: int) -> set[int]:
-        """Which batches, of all workers', are linearised anew in an iteration: some, in turn.
-
-        The first one, which knows none of earlier iterations, takes twice as many.
-        """
-        count = max(1, self.settings.per_iteration // (self._derivative_calls(self.runs.config) * self._rows_each))
-        begin = count * iteration if iteration > 1 else 0
-        return {place % self._batch_count for place in range(begin, count * (iteration + 1))}
-
-    def _covered(self, iteration: int) -> bool:
-        """Whether every batch was linearised in the iterations up to this one."""
-        return len({place for n in range(1, iteration + 1) for place in self._due(n)}) == self._batch_count
-
-    def _due_rows(self, iteration: int) -> dict[int, range]:
-        """Those of this worker's batches that are linearised anew in an iteration, with the trajectories that are."""
-        due, size = self._due(iteration), self.settings.batch_size
-        found = {}
-        for number, rows in enumerate(self.runs.fitted.batches()):
-            place, within = divmod(rows.start, size)
-            few = range(rows.start, min(rows.stop, rows.start - within + self._rows_each))
-            if place in due and few:
-                found[number] = few
-        return found
-
-    def _iteration_calls(self, iteration: int) -> int:
-        """The fewest calls of an iteration: derivatives of what is due, one attempt, and what is held out."""
-        settings, calls = self.settings, self.runs.config.calls
-        rows = [min(self._rows_each, settings.trajectories - n * settings.batch_size) for n in self._due(iteration)]
-        again = calls if self._rows_each < settings.batch_size else 0  # parts of batches are run once more
-        derivatives = self._derivative_calls(self.at.current.config)
-        return sum(rows) * (derivatives + again) + calls * (settings.trajectories + settings.held_out)
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues this fit exactly. An iteration begun is begun again."""
