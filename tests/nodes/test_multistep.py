@@ -55,7 +55,8 @@ def test_it_is_what_one_click_trains_and_no_worse_than_the_best_unlearned_solver
     assert config.kind == "multistep"
     assert len(config.sigmas) == STEPS + 1
     assert training["error"] <= training["baseline_error"]
-    assert len(losses["loss"]) == training["iterations"] + 1
+    of_iterations = training["iterations"] + 1
+    assert len(losses["loss"]) in (of_iterations, of_iterations + 1)  # the last where the energy of bands is kept
     assert f"choose sampler {STUDENT}, scheduler amed, steps {STEPS}, cfg 3" in report
     drawn = k_sample(family, apply(pack, family, made), STEPS, CFG, STUDENT)
     assert drawn.isfinite().all()
