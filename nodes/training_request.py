@@ -125,6 +125,11 @@ class Asked:
         return 0.0
 
     @property
+    def of_network(self) -> int:
+        """The passes of the network for which the number of calls is chosen; 0 where it is given."""
+        return 0
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """The guidance scales to fit at."""
         if not self.cfg_max:
@@ -238,6 +243,11 @@ class AskedPredictor(Asked):
     def minutes(self) -> float:
         """After which training stops; 0 for no limit."""
         return self.budget
+
+    @property
+    def of_network(self) -> int:
+        """The passes of the network for which the number of calls is chosen; 0 where it is given."""
+        return self.passes
 
     @property
     def calls(self) -> tuple[int, ...]:
@@ -585,7 +595,7 @@ def job_of(asked: Asked, subject: Subject) -> Job:
     """What to fit, for these inputs, and where an unfinished fit is kept."""
     fitted, held_out = split(len(subject.prompts))
     uses, teacher = asked.uses, asked.own_teacher(subject)
-    numbers, passes = asked.tried([use.calls for use in uses]), getattr(asked, "passes", 0)
+    numbers, passes = asked.tried([use.calls for use in uses]), asked.of_network
     configs = {calls: asked.config(subject, calls) for calls in numbers}
     counts = (len(fitted), len(held_out), subject.rows)
     settings = {calls: asked.settings(config, *counts) for calls, config in configs.items()}
@@ -605,8 +615,20 @@ def job_of(asked: Asked, subject: Subject) -> Job:
     about += [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
-    more = (state, spent, asked.reverse, teacher, asked.minutes, passes)
-    return Job(uses, configs, settings, asked.seed, fitted, held_out, *more)
+    return Job(
+        uses,
+        configs,
+        settings,
+        asked.seed,
+        fitted,
+        held_out,
+        state,
+        spent,
+        reverse=asked.reverse,
+        teacher=teacher,
+        minutes=asked.minutes,
+        passes=passes,
+    )
 
 
 def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -3,7 +3,7 @@
 It needs a denoiser, noisy samples and the teacher's path from them: no fit, no source, no file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
@@ -25,7 +25,7 @@ CAP = 1.5  # medians: what the energy of an outlier's residual counts at most
 PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories: measured best from 4 to 1,000
 LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
-GAINS, BISECTIONS = (0.5, 2.0), 40  # of an aim, among which the one is sought that gives samples its energy
+GAINS = (0.5, 2.0)  # of an aim, between which one may give samples its energy
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 
 
@@ -190,51 +190,43 @@ def solved(products: Tensor, start: Tensor, ridge: float = RIDGE) -> Tensor:
 
 def solved_apart(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
     """What the weights of each band differ by (vectors, bands) from those of all bands together."""
-    usual = BAND_RIDGE * products.sum(0)[:-1, :-1] / sizes.sum()
     apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
-    for n, (own, size) in enumerate(zip(products, sizes, strict=True)):
-        normal, right = own[:-1, :-1], own[:-1, -1]
-        floor = RIDGE * normal.diagonal().mean() * torch.eye(len(together), dtype=torch.float64)
-        if size:
-            apart[:, n] = torch.linalg.solve(normal + usual * size + floor, right - normal @ together)
+    for n, normal, held in _held_bands(products[:, :-1, :-1], sizes):
+        apart[:, n] = torch.linalg.solve(held, products[n, :-1, -1] - normal @ together)
     return filled(apart, sizes == 0)
 
 
-def with_energy(products: Tensor, sizes: Tensor, together: Tensor, apart: Tensor) -> Tensor:
-    """What the weights of each band differ by (vectors, bands) if samples are to have the aim's energy there.
+def with_energy(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
+    """The same (vectors, bands), but that samples have the aim's energy in every band.
 
-    `products` (bands, vectors + 2, vectors + 2) are of vectors v, samples x that they are added to, and the aim t;
-    `together` (vectors,) and `apart` (vectors, bands) are the weights so far. The new ones w minimise
-    |x + w v - g t|^2, with the gain g for which |x + w v| = |t|: least squares with the energy as a side condition,
-    by Lagrange's multiplier. Least squares alone aims at the mean of what may follow, which has less energy than any
-    of it. A band whose vectors cannot reach its aim's energy stays as it is.
+    `products` (bands, vectors + 2, vectors + 2) are of vectors v, of samples x that their sum is added to, and of the
+    aim t. Weights w minimise |x + w v - g t|^2 with the gain g for which |x + w v| = |t|: least squares with the energy
+    as a side condition, by Lagrange's multiplier. Least squares alone, g = 1, aims at the mean of what may follow,
+    which has less energy than any of it. That stays where the vectors cannot reach the energy with a usual gain.
     """
-    usual = BAND_RIDGE * products.sum(0)[:-2, :-2].diagonal().mean() / sizes.sum()
-    found = torch.zeros_like(apart)
-    for n, (own, size) in enumerate(zip(products, sizes, strict=True)):
-        if not size:
-            continue
-        normal, before = own[:-2, :-2], together + apart[:, n]
-        held = (usual * size + RIDGE * normal.diagonal().mean()) * torch.eye(len(before), dtype=torch.float64)
+    apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
+    for n, normal, held in _held_bands(products[:, :-2, :-2], sizes):
+        own, target = products[n, :-1, :-1], products[n, -1, -1]
+        right = torch.stack([-own[:-1, -1] - normal @ together, products[n, :-2, -1]], 1)
+        still, per_gain = torch.linalg.solve(held, right).unbind(1)  # the weights are affine in the gain,
+        begin = torch.cat([together + still, torch.ones(1, dtype=torch.float64)])
+        more = torch.cat([per_gain, torch.zeros(1, dtype=torch.float64)])
+        square, mixed, rest = (
+            more @ own @ more,
+            begin @ own @ more,
+            begin @ own @ begin - target,
+        )  # the energy quadratic
+        gain = float((((mixed**2 - square * rest).sqrt() - mixed) / square).nan_to_num(nan=1.0))
+        apart[:, n] = still + (gain if GAINS[0] < gain < GAINS[1] else 1.0) * per_gain
+    return filled(apart, sizes == 0)
 
-        def weights(gain: float, own: Tensor = own, before: Tensor = before, held: Tensor = held) -> Tensor:
-            right = gain * own[:-2, -1] - own[:-2, -2] - own[:-2, :-2] @ before
-            moved: Tensor = before + torch.linalg.solve(own[:-2, :-2] + held, right)
-            return moved
 
-        def energy(gain: float, own: Tensor = own, weights: Callable[[float], Tensor] = weights) -> float:
-            signed = torch.cat([weights(gain), torch.ones(1, dtype=torch.float64)])
-            return float(signed @ own[:-1, :-1] @ signed)
-
-        low, high = GAINS
-        if not energy(low) < own[-1, -1] < energy(high):  # the vectors cannot reach it
-            found[:, n] = apart[:, n]
-            continue
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if energy(middle) < own[-1, -1] else (low, middle)
-        found[:, n] = weights(low) - together
-    return filled(found, sizes == 0)
+def _held_bands(normal: Tensor, sizes: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Of every band that there is its number and its normal matrix, as it is and held at the weights of all bands."""
+    usual = BAND_RIDGE * normal.sum(0) / sizes.sum()
+    for n in sizes.nonzero().flatten().tolist():
+        floor = RIDGE * normal[n].diagonal().mean() * torch.eye(normal.shape[-1], dtype=torch.float64)
+        yield n, normal[n], normal[n] + usual * sizes[n] + floor
 
 
 @dataclass

@@ -7,7 +7,7 @@ student; many deserve a better one.
 from dataclasses import replace
 from typing import Literal, get_args
 
-from .multistep_start import calls_to_begin
+from .multistep_start import calls_to_begin, finishing_calls
 from .protocol import FitConfig
 
 Effort = Literal["quick", "standard", "thorough"]
@@ -59,7 +59,7 @@ def _affordable(wanted: FitConfig, calls: int, uses: int, most: int, least_grids
             batch, few = (count, count) if whole else (wanted.batch_size, wanted.few)
             found = replace(wanted, trajectories=count, batch_size=batch, few=few, grids=grids)
             taught = found.teacher_calls * (count + found.held_out)
-            last = calls * (count + found.held_out) if calls <= found.energy_calls else 0
-            if calls_to_begin(found, calls, grids) + last + taught / uses <= most:
+            own = calls_to_begin(found, calls, grids) + finishing_calls(found, calls)
+            if own + taught / uses <= most:
                 return found
     return found

@@ -1,5 +1,6 @@
 """What of a table's last interval follows in closed form, once all before it is known: the weights of its bands."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,23 +28,15 @@ class LastInterval:
         `distances` (rows,) are the fitted samples' to their targets. It takes no model call, and is left out where
         memory was too short to keep all runs.
         """
-        config, targets = table.config, list(self.runs.fitted)
-        missing = torch.tensor(sum(target.number not in cache.steps for target in targets))
+        config = table.config
+        missing = torch.tensor(sum(target.number not in cache.steps for target in self.runs.fitted))
         if not config.spectral or int(self.runs.workers.sum(missing)):
             return table, distances, cache
-        made, last = MultistepTable(config), config.intervals - 1
-        made.load_state_dict(table.state_dict())
-        row = made.row(last)
-        products = torch.zeros(BANDS, len(row) + 1, len(row) + 1, dtype=torch.float64)
-        sizes = torch.zeros(BANDS, dtype=torch.float64)
-        for target in targets:
-            steps = cache.get(target.number, target.x.device)
-            start = steps[-1].start
-            added = vectors_of(made, tuple(s.start for s in steps), last)
-            more, counted = NormalEquations.of(added, (target.end - start.x) / -start.sigma, spectral=True).total()
-            products, sizes = products + more, sizes + counted
-        products, sizes = self.runs.workers.sum(products), self.runs.workers.sum(sizes)
-        made.set_row(last, row, solved_apart(products, sizes, row))
+        made, last = _copy_of(table), config.intervals - 1
+        products, sizes = self._summed(made, lambda target: cache.get(target.number, target.x.device))
+        way = torch.eye(products.shape[1], dtype=torch.float64)[[*range(products.shape[1] - 2), -1]]
+        way[-1, -2] = -1  # from where the interval begins to the target
+        made.set_row(last, made.row(last), solved_apart(way @ products @ way.T, sizes, made.row(last)))
         method, ends = made.method(), dict[int, Sample]()
 
         def draw(target: Target) -> Tensor:
@@ -58,30 +51,39 @@ class LastInterval:
     def finished(self, table: Predictor, cache: RunCache) -> tuple[Predictor, Tensor] | None:
         """The table with a last interval that leaves the bands of samples the teacher's energy, and the distances.
 
-        Distances (rows,) are of fitted samples to their targets. None if it has no bands.
-        `cache` has runs of the table, which are not run again.
+        Distances (rows,) are of fitted samples to their targets. None if it has no bands. `cache` has runs of the
+        table, which are not run again.
         """
-        config, last = table.config, table.config.intervals - 1
-        if not config.spectral:
+        if not table.config.spectral:
             return None
-        made = MultistepTable(config)
-        made.load_state_dict(table.state_dict())
-        row, method = made.row(last), table.method()
-        products = torch.zeros(BANDS, len(row) + 2, len(row) + 2, dtype=torch.float64)
-        sizes, kept = torch.zeros(BANDS, dtype=torch.float64), RunCache(int(self.runs.settings.keep_bytes * RUNS))
-        for target in self.runs.fitted:
+        made, last = _copy_of(table), table.config.intervals - 1
+        method, kept = table.method(), RunCache(int(self.runs.settings.keep_bytes * RUNS))
+
+        def run(target: Target) -> list[Step]:
             steps = cache.get(target.number, target.x.device) or self.runs.run(target, method)
             kept.put(target.number, steps)
-            start = steps[-1].start
-            added = vectors_of(made, tuple(s.start for s in steps), last)
-            moved = [-start.sigma * vector for vector in added]
-            more, counted = NormalEquations.of((*moved, start.x), target.end, spectral=True).total()
-            products, sizes = products + more, sizes + counted
-        products, sizes = self.runs.workers.sum(products), self.runs.workers.sum(sizes)
-        apart = made.spectral[last, made.vectors(last)].detach().double()
-        made.set_row(last, row, with_energy(products, sizes, row, apart))
+            return steps
+
+        products, sizes = self._summed(made, run)
+        made.set_row(last, made.row(last), with_energy(products, sizes, made.row(last)))
         changed = made.method()
         return made, self.runs.fitted.distances(lambda target: self._ended(target, changed, kept)[-1].x)
+
+    def _summed(self, table: MultistepTable, run: Callable[[Target], list[Step]]) -> tuple[Tensor, Tensor]:
+        """Products (BANDS, vectors + 2, vectors + 2) over the runs of all workers, and sizes (BANDS,).
+
+        They are of what the interval adds to a sample for each weight, of the sample, and of its target.
+        """
+        last = table.config.intervals - 1
+        count = len(table.row(last)) + 2
+        products, sizes = torch.zeros(BANDS, count, count, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
+        for target in self.runs.fitted:
+            steps = run(target)
+            start = steps[-1].start
+            added = [-start.sigma * vector for vector in vectors_of(table, tuple(s.start for s in steps), last)]
+            more, counted = NormalEquations.of((*added, start.x), target.end, spectral=True).total()
+            products, sizes = products + more, sizes + counted
+        return self.runs.workers.sum(products), self.runs.workers.sum(sizes)
 
     def _ended(self, target: Target, method: Method, cache: RunCache) -> list[Step]:
         """A run whose last update alone is another than in a kept run, or all of it where none was kept."""
@@ -92,3 +94,10 @@ class LastInterval:
         history = (*(s.start for s in before), step.start)
         x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[-1])
         return [*before, replace(step, x=x)]
+
+
+def _copy_of(table: Predictor) -> MultistepTable:
+    """A multistep table whose numbers may be changed."""
+    made = MultistepTable(table.config)
+    made.load_state_dict(table.state_dict())
+    return made

@@ -19,7 +19,7 @@ from .call_derivative import Gradient
 from .efforts import Effort, of_images, settings_of
 from .end_to_end import EndToEnd
 from .midpoint_start import MidpointStart
-from .multistep_start import MultistepStart, calls_to_begin, finishing_calls
+from .multistep_start import MultistepStart, calls_to_begin
 from .parameters import MidpointParameters, MultistepParameters
 from .passes import LEAST_HELD_OUT, LEAST_PASSES, MORE_CALLS, UnderPasses
 from .per_interval import PerInterval
@@ -169,8 +169,7 @@ def make_set(
     def least(use: Use) -> int:
         how = settings(use.calls)
         if not use.level:
-            finishing = finishing_calls(how, config(use.calls))
-            return len(listed) * (calls_to_begin(how, use.calls, how.grids) + finishing)
+            return len(listed) * calls_to_begin(how, use.calls, how.grids)
         how = of_images(replace(how, **about))
         first = use.calls == max(other.calls for other in uses if other.level == use.level)
         slow = bases[0].fitted.teacher.below(use.level, LEVELS_EACH * use.calls)

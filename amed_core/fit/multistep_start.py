@@ -237,7 +237,8 @@ class MultistepStart:
     @property
     def finishing_calls(self) -> int:
         """At most those of `finished`, and of judging what it makes."""
-        return finishing_calls(self.runs.settings, self.runs.config) if self.spectral else 0
+        config = self.runs.config
+        return finishing_calls(self.runs.settings, config.calls) if self.spectral and config.from_noise else 0
 
     def finished(self, table: Predictor, cache: RunCache) -> tuple[Predictor, Tensor] | None:
         """The table with the teacher's energy in every band of its samples, where calls are few (`LastInterval`)."""
@@ -318,11 +319,9 @@ def calls_to_begin(settings: FitConfig, calls: int, grids: int) -> int:
     return calls * (screened + finalists * fitted + grids * tried + solved + again + 2 * held_out)
 
 
-def finishing_calls(settings: FitConfig, config: PredictorConfig) -> int:
-    """At most the sample calls that it takes to give samples the teacher's energy, and to judge that."""
-    if config.calls > settings.energy_calls or not config.from_noise:
-        return 0
-    return config.calls * (settings.trajectories + settings.held_out)
+def finishing_calls(settings: FitConfig, calls: int) -> int:
+    """At most the sample calls that it takes to give samples of pure noise the teacher's energy, and to judge that."""
+    return calls * (settings.trajectories + settings.held_out) if calls <= settings.energy_calls else 0
 
 
 def _in_turns(ranked: Sequence[int], grids: Sequence[Baseline]) -> list[int]:

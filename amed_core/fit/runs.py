@@ -17,8 +17,6 @@ from .trajectories import HELD_OUT, Metered
 from .workers import Workers
 
 LEVELS_EACH = 3  # of a teacher for each call of its student, at least
-
-
 # Parts of what a fit keeps: the teacher's paths, the runs of each of two tables that are compared, and those of tables
 # that wait while other fits go on.
 PATHS, RUNS, WAITING = Fraction(3, 8), Fraction(1, 4), Fraction(1, 8)

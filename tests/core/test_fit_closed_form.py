@@ -208,7 +208,7 @@ def test_with_energy_every_band_has_its_aims_and_is_as_near_as_that_allows() -> 
     inner = products[:, [0, 1], :][:, :, [0, 1]]
     together = torch.linalg.solve(inner.sum(0), (products[:, :2, 3] - products[:, :2, 2]).sum(0))
     apart = torch.zeros(2, len(sizes), dtype=torch.float64)
-    found = with_energy(products, sizes, together, apart)
+    found = with_energy(products, sizes, together)
 
     def made(weights: Tensor, band: int) -> tuple[float, float]:
         """The energy of a band, and the squared distance to its aim."""

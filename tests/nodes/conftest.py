@@ -17,7 +17,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for `comfyui` and `graphs`
 from comfyui import COMFYUI, PACK, WHY_NOT, load_pack
-from families import SPECS, here
+from families import SPECS, Family, here, make
 
 START_SECONDS, RUN_SECONDS = 180, 300
 
@@ -38,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pack() -> Any:
     """This pack, imported as ComfyUI imports it, in this process."""
     return load_pack()
+
+
+@pytest.fixture(scope="module")
+def flux(pack: Any) -> Family:
+    """A toy of one family, which the tests of a module share; those that change it have one of their own."""
+    del pack
+    return make("flux")
 
 
 @pytest.fixture(autouse=True)

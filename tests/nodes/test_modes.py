@@ -39,12 +39,6 @@ def sd15(pack: Any) -> Family:
     return make("sd15")
 
 
-@pytest.fixture(scope="module")
-def flux(pack: Any) -> Family:
-    del pack
-    return make("flux")
-
-
 # Sampling nodes
 
 

@@ -17,12 +17,6 @@ SHORT = {"steps": STEPS, "teacher_calls": 8, "trajectories": 1, "held_out": 1}
 
 
 @pytest.fixture(scope="module")
-def flux(pack: Any) -> Family:
-    del pack
-    return make("flux")
-
-
-@pytest.fixture(scope="module")
 def made(pack: Any, flux: Family) -> Any:
     return train(pack, flux, **SHORT)[0]
 

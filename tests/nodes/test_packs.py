@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui import COMFYUI, PACK
-from families import Family, make
+from families import Family
 from stock import stock
 from toys import apply, guided, k_sample, predictor, train
 
@@ -97,12 +97,6 @@ def test_names_are_added_in_place_and_once(pack: Any) -> None:
 
 
 # What is shown of a sample
-
-
-@pytest.fixture(scope="module")
-def flux(pack: Any) -> Family:
-    del pack
-    return make("flux")
 
 
 @pytest.fixture(scope="module")

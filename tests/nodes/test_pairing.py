@@ -19,12 +19,6 @@ def sd15(pack: Any) -> Family:
     return make("sd15")
 
 
-@pytest.fixture(scope="module")
-def flux(pack: Any) -> Family:
-    del pack
-    return make("flux")
-
-
 def bypass_lora(model: Any, strength: float, seed: int = 9) -> Any:
     """A MODEL with a LoRA beside its weights, as ComfyUI's bypass loader adds it."""
     import comfy.weight_adapter  # noqa: PLC0415

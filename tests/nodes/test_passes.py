@@ -17,12 +17,6 @@ STUDENT, CFG, CALLS = "amed_multistep", 3.0, 4
 
 
 @pytest.fixture(scope="module")
-def flux(pack: Any) -> Family:
-    del pack
-    return make("flux")
-
-
-@pytest.fixture(scope="module")
 def made(pack: Any, flux: Family) -> Any:
     return saving(pack, flux)
 
