@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import torch
@@ -38,11 +39,27 @@ def differentiable(model: nn.Module) -> Iterator[None]:
                 if tensor is not None and tensor.is_inference():
                     originals.append((tensors, name, tensor))
                     tensors[name] = _alias(tensor)
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with torch.autograd.graph.allow_mutation_on_saved_tensors() as saved:
+            saved.original = _KeptOriginals()
             yield
     finally:
         for tensors, name, tensor in originals:
             tensors[name] = tensor
+
+
+class _KeptOriginals(WeakKeyDictionary[Any, torch.Tensor]):
+    """Tensors that autograd saved, by what stands for them in its graph, which keeps them alive.
+
+    PyTorch knows a saved tensor by its identity and address, and lets it go once it was cloned because a block changes
+    it in place. A later tensor may then have both, and would be taken for that clone: its gradient is silently wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cloned: WeakKeyDictionary[Any, torch.Tensor] = WeakKeyDictionary()
+
+    def __delitem__(self, handle: Any) -> None:
+        self.cloned[handle] = self.pop(handle)
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:

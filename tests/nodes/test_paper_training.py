@@ -82,6 +82,26 @@ def test_where_a_model_has_no_derivative_autograd_gives_way_to_finite_difference
     assert float((reverse - differences).norm() / differences.norm()) < 0.03
 
 
+@pytest.mark.parametrize("size", [64, 1000, 20_000])
+def test_a_tensor_that_takes_the_place_of_one_that_was_changed_is_not_taken_for_it(pack: Any, size: int) -> None:
+    """Blocks change activations in place, and memory is used again."""
+    x, outs, between = torch.ones(size, requires_grad=True), [], []
+    with pack.nodes.gradients.differentiable(torch.nn.Identity()):
+        for n in range(60):
+            block = x + float(n)
+            outs.append((block * block).sum())
+            if n % 3:
+                block.zero_()
+            else:
+                block.mul_(2.0)
+            between.append(torch.empty(size))
+            if n % 7 == 0:
+                between.clear()
+            del block
+        torch.stack(outs).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((size,), sum(2.0 * (1 + n) for n in range(60))))
+
+
 def test_autograd_that_disagrees_gives_way_and_the_file_says_so(pack: Any, flux: Family) -> None:
     """A patch that detaches what it is given answers a wrong derivative silently."""
     model = flux.model.clone()
