@@ -160,9 +160,13 @@ class Book:
         return any(row.key == key for row in self.rows)
 
     def add(self, row: Any) -> None:
-        """Keep a row, and write the file whole or not at all."""
+        """Keep a row."""
         self.rows.append(row)
-        if self.file is None:
+        self.save()
+
+    def save(self) -> None:
+        """Write the file whole or not at all."""
+        if self.file is None or not self.rows:
             return
         part = self.file.with_suffix(".part")
         lines = ",\n".join(json.dumps(_short(asdict(row))) for row in self.rows)

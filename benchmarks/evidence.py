@@ -35,6 +35,7 @@ import copy
 import functools
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -143,7 +144,7 @@ class Common:
 
 def keep(file: Path, **tensors: Tensor) -> None:
     """Write a file whole or not at all."""
-    part = file.with_suffix(".part")
+    part = file.with_suffix(f".{os.getpid()}.part")  # others may make the same
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
     part.replace(file)
 
@@ -276,6 +277,8 @@ class Evidence:
         keep(
             self.common.file(*about), samples=samples.half(), latent=torch.tensor(latent), decoded=torch.tensor(decoded)
         )
+        if os.environ.get("AMED_GPU"):
+            more["notes"] = more.get("notes", {}) | {"device": torch.cuda.get_device_name()}
         bands, sharp = looks.sharpness(pictures, teacher)
         over = [of(pictures) / of(teacher) for of in (looks.saturation, looks.contrast)]
         few = [float(of(errors[:LADDER_SAMPLES])) for errors in (latent, decoded) for of in (looks.rms, np.median)]
@@ -294,8 +297,8 @@ class Evidence:
         found = {}
         for space in rows.SPACES:
             best = rows.best_stock(self.book.rows, row.cfg, row.calls, space)
-            if best is None:
-                raise SystemExit(f"Measure stock at cfg {row.cfg:g} in {row.calls} calls before {row.name}.")
+            if best is None:  # once it is there
+                continue
             files = [self.common.file(*one.key) for one in (row, best)]
             if all(file.exists() for file in files):
                 ours, theirs = (load_file(file)[space].numpy() for file in files)
@@ -557,6 +560,7 @@ def main() -> None:
         rows.CHECK: evidence.check,
     }  # fmt: skip
     book.rows = [evidence.compared(row) for row in book.rows]
+    book.save()
     for kind, cfg, calls in () if how.sheet else pieces():
         wanted = kind in how.kinds and cfg in (how.cfg or [cfg]) and calls in (how.calls or [calls])
         if wanted and not done(book, kind, cfg, calls):

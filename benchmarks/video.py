@@ -2,6 +2,7 @@
 
     python benchmarks/video.py                                   # 16 trajectories of 16 x 21 x 60 x 104, in 5 calls
     python benchmarks/video.py --shape 16 21 30 52               # a quarter of it
+    python benchmarks/video.py --device cuda                     # the model on a GPU, whose memory is printed, too
     python benchmarks/video.py --precision                       # what paths in half precision, and fewer of them, cost
 
 The model is a Gaussian in closed form, which itself takes no memory to speak of: what is measured is the fit's own.
@@ -36,7 +37,7 @@ from amed_core.fit.targets import rmse
 from amed_core.fit.teacher import path_bytes
 from amed_core.fit.trajectories import Metered, gaussian
 from amed_core.samplers import MULTISTEP_STUDENT, ModelFacts, student_config
-from amed_core.types import Answer, Sample, Sigma
+from amed_core.types import Answer, Sample, Sigma, Source
 from benchmarks.colours import ColoursDenoiser
 from benchmarks.fields import FieldsDenoiser
 from benchmarks.sizes import JUDGED_FROM, Held
@@ -50,8 +51,9 @@ LEAST_FREE = 3 * 2**30  # bytes: with less left on the machine a run is given up
 class Model:
     """Data N(0, std^2), a std for each of four stripes along the width; in place where it can be, to be cheap."""
 
-    def __init__(self, shape: Sequence[int], guided: bool) -> None:
-        self.variance = torch.tensor([0.05, 0.3, 1.0, 0.1]).repeat_interleave(-(-shape[-1] // 4))[: shape[-1]]
+    def __init__(self, shape: Sequence[int], guided: bool, device: str) -> None:
+        stripes = torch.tensor([0.05, 0.3, 1.0, 0.1], device=device)
+        self.variance = stripes.repeat_interleave(-(-shape[-1] // 4))[: shape[-1]]
         self.guided = guided
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
@@ -75,16 +77,26 @@ def most() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def gpu_most() -> float:
+    """The most memory that tensors ever had on a GPU, in GB; 0 without one."""
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+
+
 def config_of(calls: int, guided: bool) -> PredictorConfig:
     """Of a flow model's student."""
     facts = ModelFacts(SIGMA_MIN, SIGMA_MAX, flow=True, guided=guided)
     return student_config(MULTISTEP_STUDENT, calls, facts, guidance=3.0 if guided else 1.0)
 
 
-def fit_of(kind: str, shape: Sequence[int], changes: dict[str, int]) -> Fit:
+def source_of(shape: Sequence[int], guided: bool, device: str) -> Source:
+    """The model and its noise on a device."""
+    return gaussian(Model(shape, guided, device), tuple(shape), SIGMA_MAX, device=device)
+
+
+def fit_of(kind: str, shape: Sequence[int], changes: dict[str, int], device: str) -> Fit:
     """A fit by its kind: an effort, "guided" for a standard one of a guided model, or a set."""
     guided = "guided" in kind
-    source = gaussian(Model(shape, guided), tuple(shape), SIGMA_MAX)
+    source = source_of(shape, guided, device)
 
     def settings(calls: int, uses: int = 1) -> FitConfig:
         effort = next((one for one in EFFORTS if one in kind), "standard")
@@ -92,32 +104,35 @@ def fit_of(kind: str, shape: Sequence[int], changes: dict[str, int]) -> Fit:
 
     if "set" not in kind:
         calls = 10 if "10" in kind else 5
-        return make_fit(config_of(calls, guided), settings(calls), source)
+        return make_fit(config_of(calls, guided), settings(calls), source, device=device)
     numbers = (5, 10)
     uses = [Use(calls, level) for level in (0.0, *IMAGES) for calls in numbers]
     return make_set(uses, lambda calls: config_of(calls, guided), lambda calls: settings(calls, len(numbers)), source)
 
 
-def fitted(kind: str, shape: Sequence[int], changes: dict[str, int]) -> tuple[float, float, list[int], int, float]:
-    """Memory before and at most, in GB, the sizes of the states at all events, sample calls, and the error's part."""
+def fitted(
+    kind: str, shape: Sequence[int], changes: dict[str, int], device: str
+) -> tuple[float, float, float, list[int], int, float]:
+    """Memory before and at most, in GB, a GPU's, the states' sizes at all events, sample calls, the error's part."""
     torch.set_num_threads(1)
+    torch.zeros(1, device=device)  # so that what CUDA takes is the program's own
     loaded, states = most(), []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         if kind == "learner":
-            learner, model = Learner(config_of(5, False)), Metered(gaussian(Model(shape, False), tuple(shape), 1.0))
+            learner, model = Learner(config_of(5, False)), Metered(source_of(shape, False, device))
             for number in range(2):
                 x, denoiser = model(range(number, number + 1))
                 learner.learn(denoiser, x, learner.taught(denoiser, x, half=True))
                 save_state(path, learner.state_dict())
                 states.append(path.stat().st_size)
-            return loaded, most(), states, model.calls, learner.held_out_ratio or 0.0
-        fit = fit_of(kind, shape, changes)
+            return loaded, most(), gpu_most(), states, model.calls, learner.held_out_ratio or 0.0
+        fit = fit_of(kind, shape, changes, device)
         for _ in fit.events():
             save_state(path, fit.state_dict())
             states.append(path.stat().st_size)
         found = fit.summary()
-        return loaded, most(), states, fit.model_calls, 1 - (found.gain or 0.0)
+        return loaded, most(), gpu_most(), states, fit.model_calls, 1 - (found.gain or 0.0)
 
 
 @torch.no_grad()
@@ -155,6 +170,7 @@ def main() -> None:
     parser.add_argument("--baselines", type=int, help="that run, to save time")
     parser.add_argument("--grids", type=int, help="that are solved for, to save time")
     parser.add_argument("--keep-bytes", type=int, help="what a fit keeps")
+    parser.add_argument("--device", default="cpu", help="where the model is, and what is not kept")
     parser.add_argument("--precision", action="store_true")
     asked = parser.parse_args()
     if asked.precision:
@@ -168,10 +184,12 @@ def main() -> None:
     for kind in asked.kinds:
         begin = time.monotonic()
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            loaded, peak, states, calls, part = pool.submit(fitted, kind, asked.shape, changes).result()
+            asked_for = (kind, asked.shape, changes, asked.device)
+            loaded, peak, gpu, states, calls, part = pool.submit(fitted, *asked_for).result()
         above = 1e9 * (peak - loaded) / sample
         print(
-            f"{kind:16} peak {peak:.2f} GB, {above:.0f} samples above the program's {loaded:.2f} GB; states of up to "
+            f"{kind:16} peak {peak:.2f} GB, {above:.0f} samples above the program's {loaded:.2f} GB"
+            f"{f', {gpu:.2f} GB on the GPU' if gpu else ''}; states of up to "
             f"{max(states) / 1e6:.0f} MB at {len(states)} events; {calls:,} sample calls, "
             f"{part:.2f} of the baseline's error, {time.monotonic() - begin:.0f} s",
             flush=True,
