@@ -86,6 +86,17 @@ def read_notes(path: Path) -> dict[str, Any]:
     return notes
 
 
+def read_configs(path: Path) -> tuple[PredictorConfig, ...]:
+    """The settings of all predictors of a file; no weight is read.
+
+    Raises PredictorFileError if the file is damaged or not a predictor.
+    """
+    try:
+        return tuple(PredictorConfig.from_header(config) for config in _read(path, FORMAT, tensors=False)[0]["configs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PredictorFileError(f"{path} cannot be used as a predictor: {error}") from error
+
+
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a nested dict of tensors and JSON values (the state of a fit), whole or not at all."""
     tensors: dict[str, Tensor] = {}
@@ -142,11 +153,14 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, kind: str, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A file's header, and its tensors if they are wanted."""
+    found = {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if tensors:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise PredictorFileError(f"There is no file {path}.") from error
     except (SafetensorError, OSError) as error:
@@ -166,4 +180,4 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "an older version of this pack. Train it again." if older else "a newer version of this pack. Update it."
         )
         raise PredictorFileError(f"{path} was made by {remedy}")
-    return header, tensors
+    return header, found

@@ -33,8 +33,8 @@ from ..amed_core.solvers import DpmSolverPP, Ipndm
 from ..amed_core.types import Answer, Denoiser, Method, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training
+from .places import FOLDER, UNFINISHED
 from .previews import Preview
-from .registration import FOLDER
 from .streams import Balance, packed_shapes
 
 SAVED_EVERY = 60.0  # seconds between states, against a crash
@@ -44,7 +44,6 @@ COMPARED = 4  # and of the comparison with a stock pair, which takes
 LADDER = 13  # times its calls of each, about
 USUAL_STEPS = 20  # of a picture without predictors
 USUAL_PAIR, FLOW_PAIR = ("dpmpp_2m", "karras"), ("euler", "simple")  # what many people use
-UNFINISHED = "unfinished"  # the folder of what a stopped fit leaves
 
 
 class TimeIsUpError(Exception):

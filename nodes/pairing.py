@@ -67,7 +67,9 @@ def model_facts(model: Any, guider: Any = None, *, bottleneck: bool = False, gui
         flow=isinstance(sampling, comfy.model_sampling.CONST),
         bottleneck=bottleneck,
         guided=guided,
-        fingerprint=fingerprint(model) | ({} if guider is None else of_guider(guider)),
+        fingerprint=fingerprint(model)
+        | {"checkpoint": checkpoint(model)}
+        | ({} if guider is None else of_guider(guider)),
     )
 
 
@@ -219,6 +221,17 @@ def refuse_other_model(config: PredictorConfig, found: Mapping[str, Any]) -> Non
             + ", ".join(f"{key} {made_for.get(key)!r}, but the loaded model has {found[key]!r}" for key in differing)
             + '. Choose a predictor of this model in "AMED Load Predictor", or train one with "AMED Train Predictor".'
         )
+
+
+def fits(config: PredictorConfig, facts: Mapping[str, Any], guider: Any) -> bool:
+    """Whether a predictor may be taken for a run unasked: made for this very checkpoint, and as things are now.
+
+    `facts` are the MODEL's fingerprint and its checkpoint.
+    """
+    same = all(config.model.get(key) == facts[key] for key in (*ANOTHER_MODEL, "checkpoint"))
+    kind = of_guider(guider).get("guider", "")
+    alike = config.model.get("guider", "") == kind and not config.switch
+    return same and alike and not differences(config, facts, guider)
 
 
 def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any, *, low: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..amed_core.files import load_predictors, read_notes, save_predictor
 from .learning import predictor_of
 from .pairing import ANOTHER_MODEL
-from .registration import FOLDER
+from .places import FOLDER
 from .situations import named
 from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say
 

@@ -7,11 +7,10 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import folder_paths
 
+from .places import FOLDER, SHIPPED
 from .sampling import sampler_functions, scheduler
 from .values import SCHEDULER
 
-FOLDER = "amed_predictors"
-SHIPPED = Path(__file__).parents[1] / "predictors"
 LEAVE_LISTS = "AMED_LEAVE_LISTS"  # an environment variable: set, ComfyUI's lists stay as they are
 
 

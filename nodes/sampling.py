@@ -15,12 +15,14 @@ from ..amed_core.samplers import MULTISTEP_STUDENT, NAMES, sampler_name
 from ..amed_core.types import Run, Sample
 from .bridge import foreign_code, guider_of, leaves_out_negative, look, shows_guidance
 from .drawing import draw
-from .learning import NEVER, learning_of, sample_learning
+from .finding import found as found_file
+from .learning import AUTOMATICALLY, NEVER, learning_of, sample_learning
 from .own_grid import is_own, placeholder
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
-from .values import ATTACHMENT, NotedPredictor, warn
+from .values import ATTACHMENT, NotedPredictor, note, warn
 
-LEARNING = ("amed", MULTISTEP_STUDENT)  # entries of the sampler list that learn where there is no predictor
+ANY = "amed"  # the entry of the sampler list that runs whatever predictor there is, of any sampler
+LEARNING = (ANY, MULTISTEP_STUDENT)  # entries that learn where there is none
 
 
 @torch.no_grad()
@@ -37,8 +39,9 @@ def sample_amed(
 ) -> Sample:
     """Sample with `predictor`, or with the one applied to the model, and return the sample at the last level.
 
-    Without one, and where a multistep one was made for other levels, it learns (see `learning`). `x` (batch, ...) is
-    noisy at the first of `sigmas` (levels,). `name` is the chosen entry of the sampler list.
+    Without one it takes the newest file that fits (see `finding`). Without such a file, or where a multistep one was
+    made for other levels, it learns (see `learning`). `x` (batch, ...) is noisy at the first of `sigmas` (levels,).
+    `name` is the chosen entry of the sampler list: "amed" runs predictors of any sampler, the others of their own.
     Raises ValueError for a predictor of another model or sampler, and for levels that no sampler could follow.
     Raises FloatingPointError if the model answered NaN or infinity.
     """
@@ -47,8 +50,15 @@ def sample_amed(
     guider = guider_of(model)
     patcher = guider.model_patcher
     predictor = predictor or patcher.get_attachment(ATTACHMENT)
+    levels = sigmas.tolist()
+    chosen: Predictor | None = None
     if predictor is None and name in LEARNING:
-        return sample_learning(model, x, sigmas, extra_args or {}, callback, disable)
+        look_for = learning_of(patcher).mode == AUTOMATICALLY
+        file = found_file(guider, levels, None if name == ANY else name) if look_for else None
+        if file is None:
+            return sample_learning(model, x, sigmas, extra_args or {}, callback, disable)
+        predictor, chosen, levels = file.predictor, file.one, list(file.levels)
+        note([f"{len(levels) - 1} calls with {file.name}."])
     if predictor is None:
         raise ValueError(
             f'The sampler "{name}" needs a predictor, but the MODEL has none. Add the node "AMED Apply Predictor" '
@@ -56,15 +66,14 @@ def sample_amed(
         )
     config = predictor.config
     made_for = sampler_name(config)
-    if name is not None and name != made_for:
+    if name not in (None, ANY, made_for):
         raise ValueError(
-            f'The applied predictor was made for the sampler "{made_for}", but "{name}" is chosen. '
-            f'Choose "{made_for}" as sampler_name, or apply another predictor in "AMED Apply Predictor".'
+            f'The applied predictor was made for the sampler "{made_for}", but "{name}" is chosen. Choose "{ANY}" as '
+            'sampler_name, which runs every predictor, or another file in "AMED Load Predictor".'
         )
     found = fingerprint(patcher)
     refuse_other_model(config, found)
-    levels = sigmas.tolist()
-    chosen = _chosen(predictor, levels, guider)
+    chosen = chosen or _chosen(predictor, levels, guider)
     if chosen is None and learning_of(patcher).mode != NEVER:
         return sample_learning(model, x, sigmas, extra_args or {}, callback, disable, predictor.every)
     one = chosen or predictor.predictor
