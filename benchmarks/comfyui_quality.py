@@ -320,7 +320,7 @@ def fitted(setting: Setting, calls: int, seed: int, **settings: Any) -> tuple[An
 
 def applied(setting: Setting, made: Any, calls: int) -> tuple[Any, str, Tensor]:
     """The MODEL with its predictor, and the sampler's name and sigmas with which KSampler uses it."""
-    (model,) = PACK.nodes.AMEDApplyPredictor.execute(setting.about.model, made).args
+    model, *_ = PACK.nodes.AMEDApplyPredictor.execute(setting.about.model, made).args
     name = PACK.amed_core.samplers.sampler_name(made.config)
     ks = comfy.samplers.KSampler(model, calls, torch.device("cpu"), name, "amed", 1.0, model.model_options)
     return model, name, ks.sigmas

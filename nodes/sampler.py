@@ -3,14 +3,15 @@
 import copy
 from typing import Any
 
+import comfy.samplers
 import torch
 from comfy.samplers import KSAMPLER
 from comfy_api.latest import io
 
 from .pairing import fingerprint, refuse_other_model, refuse_unfit
-from .sampling import sample_amed
+from .sampling import ANY, sample_amed
 from .timesteps import interpolated
-from .values import ATTACHMENT, CATEGORY, NotedPredictor, PredictorSocket
+from .values import ATTACHMENT, CATEGORY, SCHEDULER, NotedPredictor, PredictorSocket
 
 
 class AMEDApplyPredictor(io.ComfyNode):
@@ -21,10 +22,11 @@ class AMEDApplyPredictor(io.ComfyNode):
             display_name="AMED Apply Predictor",
             category=CATEGORY,
             description="Gives a model its predictor, for KSampler and every other node that has a sampler list: "
-            'choose the "amed..." sampler that the predictor was made for, the scheduler "amed", and as steps the '
-            "number of model calls. With other schedulers, or denoise below 1, it plans what resembles the steps it "
-            "learned, and the rest are plain calls; a text on the sampling node says so. Models with 1,000 timesteps "
-            "are asked between them, too, instead of at the nearest. The model's weights are not changed.",
+            'choose the sampler "amed", the scheduler "amed", and as steps the number of model calls; or connect the '
+            "other outputs to KSampler's widgets, which then need no setting. With other schedulers, or denoise below "
+            "1, it plans what resembles the steps it learned, and the rest are plain calls; a text on the sampling "
+            "node says so. Models with 1,000 timesteps are asked between them, too, instead of at the nearest. The "
+            "model's weights are not changed.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model the predictor was made for. Connect LoRA and shift nodes before."
@@ -32,7 +34,24 @@ class AMEDApplyPredictor(io.ComfyNode):
                 PredictorSocket.Input("predictor", tooltip='From "AMED Load Predictor" or "AMED Train Predictor".'),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with its predictor; connect it to KSampler.")
+                io.Model.Output(display_name="model", tooltip="The model with its predictor; connect it to KSampler."),
+                io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The predictor's noise levels, for the same nodes."),
+                # The lists themselves: ComfyUI compares them with those of KSampler's widgets.
+                io.Combo.Output(
+                    display_name="sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    tooltip="For the widget of KSampler.",
+                ),
+                io.Combo.Output(
+                    display_name="scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    tooltip="For the widget of KSampler.",
+                ),
+                io.Int.Output(
+                    display_name="steps", tooltip="The predictor's number of model calls, for the widget of KSampler."
+                ),
+                io.Float.Output(display_name="cfg", tooltip="What the predictor was made for, for KSampler's widget."),
             ],
         )
 
@@ -46,7 +65,10 @@ class AMEDApplyPredictor(io.ComfyNode):
         sampling = copy.copy(interpolated(model.get_model_object("model_sampling")))
         setattr(sampling, ATTACHMENT, predictor)
         applied.add_object_patch("model_sampling", sampling)
-        return io.NodeOutput(applied)
+        config = predictor.config
+        levels = torch.tensor(predictor.every.sigmas(config.calls), dtype=torch.float32)
+        sampler = KSAMPLER(sample_amed, {"predictor": predictor})
+        return io.NodeOutput(applied, sampler, levels, ANY, SCHEDULER, config.calls, config.guidance)
 
 
 class AMEDSampler(io.ComfyNode):

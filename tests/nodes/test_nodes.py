@@ -56,7 +56,7 @@ def start(count: int = 10) -> torch.Tensor:
 def test_k_sampler_equals_the_core(pack: Any, demo: Any, name: str, calls: int, cfg: float) -> None:
     """Also the features: a predictor reads them, for the positive rows only."""
     made = predictor(pack, name, calls, guidance=cfg)
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, made).args
     theirs = k_sample(demo, applied, calls, cfg, name, "amed")
     ours = sample(
         DigitsDenoiser(cfg).for_rows(range(10)),
@@ -98,7 +98,7 @@ def fingerprint_of(model: Any) -> Any:
 
 def test_sampling_and_training_leave_the_model_untouched(pack: Any, demo: Any) -> None:
     before = fingerprint_of(demo.model)
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
     k_sample(demo, applied, 5, 2.0, "amed", "amed")
     fit(pack, demo, trajectories=16)
     after = fingerprint_of(demo.model)
@@ -145,7 +145,7 @@ def test_the_loss_falls(pack: Any, demo: Any) -> None:
 
 @pytest.mark.parametrize("steps", [3, 5, 8])
 def test_progress_counts_model_calls_whatever_the_scheduler(pack: Any, demo: Any, steps: int) -> None:
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
     heard: list[tuple[int, int]] = []
 
     def hear(step: int, x0: Any, x: Any, total: int) -> None:
@@ -158,7 +158,7 @@ def test_progress_counts_model_calls_whatever_the_scheduler(pack: Any, demo: Any
 def test_interrupting_stops_before_the_next_model_call(pack: Any, demo: Any) -> None:
     import comfy.model_management  # noqa: PLC0415
 
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
     calls = []
 
     def press_stop(step: int, *_: Any) -> None:
@@ -214,7 +214,7 @@ def test_a_predictor_of_another_model_is_refused(pack: Any, demo: Any) -> None:
 
 
 def test_nan_from_the_model_names_interval_and_call(pack: Any, demo: Any) -> None:
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, predictor(pack)).args
     applied.set_model_sampler_post_cfg_function(
         lambda args: args["denoised"] * (float("nan") if float(args["sigma"][0]) < 4 else 1)
     )
@@ -235,6 +235,6 @@ def test_an_empty_predictor_folder_says_what_to_do(pack: Any, monkeypatch: pytes
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("digits_*.safetensors")), ids=lambda file: file.stem)
 def test_shipped_predictors_load_and_apply(pack: Any, demo: Any, file: Path) -> None:
     made = pack.nodes.values.NotedPredictor(load_predictor(file))
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, made).args
     name = pack.amed_core.samplers.sampler_name(made.config)
     assert k_sample(demo, applied, made.config.calls, 1.0, name, "amed").isfinite().all()

@@ -185,7 +185,7 @@ def test_k_sampler_equals_the_core(pack: Any, parts: Any, name: str) -> None:
         name, 5, pack.nodes.pairing.model_facts(parts.model, bottleneck=True), guidance=CFG
     )
     made = pack.nodes.values.NotedPredictor(AMEDPredictor(config, torch.Generator().manual_seed(1)))
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     theirs = k_sample(parts, applied, 5, CFG, name, "amed", latent=torch.zeros(1, *SHAPE))
     ours = sample(
         PicturesDenoiser(CFG).for_prompts(["strawberry"]),
@@ -225,7 +225,7 @@ def test_its_fingerprint_is_the_cores(pack: Any, parts: Any) -> None:
 def test_the_training_node_trains_on_it(pack: Any, parts: Any, gradient: str) -> None:
     made, *_ = train(pack, parts, paper=True, cfg=CFG, trajectories=4, gradient=gradient)
     assert made.config.features == "bottleneck"
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     assert drawn(parts, steps=5, sampler="amed", model=applied, scheduler="amed").isfinite().all()
 
 
@@ -240,7 +240,7 @@ def test_the_default_student_trains_on_several_prompts(pack: Any, parts: Any) ->
         prompts="strawberry\npenguin\nrocket\ntulip",
         clip=parts.clip,
     )
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     samples = drawn(parts, sampler="amed_multistep", model=applied, scheduler="amed")
     assert samples.shape == (1, *SHAPE)
     assert samples.isfinite().all()
@@ -250,7 +250,7 @@ def test_the_default_student_trains_on_several_prompts(pack: Any, parts: Any) ->
 def test_shipped_predictors_load_apply_and_beat_euler(pack: Any, parts: Any, file: Path) -> None:
     made = pack.nodes.values.NotedPredictor(load_predictor(file))
     config = made.config
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(parts.model, made).args
     settings = {"latent_image": empty(128, 128, batch=4), "cfg": config.guidance}
     slow = drawn(parts, steps=60, sampler="heun", **settings)
     name = pack.amed_core.samplers.sampler_name(made.config)

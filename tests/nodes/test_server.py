@@ -45,6 +45,23 @@ def converged(server: Any) -> torch.Tensor:
     return sampled(server, graphs.demo(), graphs.k_sampler(MODEL, "heun", "karras", 400))
 
 
+def test_apply_sets_the_widgets_of_k_sampler_and_custom_sampling(server: Any) -> None:
+    """Nothing is to be copied by hand: its outputs fit KSampler's widgets, in ComfyUI's own validation, too."""
+    shipped = next(iter(graphs.PREDICTORS.glob("digits_amed_5*"))).name
+    applied = graphs.demo() | {
+        "load": node("AMEDLoadPredictor", predictor_name=shipped),
+        "apply": graphs.apply(["load", 0]),
+    }
+    by_hand = sampled(server, applied, graphs.k_sampler(["apply", 0], "amed", "amed", 5))
+    linked = {"sampler": ["apply", 3], "scheduler": ["apply", 4], "steps": ["apply", 5], "cfg": ["apply", 6]}
+    assert torch.equal(sampled(server, applied, graphs.k_sampler(["apply", 0], **linked)), by_hand)
+    custom = node(
+        "SamplerCustom", model=["apply", 0], add_noise=True, noise_seed=7, cfg=["apply", 6], positive=POSITIVE,
+        negative=NEGATIVE, sampler=["apply", 1], sigmas=["apply", 2], latent_image=LATENT,
+    )  # fmt: skip
+    assert torch.equal(sampled(server, applied, custom), by_hand)
+
+
 @pytest.mark.parametrize("sampler", TYPES)
 def test_train_save_apply_sample_decode(server: Any, converged: torch.Tensor, sampler: str) -> None:
     graph = graphs.demo() | {

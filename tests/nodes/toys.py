@@ -23,7 +23,7 @@ def predictor(pack: Any, family: Family, name: str = "amed", calls: int = 5, see
 
 def apply(pack: Any, family: Family, made: Any, model: Any = None) -> Any:
     """The MODEL with its predictor."""
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(model or family.model, made).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(model or family.model, made).args
     return applied
 
 
