@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from .pairing import fingerprint, refuse_other_model, refuse_unfit
 from .sampling import ANY, sample_amed
 from .timesteps import interpolated
-from .values import ATTACHMENT, CATEGORY, SCHEDULER, NotedPredictor, PredictorSocket
+from .values import ATTACHMENT, CATEGORY, SCHEDULER, ListOutput, NotedPredictor, PredictorSocket
 
 
 class AMEDApplyPredictor(io.ComfyNode):
@@ -37,13 +37,12 @@ class AMEDApplyPredictor(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The model with its predictor; connect it to KSampler."),
                 io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced."),
                 io.Sigmas.Output(display_name="sigmas", tooltip="The predictor's noise levels, for the same nodes."),
-                # The lists themselves: ComfyUI compares them with those of KSampler's widgets.
-                io.Combo.Output(
+                ListOutput(
                     display_name="sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     tooltip="For the widget of KSampler.",
                 ),
-                io.Combo.Output(
+                ListOutput(
                     display_name="scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     tooltip="For the widget of KSampler.",

@@ -44,6 +44,20 @@ class NotedPredictor:
 
 
 PredictorSocket = io.Custom("AMED_PREDICTOR")
+
+
+class ListOutput(io.Combo.Output):
+    """An output for the widget of an older kind of node, whose type is the very list of its choices.
+
+    ComfyUI compares the two, and not all versions of it know that a COMBO fits.
+    """
+
+    @property
+    def io_type(self) -> list[str]:
+        """The list itself."""
+        return self.options
+
+
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own, from its LoRA training: the stock loss plot takes it
 
 
