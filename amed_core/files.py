@@ -1,10 +1,12 @@
 """Predictor files and training states: safetensors with a JSON header. Nothing is ever unpickled."""
 
+import contextlib
 import datetime
+import itertools
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,25 @@ def save_predictor(predictor: Predictor | PredictorSet, path: Path, notes: Mappi
 
     The file appears whole or not at all: an existing file survives any failure.
     """
-    every = predictor.predictors if isinstance(predictor, PredictorSet) else (predictor,)
-    header = {"version": VERSION, "configs": [asdict(one.config) for one in every], "notes": dict(notes or {})}
-    weights = {
-        f"{number}.{name}": weight.detach().cpu().contiguous()
-        for number, one in enumerate(every)
-        for name, weight in one.state_dict().items()
-    }
-    _write_tensors(path, weights, FORMAT, header)
+    _write(path, _predictor_bytes(predictor, notes))
+
+
+def save_new(
+    predictor: Predictor | PredictorSet,
+    path_of: Callable[[int], Path],
+    notes: Mapping[str, Any] | None = None,
+    first: int = 1,
+) -> Path:
+    """Write a predictor to the first path of `path_of(number)`, from number `first` on, that is not there yet.
+
+    Of several processes that save at once each gets a path of its own.
+    """
+    data = _predictor_bytes(predictor, notes)
+    for number in itertools.count(first):
+        with contextlib.suppress(FileExistsError):
+            _write(path := path_of(number), data, new=True)
+            return path
+    raise AssertionError  # numbers do not end
 
 
 def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +125,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             return [split(item) for item in value]
         return value
 
-    _write_tensors(path, tensors, STATE_FORMAT, {"version": VERSION, "state": split(state)})
+    _write(path, _tensor_bytes(tensors, STATE_FORMAT, {"version": VERSION, "state": split(state)}))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -134,11 +147,23 @@ def write_json(path: Path, content: Any) -> None:
     _write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
-    _write(path, save(dict(tensors), metadata={"format": kind, "header": json.dumps(header)}))
+def _predictor_bytes(predictor: Predictor | PredictorSet, notes: Mapping[str, Any] | None) -> bytes:
+    every = predictor.predictors if isinstance(predictor, PredictorSet) else (predictor,)
+    header = {"version": VERSION, "configs": [asdict(one.config) for one in every], "notes": dict(notes or {})}
+    weights = {
+        f"{number}.{name}": weight.detach().cpu().contiguous()
+        for number, one in enumerate(every)
+        for name, weight in one.state_dict().items()
+    }
+    return _tensor_bytes(weights, FORMAT, header)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _tensor_bytes(tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> bytes:
+    return save(dict(tensors), metadata={"format": kind, "header": json.dumps(header)})
+
+
+def _write(path: Path, data: bytes, *, new: bool = False) -> None:
+    """Write a file whole or not at all; a new one is refused with FileExistsError where there is one already."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -147,10 +172,26 @@ def _write(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if new:
+            _publish(temporary, path)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, or raise FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):  # a file system without hard links: the name is claimed first
+        path.open("xb").close()
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def _read(path: Path, kind: str, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

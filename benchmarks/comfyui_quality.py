@@ -306,7 +306,8 @@ def fine_levels(setting: Setting) -> Tensor:
 def fitted(setting: Setting, calls: int, seed: int, **settings: Any) -> tuple[Any, float]:
     """A predictor from a training node, and the seconds of its fit. The paper's students have a node of their own."""
     asked: dict[str, Any] = {"seed": seed, "cfg": setting.cfg, "steps": calls, "model": setting.about.model}
-    asked |= {"negative": setting.about.negative, "latent_image": {"samples": setting.about.latent}, **settings}
+    asked |= {"negative": setting.about.negative, "latent_image": {"samples": setting.about.latent}, "save_as": ""}
+    asked |= settings
     papers = "sampler_name" in settings
     asked = asked if papers else {"effort": "thorough"} | asked
     node = PACK.nodes.AMEDTrainPaperPredictor if papers else PACK.nodes.AMEDTrainPredictor

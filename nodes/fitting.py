@@ -196,6 +196,7 @@ class TrainSampler(comfy.samplers.Sampler):
         self.until = math.inf  # on the monotonic clock
         self.shown_from: tuple[Metered, int] | None = None  # what counts, and how many it had when the fit was finished
         self.progress: Progress | None = None  # while the fit runs
+        self.early: tuple[Preview, float] | None = None  # until there is a student; and when it was last shown
 
     @property
     def model_calls(self) -> int:
@@ -235,9 +236,9 @@ class TrainSampler(comfy.samplers.Sampler):
         job, balance = self.job, Balance.of(packed_shapes(guider), like)
 
         def on_call(x: Sample, sigma: Sigma, denoised: Sample) -> None:
-            del x, sigma, denoised
+            del x, sigma
             if self.progress is not None:
-                self.progress.update(self.model_calls)
+                self.progress.update(self.model_calls, self._early(denoised))
                 self._stop_in_time()
 
         # The fit and the report share what was found out about memory.
@@ -274,8 +275,12 @@ class TrainSampler(comfy.samplers.Sampler):
         begun = time.monotonic()
         progress = self.progress = Progress(self._total(fit), self.tell, quiet)
         progress.saved_calls = max(USUAL_STEPS - self.job.uses[0].calls, 1)
+        self.early = preview, 0.0
         self.until = begun + 60 * self.job.minutes if self.job.minutes else math.inf
-        self.tell(f"about {progress.total:,} sample calls; their time follows from the first of them")
+        if self.resumed:
+            self.tell(f"going on from {fit.model_calls / progress.total:.0%}, where it was stopped")
+        else:
+            self.tell(f"about {progress.total:,} sample calls; their time follows from the first of them")
         try:
             try:
                 self._fitted(fit, preview, progress)
@@ -289,7 +294,7 @@ class TrainSampler(comfy.samplers.Sampler):
             progress.finish()
         except BaseException:
             save_state(self.job.state, fit.state_dict())
-            self._keep_unfinished(fit)
+            self._keep_unfinished(fit, progress)
             raise
         finally:
             progress.bar.close()
@@ -300,11 +305,19 @@ class TrainSampler(comfy.samplers.Sampler):
         for event in fit.events():
             progress.total, progress.text = self._total(fit), f"; {event}"
             finished = event.finished
+            self.early = None if finished else self.early
             progress.update(self.model_calls, preview(event.teacher, event.student) if finished else None)
             if time.monotonic() - saved_at >= SAVED_EVERY:
                 save_state(self.job.state, fit.state_dict())
                 saved_at = time.monotonic()
             self._stop_in_time()
+
+    def _early(self, denoised: Sample) -> Any:
+        """Now and then, as long as there is no student, a picture of what the slow sampler is at."""
+        if self.early is None or time.monotonic() - self.early[1] < TOLD_EVERY:
+            return None
+        self.early = self.early[0], time.monotonic()
+        return self.early[0].before(denoised)
 
     def _stop_in_time(self) -> None:
         """Raise TimeIsUpError if the budget is spent, and there is something to hand over."""
@@ -322,9 +335,11 @@ class TrainSampler(comfy.samplers.Sampler):
         """How many held-out trajectories one batch shows, up to so many."""
         return min(most, self.job.settings.batch_size, self.job.settings.held_out)
 
-    def _keep_unfinished(self, fit: Fit) -> None:
+    def _keep_unfinished(self, fit: Fit, progress: Progress) -> None:
         """Hand over what there is of a fit that somebody stopped, as a file among the predictors."""
+        stopped = f"stopped at {progress.done / progress.total:.0%}. Run it again to go on"
         if not fit.begun:
+            self.tell(stopped)
             return
         about = fit.summary()
         try:
@@ -333,7 +348,7 @@ class TrainSampler(comfy.samplers.Sampler):
             logging.warning(f"AMED: the best so far could not be saved: {error}")
             return
         name = f"{UNFINISHED}/{self.job.unfinished.name}"
-        self.tell(f"stopped. Run it again to go on; the best so far is {name}, {about.headline()}")
+        self.tell(f"{stopped}; the best so far is {name}, {about.headline()}")
 
     @torch.no_grad()
     def _equal(self, fit: Fit, source: Source, sampling: Any) -> dict[int, int | None]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..amed_core.files import load_predictors, read_notes, save_predictor
+from ..amed_core.files import load_predictors, read_notes
 from .learning import predictor_of
 from .pairing import ANOTHER_MODEL
 from .places import FOLDER
+from .saving import AUTOMATIC, saved, why_not
 from .situations import named
 from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say
 
@@ -24,20 +25,23 @@ def _names() -> list[str]:
 
 
 class AMEDSavePredictor(io.ComfyNode):
+    NAME = "AMED Save Predictor"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMEDSavePredictor",
-            display_name="AMED Save Predictor",
+            display_name=cls.NAME,
             category=CATEGORY,
-            description="Writes a predictor to models/amed_predictors. Nothing is overwritten: names are numbered.",
+            description="Writes a predictor to models/amed_predictors. Nothing is overwritten: names are numbered. "
+            'KSampler with the sampler "amed" finds it there by itself.',
             inputs=[
                 PredictorSocket.Input("predictor", tooltip='From "AMED Train Predictor" or "AMED Load Predictor".'),
                 io.String.Input(
                     "filename_prefix",
-                    default="amed",
-                    tooltip="The file becomes PREFIX_00001_.safetensors; a slash makes a subfolder. Name the model, "
-                    "the number of calls and the cfg, so that you find it again.",
+                    default=AUTOMATIC,
+                    tooltip='The file becomes PREFIX_00001_.safetensors; a slash makes a subfolder. "auto" is a name '
+                    "that says model, steps and cfg. Characters that Windows forbids become _.",
                 ),
             ],
             outputs=[
@@ -50,14 +54,12 @@ class AMEDSavePredictor(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+        return why_not(filename_prefix, cls.NAME) or True
+
+    @classmethod
     def execute(cls, predictor: NotedPredictor, filename_prefix: str) -> io.NodeOutput:
-        if not filename_prefix.strip() or filename_prefix.strip()[-1] in "/\\":
-            raise ValueError('filename_prefix is empty. Name the file in "AMED Save Predictor", for example "sdxl_5".')
-        root = folder_paths.get_folder_paths(FOLDER)[0]
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip(), root)
-        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_predictor(predictor.every, path, predictor.notes)
-        listed = (Path(subfolder) / path.name).as_posix()
+        listed = saved(predictor, filename_prefix, cls.NAME)
         say(cls, f"Saved as {listed}")
         return io.NodeOutput(listed, ui=ui.PreviewText(listed))
 

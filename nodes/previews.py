@@ -19,9 +19,10 @@ from .streams import Balance, streams
 SHOWN = 4  # samples side by side
 SIDE = 128  # pixels of each at least
 WIDTH, HEIGHT, MARGIN = 480, 300, 46  # of one panel of the plot
-INK, GREY, PALE = (30, 30, 30), (140, 140, 140), (225, 225, 225)
-COLORS = {"predictor": (31, 119, 180), "base solver": GREY, "r": (31, 119, 180), "scale_dir": (214, 39, 40)}
-COLORS |= {"scale_time": (44, 160, 44), "newest": (31, 119, 180), "before": (214, 39, 40)}
+GROUND, INK, GREY, PALE = (24, 26, 30), (225, 225, 225), (150, 150, 150), (56, 60, 66)
+BLUE, RED, GREEN = (90, 170, 250), (255, 110, 110), (100, 210, 120)
+COLORS = {"predictor": BLUE, "base solver": GREY, "r": BLUE, "scale_dir": RED}
+COLORS |= {"scale_time": GREEN, "newest": BLUE, "before": RED}
 
 
 class Preview:
@@ -41,7 +42,7 @@ class Preview:
         if self.previewer is None:
             return None
         with self._harmless():
-            return self._sheet(teacher.detach(), student.detach())
+            return self._sheet(**{"slow sampler": teacher.detach(), "predictor": student.detach()})
         return None
 
     @contextlib.contextmanager
@@ -58,10 +59,19 @@ class Preview:
             self.previewer = None
             logging.warning(f"AMED: no preview of this model's latents, training goes on without ({error}).")
 
-    def _sheet(self, teacher: Tensor, student: Tensor) -> Image.Image:
+    def before(self, denoised: Tensor) -> Image.Image | None:
+        """What the slow sampler is at, before there is a student."""
+        if self.previewer is None:
+            return None
+        with self._harmless():
+            return self._sheet(**{"slow sampler": self.balance.scaled(denoised.detach())})
+        return None
+
+    def _sheet(self, **named: Tensor) -> Image.Image:
+        """A row of pictures for every name, which is written on it."""
         rows = [
             [self.previewer.decode_latent_to_preview(x[n : n + 1]) for n in range(min(SHOWN, len(x)))]
-            for x in (streams(self.balance.unscaled(x), self.balance.shapes)[0] for x in (teacher, student))
+            for x in (streams(self.balance.unscaled(x), self.balance.shapes)[0] for x in named.values())
         ]
         width, height = rows[0][0].size
         scale = max(1, math.ceil(SIDE / min(width, height)))
@@ -70,6 +80,11 @@ class Preview:
             for x, picture in enumerate(row):
                 large = picture.convert("RGB").resize((scale * width, scale * height), Image.Resampling.BICUBIC)
                 sheet.paste(large, (x * scale * width, y * scale * height))
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+        for y, name in enumerate(named):
+            place = (4, y * scale * height + 2)
+            draw.rectangle(draw.textbbox(place, name, font=font), fill="black")
+            draw.text(place, name, "white", font=font)
         return sheet
 
 
@@ -86,7 +101,7 @@ def previewer_of(device: torch.device, latent_format: Any) -> Any:
 
 def plot(report: IntervalReport, title: str) -> Tensor:
     """The report as an IMAGE (1, height, width, 3): the error at the end of every interval, and the plans."""
-    sheet = Image.new("RGB", (2 * WIDTH, HEIGHT + 30), "white")
+    sheet = Image.new("RGB", (2 * WIDTH, HEIGHT + 30), GROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     draw.text((MARGIN, 8), title, INK, font=font)
@@ -142,6 +157,7 @@ def _panel(
         color = COLORS[name]
         points = [(place(k), height(value)) for k, value in enumerate(line) if math.isfinite(value)]
         draw.line(points, color, width=2)
-        for x, y in points:
-            draw.ellipse([x - 4, y - 4, x + 4, y + 4], color)
+        for number, (x, y) in enumerate(points, start=1):
+            radius = 7 if logarithmic and number == len(points) else 4  # the finished picture's error is what counts
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], color)
         draw.text((begin + 130 * n, 52), name, color, font=font)

@@ -1,5 +1,6 @@
 """Distilling a predictor from the loaded model, inside the UI, with no more memory than sampling needs."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,14 +9,16 @@ from typing import Any
 
 import folder_paths
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..amed_core.files import provenance
 from ..amed_core.fit.equivalent import MOST
+from ..amed_core.fit.several import numbers_of
 from .fitting import FLOW_PAIR, USUAL_PAIR, TrainSampler, duration
 from .pairing import refuse_unfit
 from .previews import plot
 from .recipes import advice
+from .saving import saved, why_not
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
 from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, shapes_of, subject_of
 from .values import CATEGORY, NotedPredictor, describe, fold, say, settings, tell
@@ -36,7 +39,17 @@ class AMEDTrainPredictor(io.ComfyNode):
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
+            is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, steps: Any = "5", passes: Any = 0, save_as: Any = "") -> bool | str:
+        steps, passes, save_as = map(_only, (steps, passes, save_as))
+        try:
+            None if passes else numbers_of(str(steps))
+        except ValueError as error:
+            return f'steps is {error} Set it in "{AskedPredictor.NODE}".'
+        return _why_not_saved(save_as, AskedPredictor.NODE) or True
 
     @classmethod
     def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
@@ -57,7 +70,12 @@ class AMEDTrainPaperPredictor(io.ComfyNode):
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
+            is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, save_as: Any = "") -> bool | str:
+        return _why_not_saved(_only(save_as), AskedPaper.NODE) or True
 
     @classmethod
     def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
@@ -67,6 +85,16 @@ class AMEDTrainPaperPredictor(io.ComfyNode):
 def _one_each(inputs: Mapping[str, list[Any]]) -> dict[str, Any]:
     """A list of CONDITIONINGs is several prompts; of everything else there is one."""
     return {name: values[0] for name, values in inputs.items()}
+
+
+def _only(value: Any) -> Any:
+    """The value of an input; a node that takes lists may be given it in one."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _why_not_saved(save_as: Any, node: str) -> str | None:
+    """Why the result could not be saved under this name; None if it can, or is not to be."""
+    return why_not(save_as, node) if isinstance(save_as, str) and save_as.strip() else None
 
 
 def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
@@ -100,8 +128,7 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     }
     predictor = NotedPredictor.of(every, provenance(summary.header() | about))
     usage, gained = describe(predictor), summary.sentence()
-    # The node shows few lines: first of all, whether it is any good.
-    say(node, ". ".join(filter(None, [summary.headline(), f"Choose {settings(predictor)}"])))
+    file = _saved(predictor, asked)
     cost = f"{sampler.model_calls:,} sample calls of training in {duration(time.monotonic() - begin)}"
     cost += f", {sampler.shown_calls:,} of them to see what it is worth"
     if sampler.resumed:
@@ -111,10 +138,25 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     config = every.main.config
     price = f"a picture takes {config.calls} model calls, which are {config.passes} passes of the network"
     equal, fitted_at = equalities(sampler.equal, config.flow), made_at(size, config.kind)
-    lines = [usage, gained, *equal, fitted_at, price, cost, advice(subject.model)]
+    lines = [usage, gained, *equal, file, fitted_at, price, cost, advice(subject.model)]
     report = "\n".join([*filter(None, lines), "", sampler.report.text()])
-    losses = {"loss": sampler.fit.losses}
-    return io.NodeOutput(predictor, losses, report, plot(sampler.report, f"{usage}; {summary.headline()}"))
+    losses, drawn = {"loss": sampler.fit.losses}, plot(sampler.report, f"{usage}; {summary.headline()}")
+    # What it means, in as few lines as a node shows: first of all, whether it is any good.
+    meaning = "\n".join(filter(None, [summary.headline() or gained, *equal, f"Choose {settings(predictor)}", file]))
+    say(node, meaning)
+    shown = ui.PreviewImage(drawn, cls=node).as_dict() | ui.PreviewText(meaning).as_dict()
+    return io.NodeOutput(predictor, losses, report, drawn, ui=shown)
+
+
+def _saved(predictor: NotedPredictor, asked: Asked) -> str:
+    """Save what was fitted, as a sentence. A full disk costs the file, and not the fit."""
+    if not asked.save_as.strip():
+        return ""
+    try:
+        return f"Saved as {saved(predictor, asked.save_as, asked.NODE)}"
+    except OSError as error:
+        logging.warning(f"AMED: the predictor is not saved: {error}")
+        return f'NOT saved ({error.strerror or error}): connect "AMED Save Predictor" and run again'
 
 
 def equalities(equal: Mapping[int, int | None], flow: bool) -> list[str]:

@@ -11,6 +11,7 @@ from ..amed_core.fit.efforts import EFFORTS
 from ..amed_core.fit.teacher import TEACHERS
 from ..amed_core.samplers import NAMES, TYPES
 from ..amed_core.schedules import SCHEDULES, SEARCHED
+from .saving import AUTOMATIC
 from .values import SCHEDULER, LossMap, PredictorSocket
 
 AUTO = "auto"  # the preset's choice
@@ -41,12 +42,12 @@ def defaults(inputs: list[Any]) -> dict[str, Any]:
 
 def predictor_inputs() -> list[Any]:
     """What "AMED Train Predictor" asks for."""
-    return [*_subject(_steps()), *_effort(), *_amount(), *_optional(), *_teacher(), _passes()]
+    return [*_subject(_steps()), *_effort(), *_amount(), *_optional(), *_teacher(), _passes(), save_as()]
 
 
 def paper_inputs() -> list[Any]:
     """What "AMED Train Paper Predictor" asks for."""
-    return [*_subject(_calls()), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional()]
+    return [*_subject(_calls()), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional(), save_as()]
 
 
 def outputs() -> list[Any]:
@@ -66,6 +67,17 @@ def outputs() -> list[Any]:
         ),
         io.Image.Output(display_name="plot", tooltip="The same as a picture, for Preview Image."),
     ]
+
+
+def save_as() -> Any:
+    """The name of the predictor's file."""
+    return io.String.Input(
+        "save_as",
+        default=AUTOMATIC,
+        optional=True,
+        tooltip="What the finished predictor is saved as in models/amed_predictors, where KSampler with the sampler "
+        '"amed" finds it by itself. "auto" is a name that says model, steps and cfg; empty saves nothing.',
+    )
 
 
 def _steps() -> Any:

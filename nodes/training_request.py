@@ -92,6 +92,7 @@ class Asked:
     held_out: int
     guider: Any
     teacher_calls: int
+    save_as: str
 
     NODE: ClassVar[str]
 

@@ -37,10 +37,12 @@ def settings_of(effort: Effort, calls: int, uses: int = 1) -> FitConfig:
         own = FitConfig(16, 8, 4, iterations=2, budget=most, per_iteration=360, grids=8, finalists=3)
         own = replace(own, energy_calls=FEW)
     else:
-        own = FitConfig(16, 4, 4, teacher_calls=4 * calls, iterations=2, budget=most, per_iteration=300, grids=8)
+        # Of many calls the errors are small, but for a few samples': trajectories count more than an iteration.
+        slow = max(24, -(-5 * calls // 2))
+        own = FitConfig(32, 4, 4, teacher_calls=slow, iterations=2, budget=most, per_iteration=300, grids=6)
         own = replace(own, finalists=1)
     own = replace(own, baselines=4, plain_finalists=1, few=4)
-    return _affordable(own, calls, uses, most - ITERATION, least_grids=4)
+    return _affordable(own, calls, uses, most - ITERATION * (calls <= FEW), least_grids=4)
 
 
 def of_images(settings: FitConfig) -> FitConfig:

@@ -6,7 +6,7 @@ import pytest
 from problems import SHAPE, SIGMA_MAX, Counting, Mixture, mixture, multistep_config
 
 from amed_core import FitConfig, PredictorConfig, make_fit, usual_settings
-from amed_core.fit.efforts import MOST_CALLS, Effort, settings_of
+from amed_core.fit.efforts import FEW, MOST_CALLS, Effort, settings_of
 from amed_core.fit.make import make_set
 from amed_core.fit.several import Use
 from amed_core.fit.trajectories import gaussian
@@ -81,7 +81,8 @@ def test_images_are_fitted_by_one_process() -> None:
 
 def test_every_effort_has_settings_for_every_number_of_calls_and_no_other_has() -> None:
     for effort in get_args(Effort):
-        trajectories = [settings_of(effort, calls).trajectories for calls in range(2, 21)]
-        assert trajectories == sorted(trajectories, reverse=True)
+        for numbers in (range(2, FEW + 1), range(FEW + 1, 21)):  # which have other iterations
+            trajectories = [settings_of(effort, calls).trajectories for calls in numbers]
+            assert trajectories == sorted(trajectories, reverse=True)
     with pytest.raises(ValueError, match="quick, standard, thorough"):
         settings_of("hasty", 5)  # type: ignore[arg-type]

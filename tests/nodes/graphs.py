@@ -36,7 +36,7 @@ def train_paper(sampler: str = "amed", **changes: Any) -> dict[str, Any]:
 
 
 def _train(kind: str, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"seed": 0, "cfg": 1.0, "steps": 5, "trajectories": 0} | changes
+    settings: dict[str, Any] = {"seed": 0, "cfg": 1.0, "steps": 5, "trajectories": 0, "save_as": ""} | changes
     return node(kind, model=MODEL, positive=POSITIVE, negative=NEGATIVE, latent_image=LATENT, **settings)
 
 

@@ -264,7 +264,10 @@ def test_progress_counts_model_calls_and_shows_the_teacher_above_the_student(
     assert seen[-1][:2] == (made.notes["training"]["model_calls"],) * 2, "100 % in the end"
     pictures = [preview[1] for _, _, preview in seen if preview is not None]
     assert len(pictures) >= 2
-    assert pictures[0].size[0] == pictures[0].size[1], "two samples side by side, the teacher's above the student's"
+    assert pictures[0].size[0] == 2 * pictures[0].size[1], "two samples side by side, of the slow sampler alone"
+    assert pictures[-1].size[0] == pictures[-1].size[1], "the slow sampler's above the predictor's"
+    first = next(done for done, _, preview in seen if preview is not None)
+    assert first <= 0.1 * seen[-1][1], "the first in the first tenth"
     assert any("left" in text and "%" in text for text in told)
     assert "sample calls" in told[0], "before anything else"
     if how is SHORT:

@@ -137,7 +137,8 @@ def train(pack: Any, family: Any, model: Any = None, *, paper: bool = False, **c
     It is "AMED Train Paper Predictor" or "AMED Train Predictor". What is not given is as in an untouched node.
     """
     few = {"trajectories": 2, "batch_size": min(2, family.latent["samples"].shape[0]), "held_out": 2}
-    settings: dict[str, Any] = few | {"cfg": 3.0, "teacher_calls": 4, "positives": [family.positive]} | changes
+    usual: dict[str, Any] = few | {"cfg": 3.0, "teacher_calls": 4, "positives": [family.positive], "save_as": ""}
+    settings = usual | changes
     positives = settings.pop("positives")
     shared = {"model": model or family.model, "negative": family.negative, "latent_image": family.latent}
     listed = {name: [value] for name, value in (shared | settings).items()}
