@@ -1,6 +1,6 @@
 """The rows that evidence.py leaves of the text-to-picture model, and their tables in Markdown.
 
-Needs neither ComfyUI nor torch.
+Needs no ComfyUI.
 """
 
 import json
@@ -8,9 +8,10 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from amed_core.fit.equivalent import calls_on
 
 STOCK, USED, OURS, LEARNED, PAPER, APART, LADDER, CHECK = KINDS = (
     "stock", "used", "ours", "learned", "published", "CFG++", "ladder", "check",
@@ -111,20 +112,15 @@ def best_stock(rows: Iterable[Row], cfg: float, calls: int, space: str = DECODED
 def same_error(error: float, ladder: Sequence[tuple[int, float]]) -> str:
     """How many calls the best stock pairs take for this error, as a text: "12.3", "below 3" or "over 24".
 
-    The ladder has errors by calls. Between two rungs calls are interpolated in the logarithms of both. A rung that is
-    worse than the one before counts as that one: whoever has more calls may leave some.
+    The ladder has errors by calls, and is read as in `calls_on`.
     """
-    rungs = sorted(ladder)
-    best: list[tuple[int, float]] = []
-    for calls, found in rungs:
-        best.append((calls, min([found, *(one for _, one in best[-1:])])))
-    if error >= best[0][1]:
-        return f"below {best[0][0]}" if error > best[0][1] else f"{best[0][0]}"
-    for (less, high), (more, low) in pairwise(best):
-        if low <= error < high:
-            part = math.log(high / error) / math.log(high / low)
-            return f"{math.exp(math.log(less) + part * math.log(more / less)):.1f}"
-    return f"over {best[-1][0]}"
+    calls = [calls for calls, _ in sorted(ladder)]
+    found = calls_on(ladder, error)
+    if found == 0:
+        return f"below {calls[0]}"
+    if math.isinf(found):
+        return f"over {calls[-1]}"
+    return f"{calls[0]}" if found == calls[0] else f"{found:.1f}"
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:

@@ -116,24 +116,30 @@ def recipe(sampling: Any, sampler_name: str, scheduler: str, steps: int, node: s
         longer = comfy.samplers.calculate_sigmas(sampling, scheduler, steps + 1)
         levels = torch.cat([longer[:-2], longer[-1:]])
     made = Recipe(sampler_name, scheduler, tuple(levels.tolist()), sampling)
-    x = float(levels[0]) * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ends = []
-    for seed in (1, 2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                ends.append(made._run(_nothing, x, seed)[0])
-            except Exception as error:  # whatever a sampler of another pack asks for
-                raise ValueError(
-                    f"{sampler_name} cannot be a teacher: it asks for more than a model's answers "
-                    f'({type(error).__name__}: {error}). Choose another teacher_sampler in "{node}".'
-                ) from error
-    if float((ends[1] - ends[0]).abs().max()) > REPEATABLE * float(ends[0].abs().max()):
+    try:
+        noisy = adds_noise(made)
+    except Exception as error:  # whatever a sampler of another pack asks for
+        raise ValueError(
+            f"{sampler_name} cannot be a teacher: it asks for more than a model's answers "
+            f'({type(error).__name__}: {error}). Choose another teacher_sampler in "{node}".'
+        ) from error
+    if noisy:
         raise ValueError(
             f"{sampler_name} adds noise of its own: no student can reproduce its pictures. Choose a teacher_sampler "
             f'without "ancestral" or "sde" in its name, or teacher "converged", in "{node}".'
         )
     return made
+
+
+def adds_noise(made: Recipe) -> bool:
+    """Whether two runs from the same noise differ. Raises what the sampler raises if a model's answers do not do."""
+    x = made.levels[0] * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            ends.append(made._run(_nothing, x, seed)[0])
+    return float((ends[1] - ends[0]).abs().max()) > REPEATABLE * float(ends[0].abs().max())
 
 
 def advice(model: Any) -> str:

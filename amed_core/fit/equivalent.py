@@ -1,6 +1,8 @@
 """In how many calls another sampler comes as near: what people compare with."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 MOST = 100  # calls that are tried
 
@@ -19,3 +21,21 @@ def calls_for(error: float, of_calls: Callable[[int], float], begin: int) -> int
         middle = (low + high) // 2
         low, high = (middle, high) if of_calls(middle) > error else (low, middle)
     return high
+
+
+def calls_on(ladder: Sequence[tuple[int, float]], error: float) -> float:
+    """The calls that take this error by a ladder of (calls, error); 0 below its first rung, infinity above its last.
+
+    Between two rungs they are interpolated in the logarithms of both. A rung that is worse than the one before counts
+    as that one: whoever has more calls may leave some.
+    """
+    best: list[tuple[int, float]] = []
+    for calls, found in sorted(ladder):
+        best.append((calls, min([found, *(one for _, one in best[-1:])])))
+    if error >= best[0][1]:
+        return 0.0 if error > best[0][1] else float(best[0][0])
+    for (less, high), (more, low) in pairwise(best):
+        if low <= error < high:
+            part = math.log(high / error) / math.log(high / low)
+            return math.exp(math.log(less) + part * math.log(more / less))
+    return math.inf
