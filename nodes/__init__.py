@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import registration
+from .compare import AMEDCompare
 from .demo_model import AMEDDemoModel
 from .learning import AMEDLearn
 from .pictures_model import AMEDDemoCheckpoint
@@ -25,6 +26,7 @@ class AMEDExtension(ComfyExtension):
             AMEDLoadPredictor,
             AMEDMergePredictors,
             AMEDLearn,
+            AMEDCompare,
             AMEDApplyPredictor,
             AMEDSampler,
             AMEDScheduler,

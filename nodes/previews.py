@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..amed_core.fit.report import IntervalReport
 from ..amed_core.types import COLUMNS
+from .sheets import as_image
 from .streams import Balance, streams
 
 SHOWN = 4  # samples side by side
@@ -115,8 +116,7 @@ def plot(report: IntervalReport, title: str) -> Tensor:
     else:
         means = {name: [float(plan[name].mean()) for plan in report.plans] for name in COLUMNS}
         _panel(draw, WIDTH, "plan (mean over samples)", means, labels[: len(report.plans)], font)
-    pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).reshape(1, sheet.height, sheet.width, 3)
-    return pixels.float() / 255
+    return as_image(sheet)
 
 
 def _panel(
