@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..amed_core.fit.teacher import SLOW
 from .comparison import (
     LEAST_TIMES,
     NODE,
@@ -147,6 +147,12 @@ def _inputs() -> list[Any]:
             tooltip="Stock samplers, each with its scheduler, by their names in KSampler; commas between the pairs. "
             "Samplers that add noise of their own are refused: their pictures are others than the teacher's.",
         ),
+        *_optional(),
+    ]
+
+
+def _optional() -> list[Any]:
+    return [
         PredictorSocket.Input(
             "predictor",
             optional=True,
@@ -193,7 +199,7 @@ def _teacher_calls(given: int, steps: Sequence[int]) -> int:
 def verdict(compared: Comparison, calls: int) -> str:
     """Which is nearer to the teacher in so many calls, and by how much."""
     best, mine = compared.best(calls), compared.mine(calls)
-    errors = f"error {mine.error:.3g} against {best.error:.3g}"
+    errors = f"error {mine.error:.3g} against {best.error:.3g}, nearer in {nearer(mine, best)} of {len(mine.squares)}"
     if not math.isfinite(mine.error):
         return f"{calls} calls of AMED gave no picture (NaN)."
     if mine.error > best.error:
@@ -201,6 +207,9 @@ def verdict(compared: Comparison, calls: int) -> str:
             f"{calls} calls of {best.name} are nearer to the teacher than {calls} of AMED: stock is better here; "
             f"{errors}."
         )
+    if math.isinf(compared.equal(calls)):
+        most = compared.ladders[calls][-1][0]
+        return f"{calls} calls of AMED are nearer to the teacher than {most} of {best.name}; {errors}."
     return f"{calls} calls of AMED are as near to the teacher as {_equal(compared, calls)} of {best.name}; {errors}."
 
 
@@ -208,7 +217,7 @@ def _equal(compared: Comparison, calls: int) -> str:
     """In how many calls the best stock pair is as near, in words."""
     found = compared.equal(calls)
     if math.isinf(found):
-        return f"more than {compared.ladders[calls][-1][0]}"
+        return f"over {compared.ladders[calls][-1][0]}"
     return f"{found:.0f}" if found >= 10 else f"{found:.1f}".removesuffix(".0")
 
 
@@ -251,7 +260,7 @@ class Decoder:
 
 def _still(latent: Tensor) -> Tensor:
     """The middle frame (1, channels, [1,] ...) of a latent."""
-    middle = latent[len(latent) // 2 :][:1]
+    middle = latent[len(latent) // 2 :][:1]  # a batch is one video's frames
     return middle[:, :, middle.shape[2] // 2 :][:, :, :1] if middle.ndim == 5 else middle
 
 
@@ -288,7 +297,11 @@ def _sheet(compared: Comparison, said: Sequence[str], decode: Decoder, amplify: 
             color = OURS if one is mine else BEST if one is best else INK
             lines.append(Line(one.name, _notes(compared, calls, one), pictures, apart, one.error, color))
         blocks.append(Block(f"{calls} model calls", tuple(lines)))
-    return sheet(said[0], about(compared), f"difference to the teacher, {amplify:g} times", blocks)
+    headline = said[0]
+    if len(said) > 1:
+        headline = f"AMED beside stock samplers in {', '.join(map(str, compared.steps))} model calls"
+        blocks = [replace(block, title=text) for block, text in zip(blocks, said, strict=True)]
+    return sheet(headline, about(compared), f"difference to the teacher, {amplify:g} times", blocks)
 
 
 def _notes(compared: Comparison, calls: int, one: Result) -> tuple[str, ...]:
@@ -297,7 +310,7 @@ def _notes(compared: Comparison, calls: int, one: Result) -> tuple[str, ...]:
     if one is mine:
         if mine.error <= best.error:
             notes.append(f"= {_equal(compared, calls)} calls of {best.name}")
-        notes.append(f"nearer than it in {nearer(mine, best)} of {len(mine.squares)} pictures")
+        notes.append(f"nearer than {best.name} in {nearer(mine, best)} of {len(mine.squares)} pictures")
     elif one is best:
         notes.append("the nearest of the stock pairs")
     return (*notes, f"{one.seconds:.2g} s a picture")
@@ -313,14 +326,15 @@ def _plot(compared: Comparison, title: str) -> Tensor:
 def about(compared: Comparison) -> str:
     """What was measured, as sentences."""
     seeds, shape = compared.seeds, compared.latent
-    many = f"{len(seeds)} pictures, seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"1 picture, seed {seeds[0]}"
+    many = f"{len(seeds)} pictures, seeds {seeds[0]} to" if len(seeds) > 1 else "1 picture, seed"
     size = " and ".join(
         " x ".join(map(str, part.shape[1:])) for part in (shape.unbind() if shape.is_nested else [shape])
     )
     family = type(compared.model.model.model_config).__name__
     return (
-        f"{family}, cfg {compared.cfg:g}, latents of {size}. {many}, each from the same noise by every method. Errors "
-        f"are RMSEs of latents to the teacher, {compared.slow.calls} calls of {type(SLOW).__name__} on a fine grid."
+        f"{family}, cfg {compared.cfg:g}, latents of {size}. {many} {seeds[-1]}, each from the same noise by every "
+        f"method. Errors are RMSEs of latents to the teacher, {compared.slow.calls} calls of a slow sampler on a fine "
+        "grid."
     )
 
 
@@ -332,14 +346,14 @@ def learned(compared: Comparison) -> str:
     if not compared.taught:
         return f"{ours.name} takes plain calls: AMED Learn says never."
     told = [
-        f"in {calls} calls a picture from {slow} picture{'s' * (slow != 1)} of seeds from "
-        f"{(compared.seeds[0] + TAUGHT_FROM) % SEEDS} on, {spent} calls"
+        f"for {calls} calls {slow} picture{'s' * (slow != 1)} in {spent}"
         for calls, (slow, spent) in compared.taught.items()
         if slow
     ]
     if not told:
-        return f"{ours.name} learned before, and nothing here."
-    return f"{ours.name} learned first {'; '.join(told)}, which no compared picture is part of."
+        return f"{ours.name} draws as it learned before; nothing was taught here."
+    seed = (compared.seeds[0] + TAUGHT_FROM) % SEEDS
+    return f"{ours.name} was taught first, on other seeds, from {seed} on: {', '.join(told)} model calls."
 
 
 def table(compared: Comparison, said: Sequence[str], seconds: float) -> str:
@@ -354,4 +368,3 @@ def table(compared: Comparison, said: Sequence[str], seconds: float) -> str:
         each = " ".join(f"{math.sqrt(square):.3g}" for square in one.squares)
         lines.append(f"{one.calls:>5}  {one.name:<{width}}  {one.error:>8.4f}  {one.seconds:>11.3g}  {each}")
     return "\n".join(lines)
-

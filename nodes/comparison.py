@@ -383,7 +383,7 @@ class Comparison:
             calls = round(counted / self.unit / len(drawn)) if self.unit else way.calls
             if calls != way.calls:
                 raise ValueError(
-                    f'{way.name} takes {calls} model calls here where {way.calls} are compared. Remove it from against '
+                    f"{way.name} takes {calls} model calls here where {way.calls} are compared. Remove it from against "
                     f'of "{NODE}", or disconnect the node that makes a model call several.'
                 )
             squares = tuple(map(self._square, drawn, self.slow.latents))
@@ -469,5 +469,3 @@ def streams_of(model: Any, latent: Any) -> list[Tensor]:
 def usual_teacher_calls(steps: Sequence[int]) -> int:
     """Those of a teacher that is nearer to the truth than any method that it judges."""
     return max(TEACHER_CALLS, TEACHER_TIMES * max(steps))
-
-

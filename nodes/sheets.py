@@ -17,9 +17,10 @@ OURS, BEST = (255, 179, 71), (122, 178, 255)
 SERIES = (BEST, (128, 214, 160), (214, 142, 232), (240, 128, 128), (120, 214, 214), (200, 200, 120))
 WIDEST = 2400  # pixels of a sheet
 LEAST_TILE, USUAL_TILE = 96, 240  # pixels of the longer side of a picture
-LABELS = 400  # pixels beside the pictures
+LABELS = 430  # pixels beside the pictures
 GAP, MARGIN = 6, 28
-PLOT = (960, 640)
+SMOOTH = 2  # times as large the plot is drawn, and then shrunk
+PLOT = (960 * SMOOTH, 640 * SMOOTH)
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,22 @@ def sheet(headline: str, about: str, amplified: str, blocks: Sequence[Block]) ->
     half = len(first) * (width + GAP) - GAP
     left, right = MARGIN + LABELS, MARGIN + LABELS + half + 3 * GAP
     total = right + half + MARGIN
-    title, small = ImageFont.load_default(30), ImageFont.load_default(17)
+    title, small = ImageFont.load_default(36), ImageFont.load_default(21)
     heads = [*wrapped(headline, title, total - 2 * MARGIN)]
     notes = [*wrapped(about, small, total - 2 * MARGIN)]
-    top = MARGIN + 38 * len(heads) + 24 * len(notes) + 10
-    row = max(height, 150) + 2 * GAP
-    drawn = Image.new("RGB", (total, top + sum(46 + row * len(block.lines) for block in blocks) + MARGIN), GROUND)
+    top = MARGIN + 46 * len(heads) + 28 * len(notes) + 10
+    row = max(height, 200) + 2 * GAP
+    drawn = Image.new("RGB", (total, top + sum(54 + row * len(block.lines) for block in blocks) + MARGIN), GROUND)
     draw = ImageDraw.Draw(drawn)
     for n, text in enumerate(heads):
-        draw.text((MARGIN, MARGIN + 38 * n), text, INK, title)
+        draw.text((MARGIN, MARGIN + 46 * n), text, INK, title)
     for n, text in enumerate(notes):
-        draw.text((MARGIN, MARGIN + 38 * len(heads) + 24 * n), text, MUTED, small)
+        draw.text((MARGIN, MARGIN + 46 * len(heads) + 28 * n), text, MUTED, small)
     for block in blocks:
         draw.line([(MARGIN, top + 4), (total - MARGIN, top + 4)], RULE)
-        draw.text((MARGIN, top + 14), block.title, INK, ImageFont.load_default(22))
-        draw.text((right, top + 18), amplified, MUTED, small)
-        top += 46
+        draw.text((MARGIN, top + 14), block.title, INK, ImageFont.load_default(26))
+        draw.text((total - MARGIN, top + 18), amplified, MUTED, small, "ra")
+        top += 54
         longest = max([line.error for line in block.lines if math.isfinite(line.error)], default=1.0)
         for line in block.lines:
             for begin, shown in ((left, line.pictures), (right, line.differences)):
@@ -91,19 +92,19 @@ def _sized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
 def _label(draw: ImageDraw.ImageDraw, line: Line, at: tuple[int, int], longest: float) -> None:
     x, y = at
     width = LABELS - 24
-    font, small = ImageFont.load_default(23), ImageFont.load_default(18)
+    font, small = ImageFont.load_default(27), ImageFont.load_default(21)
     for text in wrapped(line.title, font, width):
         draw.text((x, y), text, line.color, font)
-        y += 29
+        y += 33
     y += 4
     if math.isfinite(line.error):
-        draw.rounded_rectangle([x, y, x + width, y + 8], 4, PANEL)
-        draw.rounded_rectangle([x, y, x + max(8.0, width * line.error / longest), y + 8], 4, line.color)
-        y += 18
+        draw.rounded_rectangle([x, y, x + width, y + 10], 5, PANEL)
+        draw.rounded_rectangle([x, y, x + max(10.0, width * line.error / longest), y + 10], 5, line.color)
+        y += 20
     for note in line.notes:
         for text in wrapped(note, small, width):
             draw.text((x, y), text, INK if note is line.notes[0] else MUTED, small)
-            y += 23
+            y += 27
 
 
 def wrapped(text: str, font: Any, width: float) -> Iterator[str]:
@@ -122,29 +123,29 @@ def wrapped(text: str, font: Any, width: float) -> Iterator[str]:
 def error_plot(title: str, ours: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Image.Image:
     """Errors over model calls, both logarithmic; the points (calls, error) of the one that is `ours` stand out."""
     drawn = Image.new("RGB", PLOT, GROUND)
-    draw = ImageDraw.Draw(drawn)
-    font, small = ImageFont.load_default(20), ImageFont.load_default(15)
+    draw, at = ImageDraw.Draw(drawn), MARGIN * SMOOTH
+    font, small = ImageFont.load_default(20 * SMOOTH), ImageFont.load_default(15 * SMOOTH)
     known = {name: [(c, e) for c, e in sorted(points) if 0 < e < math.inf] for name, points in series.items()}
     every = [point for points in known.values() for point in points]
-    heads = list(wrapped(title, font, PLOT[0] - 2 * MARGIN))
-    for n, text in enumerate(heads):
-        draw.text((MARGIN, 18 + 26 * n), text, INK, font)
-    if not every:
-        return drawn
-    axes = _Axes.of(every, top=18 + 26 * len(heads) + 24 * math.ceil(len(known) / 2) + 26)
-    axes.draw(draw, small, sorted({calls for calls, _ in every}))
+    y = 18 * SMOOTH
+    for text in wrapped(title, font, PLOT[0] - 2 * at):
+        draw.text((at, y), text, INK, font)
+        y += 26 * SMOOTH
     others = iter(SERIES * len(known))
-    for n, (name, points) in enumerate(known.items()):
-        color, places = OURS if name == ours else next(others), [axes.place(*point) for point in points]
-        size = 7 if name == ours else 5
-        for pair in pairwise(places):
-            draw.line(pair, color, width=3 if name == ours else 2)
-        for x, y in places:
-            draw.ellipse([x - size, y - size, x + size, y + size], color)
-        x, y = MARGIN + (PLOT[0] - 2 * MARGIN) / 2 * (n % 2), 28 + 26 * len(heads) + 24 * (n // 2)
-        draw.ellipse([x, y + 4, x + 10, y + 14], color)
-        draw.text((x + 18, y), name, color, small)
-    return drawn
+    colors = {name: OURS if name == ours else next(others) for name in known}
+    y += 8 * SMOOTH
+    for n, (name, color) in enumerate(colors.items()):
+        left, top = at + (PLOT[0] / 2 - at) * (n % 2), y + 24 * SMOOTH * (n // 2)
+        draw.ellipse([left, top + 4 * SMOOTH, left + 10 * SMOOTH, top + 14 * SMOOTH], color)
+        draw.text((left + 18 * SMOOTH, top), name, color, small)
+    if every:
+        axes = _Axes.of(every, top=y + SMOOTH * (24 * math.ceil(len(known) / 2) + 24))
+        axes.draw(draw, small, sorted({calls for calls, _ in every}))
+        for point in known.get(ours, ()):
+            axes.guide(draw, *point)
+        for name in sorted(known, key=lambda name: name == ours):
+            axes.line(draw, known[name], colors[name], SMOOTH * (7 if name == ours else 5))
+    return drawn.resize((PLOT[0] // SMOOTH, PLOT[1] // SMOOTH), Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class _Axes:
     errors: tuple[float, float]
     top: float
 
-    LEFT, RIGHT, BOTTOM = 92.0, PLOT[0] - 36.0, PLOT[1] - 66.0
+    LEFT, RIGHT, BOTTOM = 92.0 * SMOOTH, PLOT[0] - 36.0 * SMOOTH, PLOT[1] - 66.0 * SMOOTH
 
     @classmethod
     def of(cls, points: Sequence[tuple[int, float]], top: float) -> "_Axes":
@@ -168,25 +169,42 @@ class _Axes:
         up = math.log(error / self.errors[0]) / math.log(self.errors[1] / self.errors[0])
         return self.LEFT + across * (self.RIGHT - self.LEFT), self.BOTTOM - up * (self.BOTTOM - self.top)
 
+    def line(self, draw: ImageDraw.ImageDraw, points: Sequence[tuple[int, float]], color: Color, size: float) -> None:
+        """Points, with lines between them."""
+        places = [self.place(*point) for point in points]
+        for pair in pairwise(places):
+            draw.line(pair, color, width=round(size / 2))
+        for x, y in places:
+            draw.ellipse([x - size, y - size, x + size, y + size], color)
+
+    def guide(self, draw: ImageDraw.ImageDraw, calls: float, error: float) -> None:
+        """Dashes to the right, to where others have the same error."""
+        x, y = self.place(calls, error)
+        while x < self.RIGHT:
+            draw.line([(x, y), (min(x + 6 * SMOOTH, self.RIGHT), y)], OURS, SMOOTH)
+            x += 14 * SMOOTH
+
     def draw(self, draw: ImageDraw.ImageDraw, font: Any, calls: Sequence[int]) -> None:
-        """The scales, with a line for every error of one or two digits."""
+        """The scales, with a line for some round errors."""
         draw.rectangle([self.LEFT, self.top, self.RIGHT, self.BOTTOM], PANEL)
         low, high = self.errors
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for value in (digit * 10.0**power for power in powers for digit in (1, 2, 5)):
+        digits = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        for value in (digit * 10.0**power for power in powers for digit in digits):
             if low <= value <= high:
                 y = self.place(self.calls[0], value)[1]
-                draw.line([(self.LEFT, y), (self.RIGHT, y)], RULE)
-                draw.text((self.LEFT - 10, y), f"{value:g}", MUTED, font, "rm")
+                draw.line([(self.LEFT, y), (self.RIGHT, y)], RULE, SMOOTH)
+                draw.text((self.LEFT - 10 * SMOOTH, y), f"{value:.3g}", MUTED, font, "rm")
         free = -math.inf
         for number in calls:
             x = self.place(number, low)[0]
-            draw.line([(x, self.BOTTOM), (x, self.BOTTOM + 6)], MUTED)
+            draw.line([(x, self.BOTTOM), (x, self.BOTTOM + 6 * SMOOTH)], MUTED, SMOOTH)
             if x >= free:
-                draw.text((x, self.BOTTOM + 12), str(number), MUTED, font, "mt")
-                free = x + 28
-        draw.text(((self.LEFT + self.RIGHT) / 2, PLOT[1] - 12), "model calls of a picture", MUTED, font, "mb")
-        draw.text((self.LEFT, self.top - 6), "error", MUTED, font, "lb")
+                draw.text((x, self.BOTTOM + 12 * SMOOTH), str(number), MUTED, font, "mt")
+                free = x + 28 * SMOOTH
+        middle = (self.LEFT + self.RIGHT) / 2
+        draw.text((middle, PLOT[1] - 12 * SMOOTH), "model calls of a picture", MUTED, font, "mb")
+        draw.text((self.LEFT, self.top - 6 * SMOOTH), "error", MUTED, font, "lb")
 
 
 def as_image(drawn: Image.Image) -> Tensor:
