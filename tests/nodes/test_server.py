@@ -8,7 +8,7 @@ from typing import Any
 import graphs
 import pytest
 import torch
-from graphs import LATENT, MODEL, NEGATIVE, POSITIVE, Graph, node
+from graphs import LATENT, MODEL, NEGATIVE, POSITIVE, VAE, Graph, node
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -165,6 +165,23 @@ def test_denoise_below_one_keeps_the_number_of_calls(server: Any) -> None:
     first = sampled(server, graph, graph["first"])
     changed = sampled(server, graph, again)
     assert 0 < rmse(first, changed) < rmse(first, first.flip(0)), "img2img must stay near its input, but not at it"
+
+
+def test_compare_shows_its_sheet_and_refuses_unknown_names_when_queued(server: Any) -> None:
+    load = {"load": node("AMEDLoadPredictor", predictor_name="digits_amed_multistep_5.safetensors")}
+    about = {"seed": 0, "cfg": 1.0, "steps": "5", "pictures": 2, "against": "dpmpp_2m karras"}
+    sockets = {"model": MODEL, "positive": POSITIVE, "negative": NEGATIVE, "latent_image": LATENT, "vae": VAE}
+    compare = node("AMEDCompare", **sockets, **about, predictor=["load", 0])
+    graph = graphs.demo() | load | {"compare": compare, "table": node("PreviewAny", source=["compare", 2])}
+    outputs = server.run(graph)
+    (shown,) = outputs["compare"]["images"]
+    with Image.open(server.base / "temp" / shown["filename"]) as image:
+        assert image.width > image.height / 2
+    assert outputs["table"]["text"][0].startswith("5 calls of AMED are as near to the teacher as ")
+
+    graph["compare"]["inputs"]["against"] = "dpmpp_2n karras"
+    refused = json.dumps(server.post("/prompt", {"prompt": graph}))
+    assert "there is no sampler 'dpmpp_2n'. Did you mean dpmpp_2m?" in refused
 
 
 def test_an_unknown_predictor_lists_what_there_is(server: Any) -> None:
