@@ -7,4 +7,6 @@ except ImportError:  # imported outside ComfyUI, for amed_core
 else:
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    WEB_DIRECTORY = "./web"  # its script and its help pages
+
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

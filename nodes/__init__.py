@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import registration
+from . import registration, routes
 from .compare import AMEDCompare
 from .demo_model import AMEDDemoModel
 from .learning import AMEDLearn
@@ -36,4 +36,5 @@ class AMEDExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> AMEDExtension:
     registration.register()
+    routes.register()
     return AMEDExtension()

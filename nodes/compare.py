@@ -31,7 +31,7 @@ from .pairing import refuse_unfit
 from .previews import previewer_of
 from .sheets import BEST, INK, MUTED, OURS, Block, Line, as_image, error_plot, sheet
 from .training_inputs import defaults
-from .values import CATEGORY, PredictorSocket, fold, say, tell
+from .values import CATEGORY, PredictorSocket, fold, say, schema, tell
 
 AGAINST = "dpmpp_2m karras, uni_pc_bh2 kl_optimal, euler simple"
 ADVANCED = ("teacher_calls", "amplify")
@@ -40,7 +40,7 @@ ADVANCED = ("teacher_calls", "amplify")
 class AMEDCompare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDCompare",
             display_name="AMED Compare",
             category=CATEGORY,

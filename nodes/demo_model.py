@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ..amed_core import digits
 from .bridge import at_bottleneck
-from .values import CATEGORY
+from .values import CATEGORY, schema
 
 ALL_DIGITS = "0 to 9"
 PIXELS = 8  # an image is this much larger than its latent, as with ordinary VAEs
@@ -116,7 +116,7 @@ def load_digits_model() -> comfy.model_patcher.ModelPatcher:
 class AMEDDemoModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDDemoModel",
             display_name="AMED Demo Model",
             category=CATEGORY,

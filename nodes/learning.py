@@ -29,7 +29,7 @@ from .own_grid import is_own
 from .pairing import fingerprint, model_facts, scale
 from .situations import Situation, situation
 from .streams import Balance, packed_shapes
-from .values import CATEGORY, NotedPredictor, note, say, warn
+from .values import CATEGORY, NotedPredictor, note, say, schema, warn
 
 ATTACHED = "amed_learning"  # under this name a MODEL carries how it is to be learned
 AUTOMATICALLY, FROM_PICTURES, NEVER = "automatically", "from N pictures", "never"
@@ -385,7 +385,7 @@ def _short(error: Exception) -> str:
 class AMEDLearn(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDLearn",
             display_name="AMED Learn",
             category=CATEGORY,

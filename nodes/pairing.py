@@ -23,15 +23,15 @@ LOOKED_AT = 8  # values of a weight of a checkpoint,
 LOOKED_AT_WEIGHTS = 256  # of so many weights: all of a small model, and some of every block of a large one
 LONGEST = 160  # characters of a list of names
 TRAIN_ONE = 'or train a predictor as things are now with "AMED Train Predictor"'
-ADVICE = {  # where to change back what differs
-    "sigma_min": f"remove or undo the model sampling node, {TRAIN_ONE}",
-    "sigma_max": f"remove or undo the model sampling node, {TRAIN_ONE}",
-    "shift": f"set the shift back in the model sampling node, {TRAIN_ONE}",
-    "noise_scale": f"set the noise scale back, {TRAIN_ONE}",
-    "audio_shift": f"set the audio shift back, {TRAIN_ONE}",
-    "loras": f"use the same LoRAs and strengths, {TRAIN_ONE}",
-    "cfg_functions": f"use the same guidance nodes, {TRAIN_ONE}",
-    "patches": f"use the same nodes that patch the model, {TRAIN_ONE}",
+ADVICE = {  # what to do where something differs: what stands on the node first, in few words
+    "sigma_min": "Undo the model sampling node",
+    "sigma_max": "Undo the model sampling node",
+    "shift": "Set the shift back in the model sampling node",
+    "noise_scale": "Set the noise scale back",
+    "audio_shift": "Set the audio shift back",
+    "loras": "Use the same LoRAs and strengths",
+    "cfg_functions": "Use the same guidance nodes",
+    "patches": "Use the same nodes that patch the model",
 }
 
 
@@ -216,10 +216,11 @@ def refuse_other_model(config: PredictorConfig, found: Mapping[str, Any]) -> Non
     made_for = dict(config.model)
     differing = [key for key in ANOTHER_MODEL if made_for.get(key) != found[key]]
     if differing:
+        key, *_ = differing  # one reason is enough
         raise ValueError(
-            "This AMED predictor was made for another model: "
-            + ", ".join(f"{key} {made_for.get(key)!r}, but the loaded model has {found[key]!r}" for key in differing)
-            + '. Choose a predictor of this model in "AMED Load Predictor", or train one with "AMED Train Predictor".'
+            f"This AMED predictor was made for another model: {key} {made_for.get(key)!r}, but the loaded model has "
+            f'{found[key]!r}. Choose a predictor of this model in "AMED Load Predictor", or train one with "AMED Train '
+            'Predictor".'
         )
 
 
@@ -243,7 +244,8 @@ def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any, 
     if low:
         made_for |= {name.removesuffix(OF_LOW): value for name, value in made_for.items() if name.endswith(OF_LOW)}
     sentences = [
-        f"{key} was {_shown(made_for[key])} when the predictor was made and is {_shown(found[key])} now: {advice}."
+        f"{advice}: {key} was {_shown(made_for[key])} when the predictor was made and is {_shown(found[key])} now; "
+        f"{TRAIN_ONE}."
         for key, advice in ADVICE.items()
         if key in made_for and key in found and not _same(made_for[key], found[key])
     ]
@@ -255,7 +257,7 @@ def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any, 
         made = str(made_for.get("guidance", f"cfg {config.guidance:g}"))
         right = cfg == made
     if not right:
-        sentences.append(f"guidance was {made} when the predictor was made and is {cfg} now: set it back, {TRAIN_ONE}.")
+        sentences.append(f"Set {made}: guidance was {made} when the predictor was made and is {cfg} now; {TRAIN_ONE}.")
     return sentences
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..amed_core import pictures
 from .bridge import at_bottleneck
-from .values import CATEGORY
+from .values import CATEGORY, schema
 
 Tokens = list[tuple[int, float]]  # of one prompt: word numbers, 0 for none, and their weights
 
@@ -204,7 +204,7 @@ def load_pictures_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CL
 class AMEDDemoCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDDemoCheckpoint",
             display_name="AMED Demo Checkpoint",
             category=CATEGORY,

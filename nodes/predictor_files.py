@@ -15,7 +15,7 @@ from .pairing import ANOTHER_MODEL
 from .places import FOLDER
 from .saving import AUTOMATIC, saved, why_not
 from .situations import named
-from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say
+from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say, schema
 
 NONE_FOUND = "(no predictor found)"
 
@@ -24,12 +24,22 @@ def _names() -> list[str]:
     return [*folder_paths.get_filename_list(FOLDER), *named()]
 
 
+def loaded(name: str) -> NotedPredictor:
+    """What is listed under this name. Raises ValueError, of which PredictorFileError is one, if it cannot be read."""
+    if (learned := named().get(name)) is not None:
+        return predictor_of(learned)
+    if name not in folder_paths.get_filename_list(FOLDER):
+        raise ValueError(f"No predictor {name!r:.80} is listed.")
+    path = Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    return NotedPredictor.of(load_predictors(path), read_notes(path))
+
+
 class AMEDSavePredictor(io.ComfyNode):
     NAME = "AMED Save Predictor"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDSavePredictor",
             display_name=cls.NAME,
             category=CATEGORY,
@@ -68,7 +78,7 @@ class AMEDLoadPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         names = _names()
-        return io.Schema(
+        return schema(
             node_id="AMEDLoadPredictor",
             display_name="AMED Load Predictor",
             category=CATEGORY,
@@ -109,11 +119,7 @@ class AMEDLoadPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, predictor_name: str) -> io.NodeOutput:
-        if (learned := named().get(predictor_name)) is not None:
-            predictor = predictor_of(learned)
-        else:
-            path = Path(folder_paths.get_full_path_or_raise(FOLDER, predictor_name))
-            predictor = NotedPredictor.of(load_predictors(path), read_notes(path))
+        predictor = loaded(predictor_name)
         say(cls, describe(predictor))
         return io.NodeOutput(predictor)
 
@@ -121,7 +127,7 @@ class AMEDLoadPredictor(io.ComfyNode):
 class AMEDMergePredictors(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDMergePredictors",
             display_name="AMED Merge Predictors",
             category=CATEGORY,

@@ -11,13 +11,13 @@ from comfy_api.latest import io
 from .pairing import fingerprint, refuse_other_model, refuse_unfit
 from .sampling import ANY, sample_amed
 from .timesteps import interpolated
-from .values import ATTACHMENT, CATEGORY, SCHEDULER, ListOutput, NotedPredictor, PredictorSocket
+from .values import ATTACHMENT, CATEGORY, SCHEDULER, ListOutput, NotedPredictor, PredictorSocket, schema
 
 
 class AMEDApplyPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDApplyPredictor",
             display_name="AMED Apply Predictor",
             category=CATEGORY,
@@ -73,7 +73,7 @@ class AMEDApplyPredictor(io.ComfyNode):
 class AMEDSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDSampler",
             display_name="AMED Sampler",
             category=CATEGORY,
@@ -100,7 +100,7 @@ class AMEDSampler(io.ComfyNode):
 class AMEDScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDScheduler",
             display_name="AMED Scheduler",
             category=CATEGORY,

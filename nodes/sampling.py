@@ -162,10 +162,10 @@ def _sentences(run: Run, config: PredictorConfig, found: dict[str, Any], guider:
     """What the user should know of a run before looking at its picture."""
     sentences = differences(config, found, guider, low=second)
     if not run.own_grid:
-        what = f"plans {run.planned} of their intervals by interpolation" if run.planned else "plans none of them"
+        planned = f"it plans {run.planned} of their intervals by interpolation, and the other calls are plain ones"
         sentences.append(
-            f"these noise levels are not the ones the predictor was made for: it {what}, and the other calls are plain "
-            f'ones. For its best quality use the scheduler "amed" with denoise 1 and steps {config.calls}.'
+            f'Set scheduler "amed", denoise 1, steps {config.calls} for its best. These noise levels are not the ones '
+            f"the predictor was made for: {planned if run.planned else f'all {run.calls} calls are plain ones'}."
         )
     return sentences
 

@@ -21,13 +21,13 @@ from .recipes import advice
 from .saving import saved, why_not
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
 from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, shapes_of, subject_of
-from .values import CATEGORY, NotedPredictor, describe, fold, say, settings, tell
+from .values import CATEGORY, NotedPredictor, describe, fold, say, schema, settings, tell
 
 
 class AMEDTrainPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDTrainPredictor",
             display_name="AMED Train Predictor",
             category=CATEGORY,
@@ -59,7 +59,7 @@ class AMEDTrainPredictor(io.ComfyNode):
 class AMEDTrainPaperPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDTrainPaperPredictor",
             display_name="AMED Train Paper Predictor",
             category=CATEGORY,

@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP, merge_nested_dicts
 from comfy_api.latest import io
 
 from .bridge import COUNTER
-from .values import CATEGORY
+from .values import CATEGORY, schema
 
 SECOND = "amed_low_noise"  # under this name a MODEL has the other one loaded with it
 ROUNDING = 1e-6  # relative, of levels in float32
@@ -77,7 +77,7 @@ class TwoModelsGuider(comfy.samplers.CFGGuider):
 class AMEDTwoModelsGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AMEDTwoModelsGuider",
             display_name="AMED Two Models Guider",
             category=CATEGORY,

@@ -4,7 +4,7 @@ import html
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,7 +14,14 @@ from ..amed_core.config import PredictorConfig
 from ..amed_core.predictor import Predictor, PredictorSet
 from ..amed_core.samplers import sampler_name
 
-CATEGORY = "sampling/amed"
+CATEGORY = "AMED"
+# What people look for who do not know our names.
+ALIASES = (
+    *("AMED", "few steps", "4 steps", "5 steps", "8 steps", "fast sampler", "speed up", "faster", "acceleration"),
+    *("distill", "distillation", "turbo", "lightning", "hyper", "LCM", "AYS", "align your steps", "GITS"),
+    *("DPM-Solver", "iPNDM", "UniPC", "NFE", "ODE solver"),
+)
+WARNING = "\u26a0"  # how texts begin that tell of something wrong
 SCHEDULER = "amed"  # our entry of the scheduler list
 ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor
 
@@ -59,6 +66,12 @@ class ListOutput(io.Combo.Output):
 
 
 LossMap = io.Custom("LOSS_MAP")  # ComfyUI's own, from its LoRA training: the stock loss plot takes it
+
+
+def schema(**about: Any) -> io.Schema:
+    """A node's schema, which the node menu finds by ALIASES in versions of ComfyUI that know them."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(**about, **({"search_aliases": list(ALIASES)} if "search_aliases" in known else {}))
 
 
 def describe(predictor: NotedPredictor) -> str:
@@ -125,7 +138,7 @@ def _tell(sentences: Sequence[str], level: int) -> None:
     text = "AMED: " + " ".join(sentences)
     logging.log(level, text)
     if (running := get_executing_context()) is not None:
-        _show(text, running.node_id)
+        _show(f"{WARNING} {text}" if level >= logging.WARNING else text, running.node_id)
 
 
 def _show(text: str, node_id: str) -> None:

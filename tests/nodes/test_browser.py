@@ -56,7 +56,7 @@ def run(page: Any, server: Any, graph: Graph) -> str:
 
 
 def test_a_predictor_file_runs_no_script(page: Any, server: Any) -> None:
-    """Neither what it says of its model, nor a name that it is saved under: loading it once was enough."""
+    """Neither what it says of its model, nor a name that it is saved under."""
     own = server.base / "models" / "amed_predictors"
     own.mkdir(parents=True, exist_ok=True)
     shipped = next(iter((graphs.PREDICTORS).glob("digits_amed_5*")))
@@ -73,5 +73,40 @@ def test_a_predictor_file_runs_no_script(page: Any, server: Any) -> None:
     }
     shown = run(page, server, graph)
     assert "AMEDDigitsimg srcx" in shown, "the text is there"
-    assert "Saved as <img src=x" in shown, "and what is no markup is shown as it is"
+    assert "Saved as _img src=x" in shown, "and so is a name, without what Windows forbids"
     assert page.evaluate("() => window.ran ?? null") is None
+
+
+def test_what_went_wrong_is_said_at_once(page: Any, server: Any) -> None:
+    """In a toast: newer ComfyUI shows only that the node failed."""
+    shipped = next(iter(graphs.PREDICTORS.glob("digits_amed_5*"))).name
+    graph = graphs.demo() | {
+        "load": node("AMEDLoadPredictor", predictor_name=shipped),
+        "apply": graphs.apply(["load", 0]),
+        "sample": graphs.k_sampler(["apply", 0], "amed_ipndm", "amed", 5),
+        **graphs.save_image(["sample", 0], "never"),
+    }
+    page.evaluate("graph => app.loadApiJson(graph, 'test')", graph)
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.wait_for_selector("text=The applied predictor was made for the sampler", timeout=60_000)
+
+
+def test_advanced_inputs_are_folded_in_the_old_canvas_too(page: Any) -> None:
+    graph = {"train": node("AMEDTrainPredictor")}
+    page.evaluate("graph => app.loadApiJson(graph, 'test')", graph)
+    widgets = "app.graph._nodes.find(node => node.comfyClass === 'AMEDTrainPredictor').widgets"
+    folded = set(page.evaluate(f"() => {widgets}.filter(one => one.advanced).map(one => one.name)"))
+    shown = set(page.evaluate(f"() => {widgets}.filter(one => !one.advanced).map(one => one.name)"))
+    assert {"batch_size", "held_out", "teacher_calls", "teacher_steps"} <= folded
+    assert {"steps", "cfg", "effort", "budget"} <= shown
+
+
+def test_what_a_file_is_for_is_shown_before_anything_runs(page: Any) -> None:
+    shipped = next(iter(graphs.PREDICTORS.glob("digits_amed_5*"))).name
+    graph = {"load": node("AMEDLoadPredictor", predictor_name=shipped)}
+    page.evaluate("graph => app.loadApiJson(graph, 'test')", graph)
+    loader = "app.graph._nodes.find(node => node.comfyClass === 'AMEDLoadPredictor')"
+    about = f"{loader}.widgets.find(one => one.name === 'made for')?.value ?? ''"
+    page.wait_for_function(f"() => ({about}).includes('steps 5')", timeout=10_000)
+    assert "made for" not in str(page.evaluate(f"() => JSON.stringify({loader}.serialize().widgets_values)"))
+    assert "steps 5" not in str(page.evaluate(f"() => JSON.stringify({loader}.serialize().widgets_values)"))

@@ -216,7 +216,7 @@ def test_a_lora_changes_the_picture_and_is_warned_of(pack: Any, name: str, caplo
     patched = k_sample(family, apply(pack, family, made, lora(family.model, 1.0)), 5, CFG)
     assert not torch.allclose(patched, plain, rtol=1e-2)
     assert "loras was 'none'" in caplog.text
-    assert "use the same LoRAs" in caplog.text
+    assert "Use the same LoRAs" in caplog.text
 
 
 def test_a_predictor_made_with_a_lora_knows_it_again(pack: Any, sd15: Family) -> None:
