@@ -31,7 +31,7 @@ from .pairing import refuse_unfit
 from .previews import previewer_of
 from .sheets import BEST, INK, MUTED, OURS, Block, Line, as_image, error_plot, sheet
 from .training_inputs import defaults
-from .values import CATEGORY, PredictorSocket, fold, say, schema, tell
+from .values import CATEGORY, PredictorSocket, fold, say, schema, settings, tell
 
 AGAINST = "dpmpp_2m karras, uni_pc_bh2 kl_optimal, euler simple"
 ADVANCED = ("teacher_calls", "amplify")
@@ -199,7 +199,8 @@ def _teacher_calls(given: int, steps: Sequence[int]) -> int:
 def verdict(compared: Comparison, calls: int) -> str:
     """Which is nearer to the teacher in so many calls, and by how much."""
     best, mine = compared.best(calls), compared.mine(calls)
-    errors = f"error {mine.error:.3g} against {best.error:.3g}, nearer in {nearer(mine, best)} of {len(mine.squares)}"
+    errors, count = f"error {mine.error:.3g} against {best.error:.3g}", len(mine.squares)
+    errors += f", nearer in {nearer(mine, best)} of {count} pictures" if count > 1 else ""
     if not math.isfinite(mine.error):
         return f"{calls} calls of AMED gave no picture (NaN)."
     if mine.error > best.error:
@@ -306,11 +307,11 @@ def _sheet(compared: Comparison, said: Sequence[str], decode: Decoder, amplify: 
 
 def _notes(compared: Comparison, calls: int, one: Result) -> tuple[str, ...]:
     best, mine = compared.best(calls), compared.mine(calls)
-    notes = [f"error {one.error:.3g}"]
+    notes = [f"error {one.error:.3g}" if math.isfinite(one.error) else "no picture (NaN)"]
     if one is mine:
         if mine.error <= best.error:
             notes.append(f"= {_equal(compared, calls)} calls of {best.name}")
-        notes.append(f"nearer than {best.name} in {nearer(mine, best)} of {len(mine.squares)} pictures")
+        notes.append(f"nearer in {nearer(mine, best)} of {len(mine.squares)} pictures")
     elif one is best:
         notes.append("the nearest of the stock pairs")
     return (*notes, f"{one.seconds:.2g} s a picture")
@@ -342,18 +343,18 @@ def learned(compared: Comparison) -> str:
     """What AMED is here, as a sentence."""
     ours = compared.ours
     if ours.predictor is not None and not any(slow for slow, _ in compared.taught.values()):
-        return f"{ours.name} is the predictor."
+        return f"{ours.name} is a predictor for {settings(ours.predictor)}."
     if not compared.taught:
         return f"{ours.name} takes plain calls: AMED Learn says never."
     told = [
-        f"for {calls} calls {slow} picture{'s' * (slow != 1)} in {spent}"
+        f"{slow} picture{'s' * (slow != 1)} in {spent} model calls for {calls} calls a picture"
         for calls, (slow, spent) in compared.taught.items()
         if slow
     ]
     if not told:
         return f"{ours.name} draws as it learned before; nothing was taught here."
     seed = (compared.seeds[0] + TAUGHT_FROM) % SEEDS
-    return f"{ours.name} was taught first, on other seeds, from {seed} on: {', '.join(told)} model calls."
+    return f"{ours.name} was taught first, on seeds from {seed} on: {'; '.join(told)}."
 
 
 def table(compared: Comparison, said: Sequence[str], seconds: float) -> str:

@@ -379,7 +379,7 @@ class Comparison:
 
     def _measure(self, way: Way) -> Result:
         if (way.name, way.calls) not in self.results:
-            drawn, counted, seconds = self._draw(way, self.seeds)
+            drawn, counted, seconds = self._drawn(way)
             calls = round(counted / self.unit / len(drawn)) if self.unit else way.calls
             if calls != way.calls:
                 raise ValueError(
@@ -387,8 +387,22 @@ class Comparison:
                     f'of "{NODE}", or disconnect the node that makes a model call several.'
                 )
             squares = tuple(map(self._square, drawn, self.slow.latents))
-            self.results[way.name, way.calls] = Result(way.name, calls, drawn, squares, seconds)
+            kept = drawn if calls in self.steps else ()  # of a ladder only errors are shown
+            self.results[way.name, way.calls] = Result(way.name, calls, kept, squares, seconds)
         return self.results[way.name, way.calls]
+
+    def _drawn(self, way: Way) -> tuple[tuple[Any, ...], int, float]:
+        """As `_draw`, of all seeds. Raises ValueError, naming the pair, where a stock sampler fails on this model."""
+        try:
+            return self._draw(way, self.seeds)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            if way.name == self.ours.name or isinstance(error, comfy.model_management.OOM_EXCEPTION):
+                raise
+            raise ValueError(
+                f'{way.name} fails on this model ({type(error).__name__}: {error}). Remove it from against of "{NODE}".'
+            ) from error
 
     def _taught(self, calls: int) -> Way:
         """AMED's way, once it has learned what it learns from pictures of other seeds."""

@@ -18,6 +18,8 @@ SERIES = (BEST, (128, 214, 160), (214, 142, 232), (240, 128, 128), (120, 214, 21
 WIDEST = 2400  # pixels of a sheet
 LEAST_TILE, USUAL_TILE = 96, 240  # pixels of the longer side of a picture
 LABELS = 430  # pixels beside the pictures
+LEAST_ROW = 200  # pixels that the labels of a row need
+ONE_LINE = 5  # pictures that stand in one line
 GAP, MARGIN = 6, 28
 SMOOTH = 2  # times as large the plot is drawn, and then shrunk
 PLOT = (960 * SMOOTH, 640 * SMOOTH)
@@ -46,15 +48,17 @@ class Block:
 def sheet(headline: str, about: str, amplified: str, blocks: Sequence[Block]) -> Image.Image:
     """All lines below one another: labels, pictures, and beside them the differences, which `amplified` explains."""
     first = blocks[0].lines[0].pictures
-    width, height = _tile(first[0], len(first))
-    half = len(first) * (width + GAP) - GAP
+    lines = 1 if len(first) <= ONE_LINE else math.ceil(math.sqrt(len(first) / 3))
+    columns = math.ceil(len(first) / lines)
+    width, height = _tile(first[0], columns)
+    half = columns * (width + GAP) - GAP
     left, right = MARGIN + LABELS, MARGIN + LABELS + half + 3 * GAP
     total = right + half + MARGIN
     title, small = ImageFont.load_default(36), ImageFont.load_default(21)
     heads = [*wrapped(headline, title, total - 2 * MARGIN)]
     notes = [*wrapped(about, small, total - 2 * MARGIN)]
     top = MARGIN + 46 * len(heads) + 28 * len(notes) + 10
-    row = max(height, 200) + 2 * GAP
+    row = max(lines * (height + GAP) - GAP, LEAST_ROW) + 2 * GAP
     drawn = Image.new("RGB", (total, top + sum(54 + row * len(block.lines) for block in blocks) + MARGIN), GROUND)
     draw = ImageDraw.Draw(drawn)
     for n, text in enumerate(heads):
@@ -70,7 +74,9 @@ def sheet(headline: str, about: str, amplified: str, blocks: Sequence[Block]) ->
         for line in block.lines:
             for begin, shown in ((left, line.pictures), (right, line.differences)):
                 for n, picture in enumerate(shown):
-                    drawn.paste(_sized(picture, (width, height)), (begin + n * (width + GAP), top + GAP))
+                    down, across = divmod(n, columns)
+                    at = (begin + across * (width + GAP), top + GAP + down * (height + GAP))
+                    drawn.paste(_sized(picture, (width, height)), at)
             _label(draw, line, (MARGIN, top + GAP), longest)
             top += row
     return drawn

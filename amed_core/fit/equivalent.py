@@ -36,6 +36,8 @@ def calls_on(ladder: Sequence[tuple[int, float]], error: float) -> float:
         return 0.0 if error > best[0][1] else float(best[0][0])
     for (less, high), (more, low) in pairwise(best):
         if low <= error < high:
+            if math.isinf(high):
+                return float(more)
             part = math.log(high / error) / math.log(high / low)
             return math.exp(math.log(less) + part * math.log(more / less))
     return math.inf

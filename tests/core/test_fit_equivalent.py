@@ -31,3 +31,4 @@ def test_between_two_rungs_of_a_ladder_calls_follow_a_power_law() -> None:
     assert calls_on(ladder, 0.2) == 0, "fewer than its first rung"
     assert calls_on(ladder, 0.001) == math.inf
     assert calls_on([(3, 0.1), (5, math.inf), (8, 0.05)], 0.05) == pytest.approx(8), "whoever has 5 may leave 2"
+    assert calls_on([(3, math.inf), (5, 0.1)], 0.2) == 5, "nothing is known between"

@@ -287,6 +287,32 @@ def test_cancel_stops_before_the_next_call(pack: Any, demo: Family, call: int) -
     assert len(made) == call
 
 
-def test_nan_from_one_method_is_an_infinite_error(pack: Any) -> None:
+def test_a_stock_sampler_that_fails_is_named(pack: Any, demo: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.k_diffusion.sampling  # noqa: PLC0415
+
+    usual, runs = comfy.k_diffusion.sampling.sample_euler, []
+
+    def fails(model: Any, x: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        runs.append(x.shape)
+        if x.shape[-1] == 16:  # the model of nothing, that it is tried on, is smaller
+            raise RuntimeError("no such levels")
+        drawn: torch.Tensor = usual(model, x, *more, **options)
+        return drawn
+
+    monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_euler", fails)
+    with pytest.raises(ValueError, match=r"euler simple fails on this model \(RuntimeError: no such levels\)"):
+        compared(pack, demo, predictor=shipped(pack), against="euler simple")
+
+
+def test_nan_from_one_method_is_an_infinite_error_and_does_not_stop_the_others(pack: Any, demo: Family) -> None:
     result = pack.nodes.comparison.Result("one", 5, (), (0.1, math.nan), 1.0)
     assert result.error == math.inf
+    made = compared(pack, demo, predictor=shipped(pack))
+    made.results["euler simple", 5] = pack.nodes.comparison.Result(
+        "euler simple", 5, tuple(latent * math.nan for latent in made.slow.latents), (math.nan,) * 2, 1.0
+    )
+    decode = pack.nodes.compare.Decoder(demo.model, None)
+    said = pack.nodes.compare.verdict(made, STEPS)
+    assert said.startswith("5 calls of AMED are as near")
+    assert pack.nodes.compare._sheet(made, [said], decode, 4.0).width > 0
+    assert "inf" in pack.nodes.compare.table(made, [said], 1.0)
