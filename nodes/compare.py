@@ -352,9 +352,9 @@ def learned(compared: Comparison) -> str:
         if slow
     ]
     if not told:
-        return f"{ours.name} draws as it learned before; nothing was taught here."
+        return f"{ours.name} draws as it learned before, from seeds that it did not keep; nothing was taught here."
     seed = (compared.seeds[0] + TAUGHT_FROM) % SEEDS
-    return f"{ours.name} was taught first, on seeds from {seed} on: {'; '.join(told)}."
+    return f"{ours.name} was taught first, on this prompt and seeds from {seed} on: {'; '.join(told)}."
 
 
 def table(compared: Comparison, said: Sequence[str], seconds: float) -> str:
