@@ -1,17 +1,16 @@
 """The rows that evidence.py leaves of the text-to-picture model, and their tables in Markdown.
 
-Needs no ComfyUI.
+Needs neither ComfyUI nor torch.
 """
 
 import json
 import math
+import runpy
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from amed_core.fit.equivalent import calls_on
 
 STOCK, USED, OURS, LEARNED, PAPER, APART, LADDER, CHECK = KINDS = (
     "stock", "used", "ours", "learned", "published", "CFG++", "ladder", "check",
@@ -20,6 +19,8 @@ GOAL_CALLS, GOAL_RATIO, GOAL_WORST, GOAL_SHARP, GOAL_VARIETY, GOAL_STOCK_CALLS =
 LATENT, DECODED = SPACES = ("latent", "decoded")
 LOOKS = ("sharp", "variety", "saturation", "contrast")
 DEFAULT = "default"  # the fit with nothing chosen
+EQUIVALENT = Path(__file__).parents[1] / "amed_core" / "fit" / "equivalent.py"
+calls_on = runpy.run_path(str(EQUIVALENT))["calls_on"]  # by its path, as the package imports torch
 
 
 @dataclass(frozen=True)
