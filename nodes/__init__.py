@@ -12,26 +12,28 @@ from .sampler import AMEDApplyPredictor, AMEDSampler, AMEDScheduler
 from .training import AMEDTrainPaperPredictor, AMEDTrainPredictor
 from .two_models import AMEDTwoModelsGuider
 
+NODES: tuple[type[io.ComfyNode], ...] = (
+    AMEDDemoCheckpoint,
+    AMEDDemoModel,
+    AMEDTrainPredictor,
+    AMEDTrainPaperPredictor,
+    AMEDSavePredictor,
+    AMEDLoadPredictor,
+    AMEDMergePredictors,
+    AMEDLearn,
+    AMEDCompare,
+    AMEDApplyPredictor,
+    AMEDSampler,
+    AMEDScheduler,
+    AMEDTwoModelsGuider,
+)
+
 
 class AMEDExtension(ComfyExtension):
     """Names the nodes to ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            AMEDDemoCheckpoint,
-            AMEDDemoModel,
-            AMEDTrainPredictor,
-            AMEDTrainPaperPredictor,
-            AMEDSavePredictor,
-            AMEDLoadPredictor,
-            AMEDMergePredictors,
-            AMEDLearn,
-            AMEDCompare,
-            AMEDApplyPredictor,
-            AMEDSampler,
-            AMEDScheduler,
-            AMEDTwoModelsGuider,
-        ]
+        return list(NODES)
 
 
 async def comfy_entrypoint() -> AMEDExtension:
