@@ -284,6 +284,30 @@ def goals(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
+PRICES = {  # of the README's table: what it is called there, and its sample calls
+    "learned from 1": ("the first picture", 150), "learned from 8": ("the first 15 pictures, of which 8 teach", 700),
+    "quick": ("`effort: quick`", 250), "standard": ("`effort: standard`", 2500),
+    "thorough": ("`effort: thorough`", 40_000),
+}  # fmt: skip
+USUAL_STEPS = 20  # of a picture whose calls are a price
+
+
+def prices(rows: Sequence[Row]) -> str:
+    """What each way to learn costs, and its decoded error over the best stock pair's, means over draws, by scale."""
+    found = groups(rows)
+    scales = sorted({row.cfg for row in rows if row.calls == GOAL_CALLS})
+    lines: list[list[object]] = []
+    for name, (shown, calls) in PRICES.items():
+        line: list[object] = [shown, f"{calls:,}", f"{calls / USUAL_STEPS:,.0f}"]
+        for cfg in scales:
+            some = found.get((cfg, GOAL_CALLS, OURS, name)) or found.get((cfg, GOAL_CALLS, LEARNED, name)) or []
+            each = [row.decoded_versus for row in some if row.decoded_versus]
+            line.append(f"{statistics.fmean(e.ratio for e in each):.2f}" if each else "")
+        lines.append(line)
+    head = ["", "Model calls, at most about", f"In pictures of {USUAL_STEPS} steps"]
+    return _table([*head, *(f"Error, cfg {cfg:g}" for cfg in scales)], lines)
+
+
 def cells(rows: Sequence[Row]) -> str:
     """A line for each scale of guidance and number of calls: decoded errors of ours over the best stock pair's."""
     names = list(dict.fromkeys(row.name for row in sorted(rows, key=_order) if row.kind in (OURS, LEARNED)))

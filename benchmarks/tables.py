@@ -276,6 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
     "evidence_goals": evidence(evidence_rows.goals),
+    "evidence_prices": evidence(evidence_rows.prices),
     "evidence_cells": evidence(evidence_rows.cells),
     "evidence_looks": evidence(evidence_rows.beside),
     "evidence_calls": evidence(evidence_rows.equivalents),
