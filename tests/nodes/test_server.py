@@ -12,7 +12,6 @@ from graphs import LATENT, MODEL, NEGATIVE, POSITIVE, VAE, Graph, node
 from PIL import Image
 from safetensors.torch import load_file
 
-WORKFLOWS = Path(__file__).parents[2] / "example_workflows"
 TYPES = ["amed", "amed_euler", "amed_dpm_2", "amed_ipndm", "amed_dpmpp_2m", "amed_dpmpp_3m"]
 STOCK = {  # the same solver without a predictor, at 5 model calls
     "amed": ("dpm_2", 3),  # two calls per step, one in the step that ends at 0
@@ -218,36 +217,3 @@ def test_cancel_stops_training(server: Any) -> None:
     history = server.wait(prompt_id)
     assert "execution_interrupted" in dict(history["status"]["messages"])
     assert not list((server.base / "models" / "amed_predictors").glob("never*"))
-
-
-def api_graph(server: Any, workflow: dict[str, Any]) -> Graph:
-    """What the browser would queue for a saved workflow."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    graph: Graph = {}
-    for saved in workflow["nodes"]:
-        known = server.get(f"/object_info/{saved['type']}")
-        assert saved["type"] in known, f"{saved['type']} is no node here"
-        values = [v for v in saved.get("widgets_values", []) if v not in ("fixed", "randomize")]
-        widgets = [i["name"] for i in saved["inputs"] if "widget" in i]
-        assert len(values) == len(widgets), f"{saved['type']}: {values} for {widgets}"
-        inputs: dict[str, Any] = dict(zip(widgets, values, strict=True))
-        inputs |= {i["name"]: links[i["link"]] for i in saved["inputs"] if i.get("link") is not None}
-        graph[str(saved["id"])] = node(saved["type"], **inputs)
-    return graph
-
-
-@pytest.mark.parametrize("file", sorted(WORKFLOWS.glob("*.json")), ids=lambda file: file.stem)
-def test_example_workflows_run_as_they_are(server: Any, file: Path) -> None:
-    graph = api_graph(server, json.loads(file.read_text()))
-    if any("trajectories" in part["inputs"] for part in graph.values()):  # the whole fit takes minutes
-        quick = {"trajectories": 4, "batch_size": 4, "held_out": 4, "teacher_calls": 8, "steps": 3}
-        quick |= {"width": 64, "height": 64}
-        for part in graph.values():
-            part["inputs"] |= {name: value for name, value in quick.items() if name in part["inputs"]}
-    outputs = server.run(graph)
-    assert any(len(output.get("images", [])) == 4 for output in outputs.values())
-    assert file.with_suffix(".jpg").exists(), "the template browser shows it"
-
-
-def test_the_template_browser_offers_the_example_workflows(server: Any) -> None:
-    assert set(server.get("/api/workflow_templates")["ComfyUI-AMED"]) == {f.stem for f in WORKFLOWS.glob("*.json")}
