@@ -1,4 +1,4 @@
-"""Write the example workflows that the template browser shows: `example_workflows/*.json`.
+"""Write the example workflows that the template browser shows, and the blueprint: a node made of nodes.
 
     python scripts/make_templates.py --server http://127.0.0.1:8188
 
@@ -16,10 +16,11 @@ from typing import Any
 
 PACK = Path(__file__).parents[1]
 sys.path.append(str(PACK))
-from scripts.workflow_json import TOP, Node, Sheet
+from scripts.workflow_json import TOP, Node, Sheet, as_text
 
 Model = dict[str, str]
-WORKFLOWS = PACK / "example_workflows"
+WORKFLOWS, BLUEPRINTS = PACK / "example_workflows", PACK / "subgraphs"
+BLUEPRINT = "Text to image, AMED"
 HUB = "https://huggingface.co"
 SPLIT = "resolve/main/split_files"
 NEXT = (
@@ -93,7 +94,7 @@ def start_here(sheet: Sheet) -> None:
     ours = sampler(sheet, "AMED, 5 calls", applied["model"], sampler_name="amed_multistep", **both)
     sheet.down_to(532)
     around = model["MODEL"].via((sheet.x - 45, 14))
-    stock = sampler(sheet, "Stock, 5 calls", around, sampler_name="dpmpp_2m", scheduler="karras", **both)
+    stock = sampler(sheet, "Stock, 5 calls", around, sampler_name="euler", scheduler="simple", **both)
     sheet.column(225, 120)
     vae = model["VAE"].via((sheet.x - 30, 54))
     decoded = sheet.add("VAEDecode", samples=ours["LATENT"], vae=vae)
@@ -107,7 +108,7 @@ def start_here(sheet: Sheet) -> None:
     sheet.group("2 Prompt and size", positive, negative, latent)
     sheet.group("3 Sample with AMED", ours)
     sheet.group("4 Sample without", stock)
-    sheet.group("The same noise, 5 calls each", decoded, decoded_too, shown, shown_too)
+    sheet.group("5 Pictures from the same noise", decoded, decoded_too, shown, shown_too)
 
 
 def from_checkpoint(sheet: Sheet, note: str, load: Callable[[Sheet], Node], **settings: Any) -> None:
@@ -265,7 +266,7 @@ def by_parts(
     positive, negative = prompts(sheet, clip["CLIP"], *text)
     sheet.column(260)
     shifted = sheet.add(shift[0], model=model["MODEL"], shift=shift[1])
-    sheet.down_to(460)
+    sheet.down_to(500)
     empty = sheet.add(latent[0], batch_size=1, **latent[1])
     sheet.column(300)
     vae = load("VAELoader", "vae_name", vae_name, "vae")
@@ -479,7 +480,7 @@ def train(sheet: Sheet) -> None:
     sheet.skip(30)
     report = sheet.add("PreviewAny", "What was gained", tall=220, source=made["report"])
     sheet.down_to(row)
-    way = model["MODEL"].via((lanes[0], row - 95))
+    way = model["MODEL"].via((lanes[0], row - 95), (sheet.x - 30, row - 95))
     applied = sheet.add("AMEDApplyPredictor", model=way, predictor=made["predictor"])
     sheet.column(280, 90)
     plot = sheet.add("PreviewImage", "What was learned", tall=572, wide=885, images=made["plot"])
@@ -520,14 +521,39 @@ TEMPLATES: dict[str, Callable[[Sheet], None]] = {
 }
 
 
-def written(known: dict[str, Any]) -> dict[str, str]:
-    """Every file's content, by its name, as ComfyUI's nodes are."""
+def text_to_image(sheet: Sheet) -> dict[str, Any]:
+    """The blueprint: a node from a checkpoint's name and a prompt to a picture."""
+    sheet.column(340)
+    model = stable_diffusion(sheet)
+    sheet.column(340, 230)
+    positive, negative = prompts(sheet, model["CLIP"], "", "")
+    latent = sheet.add("EmptyLatentImage", width=512, height=512, batch_size=1)
+    sheet.column(290, 130)
+    both = {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
+    drawn = sampler(sheet, "AMED", model["MODEL"], **both, latent_image=latent["LATENT"], cfg=7.0)
+    sheet.column(225)
+    decoded = sheet.add("VAEDecode", samples=drawn["LATENT"], vae=model["VAE"])
+    asked = [
+        (model, "ckpt_name", "checkpoint"),
+        (positive, "text", "prompt"),
+        (negative, "text", "negative prompt"),
+        (latent, "width", "width"),
+        (latent, "height", "height"),
+        (drawn, "seed", "seed"),
+        (drawn, "steps", "steps"),
+        (drawn, "cfg", "cfg"),
+    ]
+    about = "Text to picture in about 5 model calls with any checkpoint. The first picture is slow, for it teaches."
+    return sheet.blueprint(BLUEPRINT, about, asked, decoded["IMAGE"])
+
+
+def written(known: dict[str, Any]) -> dict[Path, str]:
+    """Every file and its content, as ComfyUI's nodes are."""
     texts = {}
     for name, fill in TEMPLATES.items():
-        sheet = Sheet(known)
-        fill(sheet)
-        texts[name] = sheet.text()
-    return texts
+        fill(sheet := Sheet(known))
+        texts[WORKFLOWS / f"{name}.json"] = as_text(sheet.saved())
+    return texts | {BLUEPRINTS / f"{BLUEPRINT}.json": as_text(text_to_image(Sheet(known)))}
 
 
 def main() -> None:
@@ -535,8 +561,8 @@ def main() -> None:
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI with this pack")
     with urllib.request.urlopen(f"{parser.parse_args().server}/object_info") as answer:
         known = json.load(answer)
-    for name, text in written(known).items():
-        (WORKFLOWS / f"{name}.json").write_text(text, encoding="utf-8")
+    for file, text in written(known).items():
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ arguments: a value, or `node["OUTPUT"]`. What is not given keeps its default. Li
 
 import json
 import math
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +16,11 @@ TITLE, SLOT, WIDGET = 30, 20, 24  # pixels of the browser's canvas: a title, a s
 GAP, BETWEEN = 50, 60  # below a node, and between columns
 HEADING, MARGIN = 34, 14  # a group's title, and its margin
 SEEN = (70, 104, 1590, 985)  # of a window of 1600x1000, what the browser's bars leave free
+ENTRY, EXIT = -10, -20  # the numbers of a blueprint's own inputs and outputs
+AFTER = "control_after_generate"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTE = "MarkdownNote"  # exists in the browser alone
-LETTER, LINE = 6.4, 18  # pixels of a note's text
+LETTER, LINE = 5.7, 18  # pixels of a note's text
 COLOUR = {"group": "#3f789e", "note": ("#432", "#653")}
 
 
@@ -37,7 +41,7 @@ class Socket:
     @property
     def has_seed_control(self) -> bool:
         """Whether the browser adds a widget that says what becomes of a seed after a run."""
-        return bool(self.options.get("control_after_generate", self.name in ("seed", "noise_seed")))
+        return bool(self.options.get(AFTER, self.name in ("seed", "noise_seed")))
 
 
 @dataclass
@@ -216,6 +220,96 @@ class Sheet:
 
     def saved(self) -> dict[str, Any]:
         """As the browser saves it."""
+        links, points, passing = self._links()
+        extra: dict[str, Any] = {"ds": self._view(), "workflowRendererVersion": "LG"}
+        if passing:
+            extra |= {"reroutes": points, "linkExtensions": passing}
+        return {
+            "id": "00000000-0000-0000-0000-000000000000",
+            "revision": 0,
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(links),
+            "nodes": [node.saved(links) for node in self.nodes],
+            "links": links,
+            "groups": self.groups,
+            "config": {},
+            "extra": extra,
+            "version": 0.4,
+        }
+
+    def blueprint(
+        self, name: str, about: str, asked: Sequence[tuple[Node, str, str]], result: Output
+    ) -> dict[str, Any]:
+        """All of it as one node, as the browser saves a blueprint: of each asked input its node, name and label."""
+        links, _, _ = self._links()
+        inputs: list[dict[str, Any]] = []
+        shown, proxies, controls = [], [], []
+        for slot, (node, one, label) in enumerate(asked):
+            place = [i.name for i in node.kind.inputs].index(one)
+            kind, number = node.kind.inputs[place].kind, len(links) + 1
+            links.append([number, ENTRY, slot, node.number, place, kind])
+            own = f"{one}_1" if one in [other["name"] for other in inputs] else one
+            known = {"id": _uuid(name, own), "name": own, "type": kind, "label": label, "linkIds": [number]}
+            inputs.append({**known, "pos": [-120, TOP + 20 * slot]})
+            shown.append({"label": label, "name": own, "type": kind, "widget": {"name": own}, "link": None})
+            proxies.append([str(node.number), one])
+            if node.kind.inputs[place].has_seed_control:
+                controls.append([str(node.number), AFTER])
+        kind, number = result.node.kind.outputs[result.slot].kind, len(links) + 1
+        links.append([number, result.node.number, result.slot, EXIT, 0, kind])
+        out = {"id": _uuid(name, kind), "name": kind, "type": kind, "linkIds": [number], "pos": [self.right + 80, TOP]}
+        names = "id", "origin_id", "origin_slot", "target_id", "target_slot", "type"
+        inside = {
+            "id": _uuid(name),
+            "version": 1,
+            "state": {
+                "lastGroupId": len(self.groups),
+                "lastNodeId": len(self.nodes),
+                "lastLinkId": len(links),
+                "lastRerouteId": 0,
+            },
+            "revision": 0,
+            "config": {},
+            "name": name,
+            "inputNode": {"id": ENTRY, "bounding": [-220, TOP - 20, 120, 40 + 20 * len(asked)]},
+            "outputNode": {"id": EXIT, "bounding": [self.right + 60, TOP - 20, 120, 60]},
+            "inputs": inputs,
+            "outputs": [out],
+            "widgets": [],
+            "nodes": [node.saved(links) for node in self.nodes],
+            "groups": self.groups,
+            "links": [dict(zip(names, link, strict=True)) for link in links],
+            "extra": {"workflowRendererVersion": "LG"},
+            "category": "AMED",
+            "description": about,
+        }
+        outside = {
+            "id": len(self.nodes) + 1,
+            "type": inside["id"],
+            "pos": [0, TOP],
+            "size": [400, 430],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": shown,
+            "outputs": [{"name": kind, "type": kind, "links": []}],
+            "properties": {"proxyWidgets": proxies + controls},
+            "widgets_values": [],
+            "title": name,
+        }
+        return {
+            "revision": 0,
+            "last_node_id": len(self.nodes) + 1,
+            "last_link_id": 0,
+            "nodes": [outside],
+            "links": [],
+            "version": 0.4,
+            "definitions": {"subgraphs": [inside]},
+            "extra": {},
+        }
+
+    def _links(self) -> tuple[list[list[Any]], list[dict[str, Any]], list[dict[str, int]]]:
+        """Links, the points that some of them pass, and the last point of each of those."""
         links: list[list[Any]] = []
         points: dict[tuple[Any, ...], dict[str, Any]] = {}
         passing = []
@@ -237,21 +331,7 @@ class Sheet:
                     before = point["id"]
                 if before is not None:
                     passing.append({"id": number, "parentId": before})
-        extra: dict[str, Any] = {"ds": self._view(), "workflowRendererVersion": "LG"}
-        if passing:
-            extra |= {"reroutes": list(points.values()), "linkExtensions": passing}
-        return {
-            "id": "00000000-0000-0000-0000-000000000000",
-            "revision": 0,
-            "last_node_id": len(self.nodes),
-            "last_link_id": len(links),
-            "nodes": [node.saved(links) for node in self.nodes],
-            "links": links,
-            "groups": self.groups,
-            "config": {},
-            "extra": extra,
-            "version": 0.4,
-        }
+        return links, list(points.values()), passing
 
     def _view(self) -> dict[str, Any]:
         """Scale and offset at which all of it is seen in a window of 1600x1000."""
@@ -265,6 +345,11 @@ class Sheet:
         offset = [round((x0 + x1) / 2 / scale - (left + right) / 2), round(y0 / scale - top)]
         return {"scale": scale, "offset": offset}
 
-    def text(self) -> str:
-        """The file's content."""
-        return json.dumps(self.saved(), indent=1, ensure_ascii=False) + "\n"
+
+def as_text(saved: dict[str, Any]) -> str:
+    """A file's content."""
+    return json.dumps(saved, indent=1, ensure_ascii=False) + "\n"
+
+
+def _uuid(*parts: Any) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(map(str, parts))))

@@ -195,8 +195,8 @@ def test_the_files_are_what_the_script_writes(known: dict[str, Any]) -> None:
     assert {file.stem for file in FILES} == set(TEMPLATES)
     if version_of(COMFYUI) != "0.33.0" or not set(known) >= COMING:
         pytest.skip("made from 0.33.0's definitions, with every node of this pack")
-    for name, text in written(known).items():
-        assert (WORKFLOWS / f"{name}.json").read_text(encoding="utf-8") == text, name
+    for file, text in written(known).items():
+        assert file.read_text(encoding="utf-8") == text, file.name
 
 
 def test_the_template_browser_offers_them_with_square_pictures(server: Any) -> None:
