@@ -201,10 +201,9 @@ def train(studio: Studio) -> Picture:
     """A picture, and an error that falls."""
     card = named(list(studio.drawn(["rose"], studio.noise(1, 2), studio.ours)), "train, and share", GREEN)
     draw = ImageDraw.Draw(card, "RGBA")
-    draw.rounded_rectangle((250, 24, 488, 190), 14, (23, 26, 33, 220))
+    draw.rounded_rectangle((212, 20, 450, 186), 14, (23, 26, 33, 220))
     errors = [0.62, 0.4, 0.29, 0.22, 0.17, 0.14, 0.12, 0.11]
-    points = [(272 + 196 * n / 7, 168 - 124 * (1 - e / 0.7)) for n, e in enumerate(errors)]
-    points = [(x, 212 - y) for x, y in points]
+    points = [(234 + 196 * n / 7, 164 - 124 * e / 0.7) for n, e in enumerate(errors)]
     draw.line(points, "#6ee7a0", 9, joint="curve")
     x, y = points[-1]
     draw.ellipse((x - 11, y - 11, x + 11, y + 11), LIGHT)

@@ -46,11 +46,11 @@ def stable_diffusion(sheet: Sheet) -> Node:
     return checkpoint(sheet, "v1-5-pruned-emaonly-fp16.safetensors", "Comfy-Org/stable-diffusion-v1-5-archive")
 
 
-def prompts(sheet: Sheet, clip: Any, positive: str, negative: str) -> tuple[Node, Node]:
+def prompts(sheet: Sheet, clip: Any, positive: str, negative: str, tall: int = 130) -> tuple[Node, Node]:
     """What to draw, and what not to."""
     return (
-        sheet.add("CLIPTextEncode", "Prompt", tall=130, clip=clip, text=positive),
-        sheet.add("CLIPTextEncode", "Negative prompt", tall=100, clip=clip, text=negative),
+        sheet.add("CLIPTextEncode", "Prompt", tall=tall, clip=clip, text=positive),
+        sheet.add("CLIPTextEncode", "Negative prompt", tall=tall - 30, clip=clip, text=negative),
     )
 
 
@@ -71,9 +71,9 @@ def picture(sheet: Sheet, samples: Any, vae: Any, prefix: str, tall: int = 430) 
 def start_here(sheet: Sheet) -> None:
     sheet.column(320)
     model = sheet.add("AMEDDemoCheckpoint")
-    sheet.skip(30)
+    sheet.skip(40)
     file = sheet.add("AMEDLoadPredictor", predictor_name="pictures_amed_multistep.safetensors")
-    sheet.skip(60)
+    sheet.skip(30)
     sheet.note(
         "## Start here\n\n"
         "Press **Run**. The same four drawings come twice, in 5 model calls each. Above is AMED, below a stock "
@@ -92,18 +92,19 @@ def start_here(sheet: Sheet) -> None:
     both = {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
     both |= {"latent_image": latent["LATENT"], "seed": 2026, "cfg": 3.0, "after": "fixed"}
     ours = sampler(sheet, "AMED, 5 calls", applied["model"], sampler_name="amed_multistep", **both)
-    sheet.down_to(532)
+    second = 690
+    sheet.down_to(second)
     around = model["MODEL"].via((sheet.x - 45, 14))
-    stock = sampler(sheet, "Stock, 5 calls", around, sampler_name="euler", scheduler="simple", **both)
+    stock = sampler(sheet, "Stock, 5 calls", around, sampler_name="euler", scheduler="simple", grows=False, **both)
     sheet.column(225, 120)
     vae = model["VAE"].via((sheet.x - 30, 54))
     decoded = sheet.add("VAEDecode", samples=ours["LATENT"], vae=vae)
-    sheet.down_to(532)
+    sheet.down_to(second)
     decoded_too = sheet.add("VAEDecode", samples=stock["LATENT"], vae=vae)
-    sheet.column(330, 120)
-    shown = sheet.add("SaveImage", "AMED", tall=300, images=decoded["IMAGE"], filename_prefix="AMED")
-    sheet.down_to(532)
-    shown_too = sheet.add("PreviewImage", "Stock", tall=300, images=decoded_too["IMAGE"])
+    sheet.column(350, 120)
+    shown = sheet.add("SaveImage", "AMED", tall=350, images=decoded["IMAGE"], filename_prefix="AMED")
+    sheet.down_to(second)
+    shown_too = sheet.add("PreviewImage", "Stock", tall=350, images=decoded_too["IMAGE"])
     sheet.group("1 Model and predictor", model, file)
     sheet.group("2 Prompt and size", positive, negative, latent)
     sheet.group("3 Sample with AMED", ours)
@@ -457,12 +458,13 @@ def train(sheet: Sheet) -> None:
         "**Share** the file: it lies in *models/amed_predictors*, is small, and serves all who have this model. They "
         "load and apply it, as in template **1**.",
     )
-    row = 790  # where sampling begins, below training
+    row = 820  # where sampling begins, below training
     sheet.column(280, 200, gap=90)
     small = sheet.add("EmptyLatentImage", "Size to train at", width=128, height=128, batch_size=1)
     sheet.down_to(row + 100)
     lanes = sheet.x - 25, sheet.x - 50
-    positive, negative = prompts(sheet, model["CLIP"], "penguin", "")
+    clip = model["CLIP"].via((sheet.x - 70, row - 20))
+    positive, negative = prompts(sheet, clip, "penguin", "", tall=118)
     sheet.column(310, 90, gap=90)
     made = sheet.add(
         "AMEDTrainPredictor",
@@ -473,7 +475,7 @@ def train(sheet: Sheet) -> None:
         latent_image=small["LATENT"],
         cfg=3.0,
     )
-    sheet.down_to(row + 380)
+    sheet.down_to(row + 365)
     latent = sheet.add("EmptyLatentImage", "Size to draw", width=128, height=128, batch_size=4)
     sheet.column(280, 250)
     file = sheet.add("AMEDSavePredictor", predictor=made["predictor"], filename_prefix="demo_5")
@@ -496,6 +498,7 @@ def train(sheet: Sheet) -> None:
         cfg=3.0,
         seed=2026,
         after="fixed",
+        grows=False,
     )
     sheet.column(225, row)
     way = model["VAE"].via((lanes[1], row - 60), (sheet.x - 60, row - 60))

@@ -14,6 +14,12 @@ from typing import Any
 TOP = 250  # where the first node's body begins: room for its title, its group's title, and the browser's own bars
 TITLE, SLOT, WIDGET = 30, 20, 24  # pixels of the browser's canvas: a title, a socket, a widget with its gap
 GAP, BETWEEN = 50, 60  # below a node, and between columns
+ROOM = {  # what a node grows by while it runs, in the classic canvas: a preview, and lines of text
+    "KSampler": 212,
+    "AMEDLoadPredictor": 50,
+    "AMEDSavePredictor": 50,
+    "AMEDTrainPredictor": 50,
+}
 HEADING, MARGIN = 34, 14  # a group's title, and its margin
 SEEN = (70, 104, 1590, 985)  # of a window of 1600x1000, what the browser's bars leave free
 ENTRY, EXIT = -10, -20  # the numbers of a blueprint's own inputs and outputs
@@ -102,6 +108,12 @@ class Node:
     title: str | None = None
     after: str = "fixed"  # a run: what becomes of the seed
     models: list[dict[str, str]] = field(default_factory=list)
+    grows: bool = True
+
+    @property
+    def bottom(self) -> int:
+        """Where it may end while it runs."""
+        return self.y + self.height + (ROOM.get(self.kind.name, 0) if self.grows else 0)
 
     def __getitem__(self, output: str) -> Output:
         return Output(self, [one.name for one in self.kind.outputs].index(output))
@@ -179,6 +191,7 @@ class Sheet:
         wide: int | None = None,
         after: str = "fixed",
         models: list[dict[str, str]] | None = None,
+        grows: bool = True,
         **inputs: Any,
     ) -> Node:
         """Put a node below the latest one of this column."""
@@ -192,7 +205,7 @@ class Sheet:
         if missing:
             raise ValueError(f"{kind} needs {missing}.")
         width, height = wide or self.right - self.x, tall or known.height
-        made = Node(len(self.nodes) + 1, known, 0, 0, width, height, values, sources, title, after, models or [])
+        made = Node(len(self.nodes) + 1, known, 0, 0, width, height, values, sources, title, after, models or [], grows)
         return self._place(made)
 
     def note(self, text: str) -> Node:
@@ -206,13 +219,13 @@ class Sheet:
     def _place(self, node: Node) -> Node:
         node.x, node.y = self.x, self.y
         self.nodes.append(node)
-        self.y += node.height + GAP + TITLE
+        self.y = node.bottom + GAP + TITLE
         return node
 
     def group(self, title: str, *nodes: Node) -> None:
         """A frame with a title around nodes."""
         left, right = min(n.x for n in nodes), max(n.x + n.width for n in nodes)
-        top, bottom = min(n.y for n in nodes), max(n.y + n.height for n in nodes)
+        top, bottom = min(n.y for n in nodes), max(n.bottom for n in nodes)
         top -= TITLE + 10 + HEADING
         box = [left - MARGIN, top, right - left + 2 * MARGIN, bottom + 2 * MARGIN - top]
         made = {"id": len(self.groups) + 1, "title": title, "bounding": box, "color": COLOUR["group"]}
@@ -335,7 +348,7 @@ class Sheet:
 
     def _view(self) -> dict[str, Any]:
         """Scale and offset at which all of it is seen in a window of 1600x1000."""
-        boxes = [(n.x, n.y - TITLE, n.x + n.width, n.y + n.height) for n in self.nodes]
+        boxes = [(n.x, n.y - TITLE, n.x + n.width, n.bottom) for n in self.nodes]
         boxes += [(x, y, x + w, y + h) for x, y, w, h in (g["bounding"] for g in self.groups)]
         left, top = (min(box[i] for box in boxes) for i in (0, 1))
         right, bottom = (max(box[i] for box in boxes) for i in (2, 3))
