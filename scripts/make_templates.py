@@ -94,12 +94,13 @@ def start_here(sheet: Sheet) -> None:
     ours = sampler(sheet, "AMED, 5 calls", applied["model"], sampler_name="amed_multistep", **both)
     second = 690
     sheet.down_to(second)
-    around = model["MODEL"].via((sheet.x - 45, 14))
+    around = model["MODEL"].via((sheet.x - 25, 14), (sheet.x - 25, second - 50))
     stock = sampler(sheet, "Stock, 5 calls", around, sampler_name="euler", scheduler="simple", grows=False, **both)
     sheet.column(225, 120)
     vae = model["VAE"].via((sheet.x - 30, 54))
     decoded = sheet.add("VAEDecode", samples=ours["LATENT"], vae=vae)
     sheet.down_to(second)
+    vae = model["VAE"].via((sheet.x - 30, 54), (sheet.x - 30, second - 50))
     decoded_too = sheet.add("VAEDecode", samples=stock["LATENT"], vae=vae)
     sheet.column(350, 120)
     shown = sheet.add("SaveImage", "AMED", tall=350, images=decoded["IMAGE"], filename_prefix="AMED")
@@ -414,7 +415,7 @@ def compare(sheet: Sheet) -> None:
         "## Compare\n\n"
         "Press **Run**. The same pictures are drawn by a slow teacher, by AMED and by stock samplers. All but the "
         "teacher have the same number of model calls. Beside each is how far it is off.\n\n"
-        "**Exchange** the demo checkpoint for yours. Without a predictor, what the sampler has learned is compared.\n\n"
+        "**Exchange** the demo checkpoint for yours. Without a predictor, AMED is taught first.\n\n"
         "In **against** write any sampler and scheduler of KSampler's lists, separated by commas.\n\n"
         "Next: **10** trains a predictor.",
     )
@@ -424,7 +425,7 @@ def compare(sheet: Sheet) -> None:
     sheet.column(560, 90)
     compared = sheet.add(
         "AMEDCompare",
-        tall=800,
+        tall=740,
         model=model["MODEL"],
         positive=positive["CONDITIONING"],
         negative=negative["CONDITIONING"],

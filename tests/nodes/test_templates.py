@@ -12,8 +12,8 @@ from graphs import Graph, node
 from PIL import Image
 
 sys.path.append(str(PACK))
-from scripts.make_templates import TEMPLATES, written
-from scripts.workflow_json import HEADING, NOTE, TITLE, Kind
+from scripts.make_templates import BLUEPRINT, TEMPLATES, written
+from scripts.workflow_json import ENTRY, EXIT, HEADING, NOTE, TITLE, Kind
 
 WORKFLOWS = PACK / "example_workflows"
 FILES = sorted(WORKFLOWS.glob("*.json"), key=lambda file: int(file.stem.split()[0]))
@@ -185,8 +185,8 @@ def test_it_is_read_from_left_to_right_and_seen_whole(file: Path) -> None:
     view = workflow["extra"]["ds"]
     for x, y in ((b[i], b[j]) for b in boxes.values() for i, j in ((0, 1), (2, 3))):
         seen = [(value + offset) * view["scale"] for value, offset in zip((x, y), view["offset"], strict=True)]
-        assert 0 <= seen[0] <= 1600
-        assert 80 <= seen[1] <= 1000
+        assert 60 <= seen[0] <= 1536
+        assert 80 <= seen[1] <= 922
 
 
 def test_the_files_are_what_the_script_writes(known: dict[str, Any]) -> None:
@@ -204,6 +204,34 @@ def test_the_template_browser_offers_them_with_square_pictures(server: Any) -> N
     for file in FILES:
         with Image.open(file.with_suffix(".jpg")) as picture:
             assert picture.size == (512, 512)
+
+
+def test_the_blueprint_is_listed_and_its_links_fit(server: Any, known: dict[str, Any]) -> None:
+    """Text to image in one node: what it asks for leads to inputs of these types, and a picture comes out."""
+    file = PACK / "subgraphs" / f"{BLUEPRINT}.json"
+    inside = json.loads(file.read_text(encoding="utf-8"))["definitions"]["subgraphs"][0]
+    nodes = {one["id"]: one for one in inside["nodes"]}
+    for link in inside["links"]:
+        if link["origin_id"] == ENTRY:
+            kind = inside["inputs"][link["origin_slot"]]["type"]
+        else:
+            kind = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["type"]
+        if link["target_id"] == EXIT:
+            assert kind == inside["outputs"][0]["type"] == "IMAGE"
+            continue
+        target = nodes[link["target_id"]]["inputs"][link["target_slot"]]
+        asked = {one.name: one for one in Kind.of("", known[nodes[link["target_id"]]["type"]]).inputs}
+        assert target["link"] == link["id"]
+        assert target["type"] == kind == asked[target["name"]].kind
+    if known_version() < (0, 33):
+        pytest.skip("this ComfyUI has no blueprints")
+    listed = [one["name"] for one in server.get("/global_subgraphs").values() if one["source"] == "custom_node"]
+    assert listed == [BLUEPRINT]
+
+
+def known_version() -> tuple[int, ...]:
+    assert COMFYUI is not None
+    return tuple(int(part) for part in version_of(COMFYUI).split(".")[:2])
 
 
 PART = {"UNETLoader": 0, "CLIPLoader": 1, "DualCLIPLoader": 1, "VAELoader": 2}  # of the demo checkpoint's outputs
