@@ -91,7 +91,7 @@ def start_here(sheet: Sheet) -> None:
     sheet.column(290, 120)
     both = {"positive": positive["CONDITIONING"], "negative": negative["CONDITIONING"]}
     both |= {"latent_image": latent["LATENT"], "seed": 2026, "cfg": 3.0, "after": "fixed"}
-    ours = sampler(sheet, "AMED, 5 calls", applied["model"], sampler_name="amed_multistep", **both)
+    ours = sampler(sheet, "AMED, 5 calls", applied["model"], sampler_name="amed", **both)
     second = 690
     sheet.down_to(second)
     around = model["MODEL"].via((sheet.x - 25, 14), (sheet.x - 25, second - 50))
@@ -456,13 +456,13 @@ def train(sheet: Sheet) -> None:
         "**effort**: *quick* for a first try, *standard* for good ones, *thorough* for the best. **steps** may be a "
         "range, as 3-10. **starts** adds image to image.\n\n"
         "For turbo and lightning models set **teacher** to *my recipe*.\n\n"
-        "**Share** the file: it lies in *models/amed_predictors*, is small, and serves all who have this model. They "
-        "load and apply it, as in template **1**.",
+        "**Share** the file: it is saved by itself in *models/amed_predictors*, is small, and serves all who have this "
+        "model. KSampler with the sampler *amed* finds it there.",
     )
     row = 820  # where sampling begins, below training
     sheet.column(280, 200, gap=90)
     small = sheet.add("EmptyLatentImage", "Size to train at", width=128, height=128, batch_size=1)
-    sheet.down_to(row + 100)
+    sheet.down_to(row + 170)
     lanes = sheet.x - 25, sheet.x - 50
     clip = model["CLIP"].via((sheet.x - 70, row - 20))
     positive, negative = prompts(sheet, clip, "penguin", "", tall=118)
@@ -476,23 +476,21 @@ def train(sheet: Sheet) -> None:
         latent_image=small["LATENT"],
         cfg=3.0,
     )
-    sheet.down_to(row + 365)
+    sheet.down_to(row + 435)
     latent = sheet.add("EmptyLatentImage", "Size to draw", width=128, height=128, batch_size=4)
     sheet.column(280, 250)
-    file = sheet.add("AMEDSavePredictor", predictor=made["predictor"], filename_prefix="demo_5")
-    sheet.skip(30)
     report = sheet.add("PreviewAny", "What was gained", tall=220, source=made["report"])
     sheet.down_to(row)
     way = model["MODEL"].via((lanes[0], row - 95), (sheet.x - 30, row - 95))
     applied = sheet.add("AMEDApplyPredictor", model=way, predictor=made["predictor"])
     sheet.column(280, 90)
     plot = sheet.add("PreviewImage", "What was learned", tall=572, wide=885, images=made["plot"])
-    sheet.down_to(row + 100)
+    sheet.down_to(row + 170)
     drawn = sampler(
         sheet,
         "AMED, 5 calls",
         applied["model"],
-        sampler_name="amed_multistep",
+        sampler_name="amed",
         positive=positive["CONDITIONING"],
         negative=negative["CONDITIONING"],
         latent_image=latent["LATENT"],
@@ -507,7 +505,7 @@ def train(sheet: Sheet) -> None:
     sheet.column(260, row)
     shown = sheet.add("SaveImage", tall=330, images=decoded["IMAGE"], filename_prefix="AMED_trained")
     sheet.group("1 Model", model)
-    sheet.group("2 Train", small, made, file, report, plot)
+    sheet.group("2 Train", small, made, report, plot)
     sheet.group("3 Sample", positive, negative, latent, applied, drawn, decoded, shown)
 
 
