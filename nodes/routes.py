@@ -5,7 +5,7 @@ from typing import Any
 
 from ..amed_core.files import PredictorFileError
 from .predictor_files import loaded
-from .values import describe
+from .values import briefly, describe
 
 
 def register() -> None:
@@ -17,12 +17,13 @@ def register() -> None:
 
     @server.routes.get("/amed/predictor")
     async def predictor(request: Any) -> Any:
-        return web.json_response({"text": about(request.query.get("name", ""))})
+        return web.json_response(about(request.query.get("name", "")))
 
 
-def about(name: str) -> str:
-    """How to use a file that "AMED Load Predictor" lists, in a few words; or why it cannot be used."""
+def about(name: str) -> dict[str, str]:
+    """What a file that "AMED Load Predictor" lists is for, briefly, and in full; or why it cannot be used."""
     try:
-        return describe(loaded(name))
+        found = loaded(name)
     except (PredictorFileError, ValueError, OSError) as error:
-        return str(error)[:300]
+        return {"brief": "cannot be read", "full": str(error)[:300]}
+    return {"brief": briefly(found), "full": describe(found)}

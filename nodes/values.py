@@ -79,6 +79,12 @@ def describe(predictor: NotedPredictor) -> str:
     return f"{predictor.config.model.get('family', 'unknown model')}: choose {settings(predictor)}"
 
 
+def briefly(predictor: NotedPredictor) -> str:
+    """What a predictor is for, in as few words as a widget shows."""
+    images = ", images" if len(predictor.every.from_noise) < len(predictor.every.predictors) else ""
+    return f"{spans(predictor.every.calls)} steps, cfg {_scales(predictor.every)}{images}"
+
+
 def settings(predictor: NotedPredictor) -> str:
     """What to set on KSampler for a predictor."""
     config, every = predictor.config, predictor.every

@@ -29,17 +29,20 @@ function foldAdvanced(node, inputs) {
 
 async function describe(name) {
   const answer = await api.fetchApi(`/amed/predictor?name=${encodeURIComponent(name)}`);
-  return answer.ok ? (await answer.json()).text : "";
+  return answer.ok ? await answer.json() : { brief: "", full: "" };
 }
 
 function showSettings(node) {
   const file = node.widgets?.find((widget) => widget.name === "predictor_name");
   if (!file) return;
-  const about = node.addWidget("text", ABOUT, "", () => {}, { serialize: false });
-  about.disabled = true;
+  let brief = "";
+  const keep = () => (about.value = brief); // it is to be read, and whatever is written into it is undone
+  const about = node.addWidget("text", ABOUT, "", keep, { serialize: false });
   about.serialize = false;
   const update = async () => {
-    about.value = await describe(file.value);
+    const found = await describe(file.value);
+    brief = about.value = found.brief;
+    about.tooltip = found.full;
     node.setDirtyCanvas?.(true, true);
   };
   const before = file.callback;

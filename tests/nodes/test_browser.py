@@ -108,9 +108,9 @@ def test_what_a_file_is_for_is_shown_before_anything_runs(page: Any) -> None:
     page.evaluate("graph => app.loadApiJson(graph, 'test')", graph)
     loader = "app.graph._nodes.find(node => node.comfyClass === 'AMEDLoadPredictor')"
     about = f"{loader}.widgets.find(one => one.name === 'made for')?.value ?? ''"
-    page.wait_for_function(f"() => ({about}).includes('steps 5')", timeout=10_000)
+    page.wait_for_function(f"() => ({about}).includes('5 steps, cfg 1')", timeout=10_000)
     assert "made for" not in str(page.evaluate(f"() => JSON.stringify({loader}.serialize().widgets_values)"))
-    assert "steps 5" not in str(page.evaluate(f"() => JSON.stringify({loader}.serialize().widgets_values)"))
+    assert "5 steps" not in str(page.evaluate(f"() => JSON.stringify({loader}.serialize().widgets_values)"))
 
 
 TEMPLATES = sorted((graphs.PREDICTORS.parent / "example_workflows").glob("*.json"))
@@ -148,6 +148,71 @@ def test_templates_open_legibly_in_both_canvases(page: Any, canvas: str) -> None
             assert apart, f"{file.stem}: {(x, y, width, height)} and {(left, top, wide, tall)}"
         assert page.evaluate("() => app.graph.links.size ?? app.graph.links.length") >= len(saved["links"])
     assert not [error for error in errors if "AMED" in error]
+
+
+def saved_template(number: int) -> Graph:
+    (file,) = (file for file in TEMPLATES if file.name.startswith(f"{number} "))
+    opened: Graph = json.loads(file.read_text(encoding="utf-8"))
+    return opened
+
+
+def press_run(page: Any) -> None:
+    page.evaluate("() => app.queuePrompt(0, 1)")
+
+
+def wait_idle(page: Any, server: Any, seconds: int = 240) -> dict[str, Any]:
+    """Wait until nothing runs; the newest entry of the history."""
+    for _ in range(5 * seconds):
+        queue = server.get("/queue")
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            break
+        page.wait_for_timeout(200)
+    (latest,) = list(server.get("/history?max_items=1").values())
+    found: dict[str, Any] = latest
+    return found
+
+
+def test_a_newcomers_path(page: Any, server: Any) -> None:
+    """Template, Run, pictures; another loader in its place, Run, and Run again: no value is copied."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.evaluate("graph => app.loadGraphData(graph, true, true, 'test')", saved_template(1))
+    page.wait_for_timeout(1000)
+    press_run(page)
+    first = wait_idle(page, server)
+    assert first["status"]["status_str"] == "success"
+    assert [len(one["images"]) for one in first["outputs"].values() if "images" in one] == [4, 4], "ours and stock"
+    own = saved_template(2)
+    for one in own["nodes"]:
+        if one["type"] == "CheckpointLoaderSimple":  # the one action: another loader in its place
+            one["type"], one["widgets_values"] = "AMEDDemoCheckpoint", []
+            one["inputs"] = []
+        if one["type"] == "EmptyLatentImage":
+            one["widgets_values"][:2] = [128, 128]
+    page.evaluate("graph => app.loadGraphData(graph, true, true, 'test')", own)
+    page.wait_for_timeout(1000)
+    learned = server.base / "user" / "amed_learned"
+    for _ in range(2):
+        press_run(page)
+        page.wait_for_timeout(500)
+        assert wait_idle(page, server)["status"]["status_str"] == "success"
+        assert list(learned.glob("*.safetensors")), "the first picture taught"
+    assert not [error for error in errors if "AMED" in error]
+
+
+def test_training_is_cancelled_and_goes_on(page: Any, server: Any) -> None:
+    graph = graphs.demo() | {"train": graphs.train(seed=11, effort="standard", save_as="cancelled")}
+    page.evaluate("graph => app.loadApiJson(graph, 'test')", graph)
+    press_run(page)
+    page.wait_for_timeout(3000)
+    page.evaluate("() => fetch('/interrupt', {method: 'POST'})")
+    assert wait_idle(page, server)["status"]["status_str"] == "error", "as ComfyUI calls what was interrupted"
+    assert len(list((server.base / "user" / "amed_training").glob("*.safetensors"))) == 1
+    press_run(page)
+    page.wait_for_timeout(500)
+    assert wait_idle(page, server)["status"]["status_str"] == "success"
+    assert not list((server.base / "user" / "amed_training").glob("*.safetensors"))
+    assert (server.base / "models" / "amed_predictors" / "cancelled_00001_.safetensors").is_file()
 
 
 def _kinds(saved: dict[str, Any]) -> list[str]:
