@@ -9,6 +9,7 @@ from typing import Any
 
 import graphs
 import pytest
+from comfyui import COMFYUI, version_of
 from graphs import Graph, node
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -128,6 +129,8 @@ def test_templates_open_legibly_in_both_canvases(page: Any, canvas: str) -> None
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     wanted = canvas != "classic"
+    if wanted and version_of(COMFYUI) == "0.3.64":
+        pytest.skip("its Nodes 2.0 is a first draft, whose widgets grow with their values")
     page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", wanted)
     page.reload()
     page.wait_for_function(READY, timeout=120_000)
