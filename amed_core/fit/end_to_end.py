@@ -41,6 +41,7 @@ from .turns import Turns
 
 DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's: at first, after a gain, after a failure
 ATTEMPTS = 5  # at a smaller error, per iteration
+MUCH_NEARER = 0.8  # times the baseline's geometric mean of what is held out
 TOLERATED = 1.02  # of the error, for what looks more like the teacher's samples
 
 
@@ -290,12 +291,23 @@ class EndToEnd(ForOneUse):
             at = replace(at, best_distances=both, base_distances=both, best=at.current, best_is_table=is_table)
         elif not at.best_is_table:
             at = replace(at, best_distances=both, best=at.current, best_is_table=True)
-        elif compared(both, at.best_distances) < 1:
-            error, base = self._held_out_errors(both, at.base_distances)
-            allowed = max(base, self._held_out_errors(at.best_distances, at.base_distances)[0])
-            if error < allowed and error <= at.begun_error:
-                at = replace(at, best_distances=both, best=at.current)
+        elif compared(both, at.best_distances) < 1 and self._holds(both, at):
+            at = replace(at, best_distances=both, best=at.current)
         return self._told(at, event), event
+
+    def _holds(self, both: Tensor, at: FitState) -> bool:
+        """Whether what is held out allows a table of these distances (fitted + held_out,).
+
+        A first table may also be one that is much nearer in the geometric mean. A solver that decides one sample of
+        eight otherwise than the teacher errs there by more than by all others together, so that this one sample would
+        decide whether there is a table at all.
+        """
+        error, base = self._held_out_errors(both, at.base_distances)
+        allowed = max(base, self._held_out_errors(at.best_distances, at.base_distances)[0])
+        if error < allowed and error <= at.begun_error:
+            return True
+        ours, theirs = (d[self.settings.trajectories :].log().mean().exp() for d in (both, at.base_distances))
+        return at.best_distances is at.base_distances and bool(ours < MUCH_NEARER * theirs)
 
     def _measured(self, at: FitState, method: Method) -> tuple[Tensor, FitEvent]:
         """The distances (fitted + held_out,) of the current table, and what to tell of them."""

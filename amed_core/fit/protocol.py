@@ -136,7 +136,7 @@ class FitSummary:
         if self.gain <= 0:
             return (
                 f"It is NOT better than {self.baseline} at equal model calls: error {self.error:.4g} against "
-                f"{self.baseline_error:.4g}. Try another sampler, more trajectories or another number of calls."
+                f"{self.baseline_error:.4g}. Try another number of calls, or more trajectories."
             )
         return f"error {self.error:.4g}, {self.gain:.0%} less than that of {self.baseline} at equal model calls"
 

@@ -120,6 +120,29 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
     assert (fit.summary().gain or 0) > 0
 
 
+def test_one_odd_sample_that_is_held_out_does_not_forbid_the_first_table() -> None:
+    """Seven of eight are three times nearer, and one that both decide wrongly is farther: a table is there all the same.
+
+    But not where as many are farther as are nearer.
+    """
+    settings = replace(SMALL, trajectories=8, held_out=8)
+    fit = make_fit(multistep_config(4), settings, gaussian(mixture, SHAPE, SIGMA_MAX))
+    assert isinstance(fit, EndToEnd)
+    base = torch.full((16,), 0.06, dtype=torch.float64)
+    base[-1] = 0.3
+    at = replace(fit.at, base_distances=base, best_distances=base)
+    nearer = base / 3
+    nearer[-1] = 0.6
+    error, of_base = fit._held_out_errors(nearer, base)
+    assert error > of_base, "or the test shows nothing"
+    assert fit._holds(nearer, at)
+    mixed = base.clone()
+    mixed[8:12], mixed[12:] = 0.03, 0.12
+    assert not fit._holds(mixed, at)
+    later = replace(at, best_distances=0.9 * base)  # there is a table already
+    assert not fit._holds(nearer, later)
+
+
 def test_it_ends_no_worse_on_what_is_held_out_than_it_began() -> None:
     """Iterations fit trajectories that are nearly those of another model, of which few show what they do."""
 
