@@ -24,7 +24,7 @@ from problems import (
 from torch import Tensor
 
 from amed_core import PredictorConfig, make_fit
-from amed_core.fit.end_to_end import damped_step
+from amed_core.fit.end_to_end import EndToEnd, damped_step
 from amed_core.fit.trajectories import HELD_OUT, gaussian
 from amed_core.samplers import TYPES
 from amed_core.types import Denoiser
