@@ -121,9 +121,9 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
 
 
 def test_one_odd_sample_that_is_held_out_does_not_forbid_the_first_table() -> None:
-    """Seven of eight are three times nearer, and one that both decide wrongly is farther: a table is there all the same.
+    """Seven of eight are three times nearer, and one, which both decide wrongly, is farther: the table is kept.
 
-    But not where as many are farther as are nearer.
+    It is not where as many are farther as are nearer.
     """
     settings = replace(SMALL, trajectories=8, held_out=8)
     fit = make_fit(multistep_config(4), settings, gaussian(mixture, SHAPE, SIGMA_MAX))
@@ -137,7 +137,7 @@ def test_one_odd_sample_that_is_held_out_does_not_forbid_the_first_table() -> No
     assert error > of_base, "or the test shows nothing"
     assert fit._holds(nearer, at)
     mixed = base.clone()
-    mixed[8:12], mixed[12:] = 0.03, 0.12
+    mixed[8:12], mixed[12:15] = 0.03, 0.12
     assert not fit._holds(mixed, at)
     later = replace(at, best_distances=0.9 * base)  # there is a table already
     assert not fit._holds(nearer, later)
