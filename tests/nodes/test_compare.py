@@ -83,7 +83,7 @@ def learns_from(pack: Any, model: Any, pictures: int) -> Any:
 @pytest.mark.parametrize("name", ["digits_amed_multistep_5", "digits_amed_5", "digits_amed_ipndm_5"])
 def test_every_row_is_what_k_sampler_draws_of_that_seed_to_the_bit(pack: Any, demo: Family, name: str) -> None:
     made = compared(pack, demo, predictor=shipped(pack, name))
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, shipped(pack, name)).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, shipped(pack, name)).args
     ways = [("dpmpp_2m", "karras", 5), ("dpm_2", "karras", 3), ("euler", "simple", 5)]  # dpm_2 has 2 calls a step
     for n, seed in enumerate(SEEDS):
         ours = by_k_sampler(demo, applied, seed, STEPS, made.ours.sampler, "amed")
@@ -93,7 +93,7 @@ def test_every_row_is_what_k_sampler_draws_of_that_seed_to_the_bit(pack: Any, de
 
 
 def test_a_predictor_on_the_model_is_the_one_that_is_compared(pack: Any, demo: Family) -> None:
-    (applied,) = pack.nodes.AMEDApplyPredictor.execute(demo.model, shipped(pack)).args
+    applied, *_ = pack.nodes.AMEDApplyPredictor.execute(demo.model, shipped(pack)).args
     carried, given = compared(pack, demo, model=applied), compared(pack, demo, predictor=shipped(pack))
     assert carried.mine(STEPS).squares == given.mine(STEPS).squares
 
