@@ -1,8 +1,6 @@
 """Predictor files and training states: safetensors with a JSON header. Nothing is ever unpickled."""
 
-import contextlib
 import datetime
-import itertools
 import json
 import os
 import uuid
@@ -46,12 +44,13 @@ def save_new(
 
     Of several processes that save at once each gets a path of its own.
     """
-    data = _predictor_bytes(predictor, notes)
-    for number in itertools.count(first):
-        with contextlib.suppress(FileExistsError):
+    data, number = _predictor_bytes(predictor, notes), first
+    while True:
+        try:
             _write(path := path_of(number), data, new=True)
             return path
-    raise AssertionError  # numbers do not end
+        except FileExistsError:
+            number += 1
 
 
 def provenance(training: Mapping[str, Any]) -> dict[str, Any]:

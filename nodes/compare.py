@@ -249,8 +249,7 @@ class Decoder:
         if self.previewer is None or first.ndim not in (4, 5):
             return _channels(first)
         shown = self.previewer.decode_latent_to_preview(first.to(self.model.load_device)).convert("RGB")
-        pixels = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8)
-        return pixels.reshape(shown.height, shown.width, 3).float() / 255
+        return as_image(shown)[0]
 
     def _by_vae(self, latent: Tensor) -> Tensor:
         decoded: Tensor = self.vae.decode(latent).float().cpu()

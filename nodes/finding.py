@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,12 @@ def found(guider: Any, levels: Sequence[float], sampler: str | None = None) -> F
     level in so many calls. Files that a cancelled fit left, and those that come with this pack, are left alone: the
     former are not finished, and the latter are for the bundled models.
     """
-    model = guider.model_patcher
+    files, model = _newest_first(), guider.model_patcher
+    if not files:  # and weights need not be looked into
+        return None
     facts = pairing.fingerprint(model) | {"checkpoint": pairing.checkpoint(model)}
     own = is_own(levels, guider.inner_model.model_sampling)
-    for name, path in _newest_first():
+    for name, path in files:
         try:
             if not any(pairing.fits(config, facts, guider) for config in _configs(path, path.stat().st_mtime_ns)):
                 continue
@@ -65,7 +67,7 @@ def _for(every: PredictorSet, levels: Sequence[float], guidance: float | None, *
     return every.made_for(levels, guidance)
 
 
-def _newest_first() -> Iterator[tuple[str, Path]]:
+def _newest_first() -> list[tuple[str, Path]]:
     """The user's own files, by their names in the list."""
     known = []
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
@@ -75,7 +77,7 @@ def _newest_first() -> Iterator[tuple[str, Path]]:
             name = path.relative_to(root)
             if name.parts[0] != UNFINISHED and not path.name.startswith("."):
                 known.append((path.stat().st_mtime_ns, name.as_posix(), path))
-    return ((name, path) for _, name, path in sorted(known, reverse=True))
+    return [(name, path) for _, name, path in sorted(known, reverse=True)]
 
 
 @functools.lru_cache(maxsize=1000)
