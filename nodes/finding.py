@@ -1,5 +1,6 @@
 """Which predictor file a MODEL that carries none is sampled with: the newest in the models folder that fits."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ def _newest_first() -> list[tuple[str, Path]]:
         for path in root.rglob("*.safetensors"):
             name = path.relative_to(root)
             if name.parts[0] != UNFINISHED and not path.name.startswith("."):
-                known.append((path.stat().st_mtime_ns, name.as_posix(), path))
+                with contextlib.suppress(OSError):  # a link that leads nowhere
+                    known.append((path.stat().st_mtime_ns, name.as_posix(), path))
     return [(name, path) for _, name, path in sorted(known, reverse=True)]
 
 

@@ -55,6 +55,7 @@ def test_the_newest_that_fits_is_taken_and_named(
     saved(pack, family, models, "of another cfg", seed=3, guidance=4.0)
     saved(pack, family, models / "unfinished", "stopped", seed=4)
     (models / "broken.safetensors").write_bytes(b"none")
+    (models / "leads nowhere.safetensors").symlink_to(models / "gone")
     caplog.set_level("INFO")
     by_itself = drawn(family)
     assert torch.equal(by_itself, drawn(family, apply(pack, family, newer)))
