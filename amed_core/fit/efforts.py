@@ -27,7 +27,7 @@ def settings_of(effort: Effort, calls: int, uses: int = 1) -> FitConfig:
     most = MOST_CALLS[effort]
     if effort == "thorough":
         own = FitConfig(96 if calls <= 3 else 64, 32, 8, iterations=8, budget=most, grids=30, few=8)
-        return replace(own, finalists=3, plain_finalists=3, energy_calls=FEW)
+        return replace(own, finalists=3, plain_finalists=3, energy_calls=FEW, moves_grid=True)
     if effort == "quick":
         slow = 11 if calls < FEW else 12 if calls == FEW else 3 * calls  # what the energy of bands leaves
         own = FitConfig(8, 1, 8, teacher_calls=slow, iterations=1, budget=most, grids=4, few=8)
@@ -49,8 +49,8 @@ def of_images(settings: FitConfig) -> FitConfig:
     """The same for runs that start in the middle, where paths are short: from few trajectories of known paths."""
     few = min(8, settings.trajectories)
     grids, held_out = min(2, settings.grids), min(2, settings.held_out)
-    one = {"baselines": 1, "plain_finalists": 1, "finalists": 1, "iterations": 1, "budget": 0}
-    return replace(settings, trajectories=few, few=few, held_out=held_out, grids=grids, **one)
+    own = replace(settings, baselines=1, plain_finalists=1, finalists=1, iterations=1, budget=0)
+    return replace(own, trajectories=few, few=few, held_out=held_out, grids=grids)
 
 
 def _affordable(wanted: FitConfig, calls: int, uses: int, most: int, least_grids: int) -> FitConfig:

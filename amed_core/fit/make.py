@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -97,7 +98,7 @@ def make_fit(
         if own.kind == "table":
             initial = build(own).to(device)
             return EndToEnd(initial, MidpointParameters, MidpointStart(runs, initial), runs)
-        return _multistep(runs, model_sigmas, on)
+        return _multistep(runs, model_sigmas, on, alone=not config.guidances)
 
     return SeveralScales(config.guidances, single) if config.guidances else single(0, None)
 
@@ -154,15 +155,16 @@ def make_set(
             scaled = _at_scale(own, number)
             if not use.level:
                 runs = bases[number] if use == most else bases[number].for_calls(scaled, how)
-                return _multistep(runs, model_sigmas, on)
+                return _multistep(runs, model_sigmas, on, alone=not own.guidances)
             if any(level != use.level for level, _ in of_level):
                 of_level.clear()
             if (key := (use.level, number)) not in of_level:  # of the most calls, for which the teacher must be best
                 calls = max(other.calls for other in uses if other.level == use.level)
                 of_level[key] = bases[number].below(*lower(calls, number, use.level))
                 if calls == use.calls:
-                    return _multistep(of_level[key], model_sigmas, on)
-            return _multistep(of_level[key].for_calls(*lower(use.calls, number, use.level)), model_sigmas, on)
+                    return _multistep(of_level[key], model_sigmas, on, alone=not own.guidances)
+            runs = of_level[key].for_calls(*lower(use.calls, number, use.level))
+            return _multistep(runs, model_sigmas, on, alone=not own.guidances)
 
         return SeveralScales(own.guidances, single) if own.guidances else single(0, None)
 
@@ -219,11 +221,13 @@ def _at_scale(config: PredictorConfig, number: int) -> PredictorConfig:
     return replace(config, guidance=scale, guidances=())
 
 
-def _multistep(runs: Runs, model_sigmas: Tensor | None, on: PredictorConfig | None) -> EndToEnd:
+def _multistep(runs: Runs, model_sigmas: Tensor | None, on: PredictorConfig | None, *, alone: bool = True) -> EndToEnd:
+    """The fit of one table, whose grid is its own if it is `alone`: the only one of its scales of guidance."""
     config = runs.config
     levels = (config.calls, config.sigma_min, config.sigmas[0])
     listed = baselines(*levels, flow=config.flow, model_sigmas=model_sigmas, switch_sigma=config.switch_sigma)
-    return EndToEnd(build(config), MultistepParameters, MultistepStart(runs, listed, on), runs)
+    grid = runs.settings.moves_grid and alone and not config.switch_sigma  # nor does a change of models move
+    return EndToEnd(build(config), partial(MultistepParameters, grid=grid), MultistepStart(runs, listed, on), runs)
 
 
 def fit_predictor(

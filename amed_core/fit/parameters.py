@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..midpoints import MidpointTable
-from ..multistep import MultistepTable, known_to
+from ..multistep import MultistepTable, asked_at, known_to
 from ..predictor import Predictor
 from ..types import COLUMNS
 
@@ -18,6 +18,7 @@ from ..types import COLUMNS
 Acts = Literal["start", "mid", "update"]
 WEIGHT_DIFFERENCE = 1e-2  # of a weight, and of the logarithm of a told level, for derivatives
 MIDPOINT_DIFFERENCE = 2e-2  # of r and of the scales
+LEVEL_ROOM = 0.4  # of the way to the levels beside it: how far a step may move a level
 NEWEST = {"weight": 4, "guided": 2}  # slopes whose weights are moved; in the last interval, at no call, all
 
 
@@ -104,8 +105,8 @@ class MidpointParameters:
 class Number:
     """One number of a multistep table: what it is, and which interval it acts in."""
 
-    kind: Literal["weight", "guided", "first", "scale_time"]
-    interval: int
+    kind: Literal["weight", "guided", "first", "scale_time", "level"]
+    interval: int  # of a level, the one that it ends
     slope: int = 0  # of a weight, also of one of guidance
 
 
@@ -113,10 +114,12 @@ class Number:
 class MultistepParameters:
     """The newest slopes' weights and those of the first denoised sample; of the told levels' scales the logarithms.
 
-    A first step's gains, and what bands differ by, stay as they are.
+    With `grid` also the logarithms of the levels between the first and the last. A first step's level and gains, and
+    what bands differ by, stay as they are.
     """
 
     config: PredictorConfig
+    grid: bool = False
 
     @property
     def layout(self) -> list[Number]:
@@ -128,43 +131,80 @@ class MultistepParameters:
             for k in range(n)
             for slope in _slopes(config, kind, k)[0 if k == n - 1 else -NEWEST[kind] :]
         ]
-        return weights + [Number(kind, k) for kind in ("first", "scale_time") for k in range(n)]
+        numbers = weights + [Number(kind, k) for kind in ("first", "scale_time") for k in range(n)]
+        return numbers + [Number("level", k) for k in range(n - 1)] * self.grid
 
     @property
     def low(self) -> Tensor:
-        """Without bounds (count,)."""
-        return torch.full((len(self.layout),), -math.inf, dtype=torch.float64)
+        """Of levels, LEVEL_ROOM of the way to the next one below; the others have no bound (count,)."""
+        logs, ways = self._levels
+        return self._with_levels(-math.inf, logs[1:] - LEVEL_ROOM * ways[1:])
 
     @property
     def high(self) -> Tensor:
-        """Without bounds (count,)."""
-        return -self.low
+        """Of levels, LEVEL_ROOM of the way to the next one above; the others have no bound (count,)."""
+        logs, ways = self._levels
+        return self._with_levels(math.inf, logs[1:] + LEVEL_ROOM * ways[:-1])
+
+    @property
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        """The logarithms of the levels where the model is asked (intervals,), and how far each is above the next.
+
+        Of the last one this is where the model knows nothing lower, but at most at half of it.
+        """
+        *asked, _ = asked_at(self.config.sigmas, self.config.first_sigma)
+        end = min(max(self.config.sigma_min, asked[-1] / 2), asked[-1])
+        logs = torch.tensor([*asked, end], dtype=torch.float64).log()
+        return logs[:-1], -logs.diff()
+
+    def _with_levels(self, others: float, levels: Tensor) -> Tensor:
+        """A vector (count,) of one number, but for the levels, which stand at its end."""
+        vector = torch.full((len(self.layout),), others, dtype=torch.float64)
+        if self.grid:
+            vector[-len(levels) :] = levels
+        return vector
 
     def of(self, table: Predictor) -> Tensor:
         """The numbers (count,) in the order of `layout`."""
         parts = {name: values.detach().cpu() for name, values in table.named_parameters()}
         parts["scale_time"] = parts["scale_time"].log()
-        return torch.stack([_place(parts, number) for number in self.layout]).double()
+        parts = {name: values.double() for name, values in parts.items()}
+        parts["level"] = torch.tensor(table.config.sigmas[1:-1], dtype=torch.float64).log()
+        return torch.stack([_place(parts, number) for number in self.layout])
 
     def table(self, like: Predictor, numbers: Tensor) -> Predictor:
         """A copy with these numbers (count,), on the CPU."""
-        made = MultistepTable(self.config)
+        made = MultistepTable(self._on(numbers))
         made.load_state_dict(like.state_dict())
         made.scale_time.log_()
         parts = dict(made.named_parameters())
         for number, value in zip(self.layout, numbers, strict=True):
-            _place(parts, number).copy_(value)
+            if number.kind != "level":
+                _place(parts, number).copy_(value)
         made.scale_time.exp_()
         return made
 
+    def _on(self, numbers: Tensor) -> PredictorConfig:
+        """The settings with the levels among the numbers (count,)."""
+        if not self.grid:
+            return self.config
+        first, *between, last = self.config.sigmas
+        return replace(self.config, sigmas=(first, *numbers[len(numbers) - len(between) :].exp().tolist(), last))
+
     def differences(self, numbers: Tensor) -> Tensor:
-        """WEIGHT_DIFFERENCE (count,), downward for the very first told level."""
+        """WEIGHT_DIFFERENCE (count,), downward for the very first told level.
+
+        Levels go to where there is more room, and at most half of it.
+        """
         steps = torch.full_like(numbers, WEIGHT_DIFFERENCE)
         steps[self.layout.index(Number("scale_time", 0))] *= -1  # the model may know no level above
-        return steps
+        below, above = numbers - self.low, self.high - numbers  # infinite, but for levels
+        most = torch.maximum(below, above) / 2
+        down = (below >= above) & most.isfinite()
+        return torch.where(down, -1, 1) * torch.minimum(steps.abs(), most) * steps.sign()
 
     def acts(self) -> list[tuple[int, Acts]]:
-        """Told levels act at an interval's start, weights on its update."""
+        """Told levels act at an interval's start; weights, and the level where it ends, on its update."""
         return [(number.interval, "start" if number.kind == "scale_time" else "update") for number in self.layout]
 
     def calls_after(self) -> list[int]:

@@ -74,6 +74,7 @@ class FitConfig:
     # Up to so many calls students are so far from their teacher that least squares, which aims at the mean, blurs them:
     # the last of their steps then keeps the energy of bands of frequency, if that costs hardly any error.
     energy_calls: int = 4
+    moves_grid: bool = False  # whether levels move with the weights, where one table has a grid of its own
 
     def __post_init__(self) -> None:
         counts = (

@@ -104,9 +104,9 @@ class Runs:
 
     def for_calls(self, config: PredictorConfig, settings: FitConfig) -> "Runs":
         """The same trajectories and targets, for a student of another number of calls and settings of its own."""
-        counts = {"trajectories": len(self.fitted.rows), "held_out": len(self.judged.rows)}
-        counts["batch_size"] = self.fitted.batch_size
-        return replace(self, config=config, settings=replace(settings, **counts), shared=True)
+        fitted, held_out = len(self.fitted.rows), len(self.judged.rows)
+        own = replace(settings, trajectories=fitted, held_out=held_out, batch_size=self.fitted.batch_size)
+        return replace(self, config=config, settings=own, shared=True)
 
     def below(self, config: PredictorConfig, settings: FitConfig) -> "Runs":
         """The first of these trajectories from where the teacher passes a student's first level, as `settings` say."""

@@ -75,7 +75,8 @@ def multistep(
     config = config or multistep_config(3)
     runs = Runs.of(config, settings, Metered(gaussian(wrap(denoiser), SHAPE, SIGMA_MAX)), ALONE)
     few = baselines(3, SIGMA_MIN, SIGMA_MAX, switch_sigma=config.switch_sigma)[::20]
-    return EndToEnd(build(config), MultistepParameters, MultistepStart(runs, few, grid), runs)
+    parameters = partial(MultistepParameters, grid=settings.moves_grid)
+    return EndToEnd(build(config), parameters, MultistepStart(runs, few, grid), runs)
 
 
 def several(settings: Any, wrap: Wrap, kind: Any = midpoints) -> Fit:
@@ -153,6 +154,7 @@ CASES = {
     "network, none held out": Case(network, replace(TRAIN, held_out=0, gradient="finite difference", step=0.0)),
     "midpoints": Case(midpoints),
     "multistep": Case(multistep),
+    "multistep, grid moved": Case(multistep, replace(TABLE, moves_grid=True)),
     "multistep, states without all targets": Case(forgetful, replace(TABLE, trajectories=6)),
     "multistep, guided": Case(partial(multistep, config=multistep_config(3, guided=True), denoiser=Guided(3.0))),
     "multistep, two models": Case(

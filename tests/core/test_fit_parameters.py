@@ -1,5 +1,6 @@
 """A table's numbers as one vector, and back."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,12 +25,15 @@ from amed_core.fit.parameters import MidpointParameters, MultistepParameters, Pa
 from amed_core.fit.targets import Target
 from amed_core.samplers import TYPES
 
+MOVING = partial(MultistepParameters, grid=True)
 CASES = [
     *((MidpointParameters, midpoint_config(name, calls), mixture) for name in TYPES for calls in (4, 5)),
     (MidpointParameters, midpoint_config(scale_time=0.0), mixture),
     (MultistepParameters, multistep_config(), mixture),
     (MultistepParameters, multistep_config(6), mixture),
     (MultistepParameters, multistep_config(guided=True), Guided(3.0)),
+    (MOVING, multistep_config(), mixture),
+    (MOVING, multistep_config(3, first_sigma=60.0, channels=1), mixture),
     (MultistepParameters, multistep_config(5, sigmas=GRID, switch_sigma=SWITCH), two_models),
 ]
 every_kind = pytest.mark.parametrize(("make", "config", "denoiser"), CASES)
@@ -89,3 +93,19 @@ def test_told_levels_are_moved_as_logarithms_and_the_first_one_down() -> None:
     moved = dict(parameters.table(table, numbers).named_parameters())["scale_time"]
     torch.testing.assert_close(moved.log(), torch.tensor([-0.1, 0.2, 0.3]))
     assert parameters.differences(numbers)[told].sign().tolist() == [-1, 1, 1]
+
+
+def test_levels_between_the_first_and_the_last_move_and_stay_in_order() -> None:
+    """Even if all are moved as far towards each other as they may go; the first and the last one stay."""
+    config = multistep_config(4)
+    parameters, table = MOVING(config), build(config)
+    here = parameters.of(table)
+    torch.testing.assert_close(here[-3:].exp(), torch.tensor(config.sigmas[1:-1], dtype=torch.float64))
+    for bounds in (parameters.low, parameters.high):
+        limit = torch.where(bounds.isfinite(), bounds, here)
+        limit[-2] = (parameters.low if bounds is parameters.high else parameters.high)[-2]
+        sigmas = parameters.table(table, limit).config.sigmas
+        assert sigmas == tuple(sorted(sigmas, reverse=True))
+        assert len(set(sigmas)) == 5
+        assert (sigmas[0], sigmas[-1]) == (config.sigmas[0], 0.0)
+        assert all(a != b for a, b in zip(sigmas[1:-1], config.sigmas[1:-1], strict=True))
