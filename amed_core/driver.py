@@ -200,14 +200,15 @@ def trajectory(denoiser: Denoiser, x: Sample, method: Method, *, resume: Resume 
 def sample(denoiser: Denoiser, x: Sample, method: Method) -> Sample:
     """Run a method to its end from noise `x` (batch, ...) at its first level, and return the sample there.
 
-    Raises FloatingPointError that names the interval and the call if the model answered NaN or infinity.
+    Raises FloatingPointError that names the interval and the call if the model answered NaN or infinity, and if the
+    sample itself is not finite.
     """
     answers: list[Total] = []
     for step in trajectory(denoiser, x, method):
         answers += answers_of(step)
         x = step.x
         del step  # its evaluations need not live through the next model call
-    raise_if_not_finite(answers)
+    raise_if_not_finite(answers, x)
     return x
 
 
@@ -221,13 +222,24 @@ def answers_of(step: Step) -> list[Total]:
     return [(step.index, call, e.denoised.sum(dtype=torch.float32)) for call, e in enumerate(calls)]
 
 
-def raise_if_not_finite(answers: Sequence[Total]) -> None:
-    """Raise FloatingPointError for the first bad answer. Call it once, after the loop: it waits for the GPU, once."""
-    finite = torch.stack([total for _, _, total in answers]).isfinite().tolist() if answers else []
-    for (interval, call, _), fine in zip(answers, finite, strict=True):
+def raise_if_not_finite(answers: Sequence[Total], finished: Sample | None = None) -> None:
+    """Raise FloatingPointError for the first bad answer, or for the finished sample (batch, ...).
+
+    Call it once, after the loop: it waits for the GPU, once.
+    """
+    totals = [total for _, _, total in answers]
+    if finished is not None:
+        totals.append(finished.sum(dtype=torch.float32))
+    finite = torch.stack(totals).isfinite().tolist() if totals else []
+    for (interval, call, _), fine in zip(answers, finite, strict=False):
         if not fine:
             raise FloatingPointError(
                 f"The model answered NaN or infinity in interval {interval + 1}, model call {call + 1} of that "
                 "interval. Check the model's precision (try --force-fp32 or another weight dtype), its VAE and "
                 "LoRAs, and whether this sampler's predictor was made for this model."
             )
+    if not all(finite):
+        raise FloatingPointError(
+            "The finished sample is NaN or infinite, though the model answered well. Choose another predictor, or "
+            "train one for this model: the weights of this one lead too far."
+        )

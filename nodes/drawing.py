@@ -31,7 +31,7 @@ def draw(
     """The sample at the end of a method, from noisy `x` (batch, ...) at its first level.
 
     `levels` is the list that ComfyUI gave for the run, one entry per call and one for the end.
-    Raises FloatingPointError if the model answered NaN or infinity.
+    Raises FloatingPointError if the model answered NaN or infinity, or if the sample itself is not finite.
     """
     mask, to_zero, calls = extra_args.get("denoise_mask"), method.sigmas[-1] == 0, len(levels) - 1
     begin = time.monotonic()
@@ -54,7 +54,7 @@ def draw(
                 x = torch.where(mask > 0, x, step.start.denoised)  # masked pixels are exact in the last answer
             del step  # its evaluations need not live through the next model call
         report.finish(x)
-    raise_if_not_finite(answers)
+    raise_if_not_finite(answers, x)
     passes, seconds = round(denoiser.passes / len(x)), time.monotonic() - begin
     logging.info(f"AMED: {denoiser.calls} model calls, {passes} passes of the network, {seconds:.1f} s")
     return x
