@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from .features import MAPS
 from .schedules import SEARCHED, schedule
 from .types import First, Method, Run, Solver
 
-LONGEST_TEXT, MOST_FACTS, LARGEST_FACT = 200, 32, 1e12  # of the fingerprint in a file
+LONGEST_TEXT, MOST_FACTS, LARGEST_NUMBER, LARGEST_WEIGHT = 200, 32, 1e12, 1e4  # in a file
+MOST_LEVELS, MOST_GUIDANCES, MOST_UNITS, MOST_CHANNELS = 1000, 64, 4096, 4096  # of one predictor
 TOLERANCE = 5e-3  # relative, of levels: lists arrive rounded to float32, or to half precision
 NOISE = 1e-3  # relative, below the model's highest level: where a start is pure noise
 R_MARGIN = 1e-4  # a saturated sigmoid would put the midpoint on an end, where multistep differences are 0 / 0
@@ -68,6 +69,7 @@ class PredictorConfig:
         if self.schedule != SEARCHED:
             schedule(self.schedule)  # raises for an unknown name
         self.build_solver()
+        self._check_sizes()
         grid = self.sigmas
         if len(grid) < 2:
             raise ValueError(f"A predictor needs a grid of at least 2 points (1 interval), but found {len(grid)}.")
@@ -96,6 +98,19 @@ class PredictorConfig:
             raise ValueError("The paper's network knows one guidance scale. Fit a table for several.")
         if self.flow and grid[0] > 1 + 1e-6:
             raise ValueError(f"The noise levels of a flow model end at 1, but the grid begins at {grid[0]}.")
+
+    def _check_sizes(self) -> None:
+        """How large a predictor may be: more than any of use, and little enough for every computer."""
+        for what, found, most in (
+            ("noise levels", len(self.sigmas), MOST_LEVELS),
+            ("guidance scales", len(self.guidances), MOST_GUIDANCES),
+            ("channels", self.channels, MOST_CHANNELS),
+            ("hidden units", self.hidden, MOST_UNITS),
+        ):
+            if found > most:
+                raise ValueError(f"A predictor has at most {most:,} {what}, but found {found:,}.")
+        if self.hidden < 1 or self.channels < 0:
+            raise ValueError(f"hidden is at least 1 and channels 0, but found {self.hidden} and {self.channels}.")
 
     def _check_multistep(self) -> None:
         """What only multistep tables have, and what they cannot have."""
@@ -205,6 +220,13 @@ class PredictorConfig:
         scales = [(1 - width, 1 + width) for width in (self.scale_dir, self.scale_time)]
         return (lowest, 1 - R_MARGIN), scales[0], scales[1]
 
+    @property
+    def limits(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The lowest and the highest that the numbers in a file may be: of all, or of each column of a table."""
+        if self.kind == "table":
+            return tuple(low for low, _ in self.bounds), tuple(high for _, high in self.bounds)
+        return (-LARGEST_WEIGHT,), (LARGEST_WEIGHT,)
+
     def build_solver(self) -> Solver:
         """The update rule these settings name; for a multistep predictor, the one that it takes on other grids."""
         return solvers.solver(self.solver, vars(self))
@@ -215,17 +237,41 @@ class PredictorConfig:
 
         Raises ValueError for unknown, missing or impossible settings.
         """
+        if not isinstance(header, Mapping):
+            raise ValueError("its settings are no JSON object")
         if header.get("centred"):
             raise ValueError("it holds a network that corrects a table, which no longer exists here: train it again")
         header = {name: value for name, value in header.items() if name != "centred"}
         known = {f.name for f in fields(cls)}
         if unknown := set(header) - known:
             raise ValueError(f"unknown settings {sorted(unknown)}: it was made by a newer version; update this pack")
+        kinds = get_type_hints(cls)
         try:
-            lists = {name: tuple(header.get(name, ())) for name in ("sigmas", "guidances", "negatives")}
-            return cls(**{**header, **lists, "model": plain_facts(header.get("model", {}))})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"its settings are incomplete or of the wrong type ({error})") from error
+            found = {name: typed(name, value, kinds[name]) for name, value in header.items() if name != "model"}
+            return cls(**found, model=plain_facts(header.get("model", {})))
+        except TypeError as error:
+            raise ValueError(f"its settings are incomplete ({error})") from error
+
+
+def typed(name: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as a setting of this kind: a number, a text, whether something is so, or a list of numbers.
+
+    Raises ValueError for anything else, and for numbers that are not finite, or larger than any of use.
+    """
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or len(value) > MOST_LEVELS:
+            raise ValueError(f"{name} must be a list of at most {MOST_LEVELS:,} numbers")
+        return tuple(typed(name, one, get_args(kind)[0]) for one in value)
+    if kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (kind is float and isinstance(value, float))) or not abs(value) <= LARGEST_NUMBER:  # nor NaN
+            raise ValueError(f"{name} must be a {'number' if kind is float else 'whole number'} of a usual size")
+        return kind(value)
+    if not isinstance(value, bool if kind is bool else str):
+        raise ValueError(f"{name} must be {'true or false' if kind is bool else 'a text'}")
+    if isinstance(value, str) and plain_text(value) != value:
+        raise ValueError(f"{name} must be a text of at most {LONGEST_TEXT} plain characters")
+    return value
 
 
 def switch_of(sigmas: Sequence[float], switch_sigma: float) -> int:
@@ -258,7 +304,7 @@ def plain_facts(facts: Any) -> dict[str, str | int | float]:
             raise ValueError("model holds a fact whose name is no name")
         if isinstance(value, str):
             plain[name] = plain_text(value)
-        elif isinstance(value, (int, float)) and abs(value) < LARGEST_FACT:  # NaN is not
+        elif isinstance(value, (int, float)) and abs(value) < LARGEST_NUMBER:  # NaN is not
             plain[name] = value
         else:
             raise ValueError(f"model holds something else than a text or a usual number as {name}")

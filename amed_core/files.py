@@ -1,29 +1,40 @@
 """Predictor files and training states: safetensors with a JSON header. Nothing is ever unpickled."""
 
+import contextlib
 import datetime
+import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Mapping
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .config import PredictorConfig
-from .predictor import Predictor, PredictorSet, build
+from .contents import (
+    FORMAT,
+    LARGEST_FILE,
+    LARGEST_HEADER,
+    VERSION,
+    PredictorFileError,  # noqa: F401 - whoever reads files catches it
+    described,
+    missing,
+    read_all,
+    read_header,
+    refusal,
+)
+from .predictor import Predictor, PredictorSet
 from .version import __version__
 
-FORMAT, VERSION = "amed_predictor", 2
 STATE_FORMAT = "amed_training_state"
-
-
-class PredictorFileError(ValueError):
-    """The file is damaged, or is no predictor. The message names the file and what to do."""
+TEMPORARY = ".amed-{}.tmp"  # names of files that are being written
+LEFT_BEHIND = 24 * 60 * 60  # seconds after which nobody writes them any more
 
 
 def save_predictor(predictor: Predictor | PredictorSet, path: Path, notes: Mapping[str, Any] | None = None) -> None:
@@ -42,15 +53,15 @@ def save_new(
 ) -> Path:
     """Write a predictor to the first path of `path_of(number)`, from number `first` on, that is not there yet.
 
-    Of several processes that save at once each gets a path of its own.
+    Of several processes that save at once each gets a path of its own. All paths are in one folder.
     """
-    data, number = _predictor_bytes(predictor, notes), first
-    while True:
-        try:
-            _write(path := path_of(number), data, new=True)
-            return path
-        except FileExistsError:
-            number += 1
+    number = first
+    with _whole(path_of(number).parent, _predictor_bytes(predictor, notes)) as temporary:
+        while True:
+            try:
+                return _published(temporary, path_of(number))
+            except FileExistsError:
+                number += 1
 
 
 def provenance(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,36 +77,24 @@ def load_predictor(path: Path) -> Predictor:
 
 def load_predictors(path: Path) -> PredictorSet:
     """All predictors of a file. Raises PredictorFileError if the file is damaged or holds none."""
-    header, weights = _read(path, FORMAT)
-    try:
-        every = PredictorSet(tuple(build(PredictorConfig.from_header(config)) for config in header["configs"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise PredictorFileError(f"{path} cannot be used as a predictor: {error}") from error
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise PredictorFileError(f"{path} is damaged: some of its weights are NaN or infinite. Train it again.")
-    dtypes = {weight.dtype for weight in weights.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    try:
-        if unknown := {name.partition(".")[0] for name in weights} - set(map(str, range(len(every.predictors)))):
-            raise RuntimeError(f"there are weights of unknown predictors: {sorted(unknown)[:3]}")
-        for number, one in enumerate(every.predictors):
-            own = {name.partition(".")[2]: w for name, w in weights.items() if name.startswith(f"{number}.")}
-            one.to(dtype).load_state_dict(own)
-            one.requires_grad_(False)
-    except RuntimeError as error:
-        raise PredictorFileError(
-            f"{path} is damaged: its weights do not fit its header. Train or download it again. ({error})"
-        ) from error
-    return every
+    return load_with_notes(path)[0]
+
+
+def load_with_notes(path: Path) -> tuple[PredictorSet, dict[str, Any]]:
+    """All predictors of a file, and how they were made, from one look at it.
+
+    Raises PredictorFileError if the file is damaged or holds none.
+    """
+    found = read_all(Path(path))
+    return found.every, found.notes
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """How what is in `path` was made: teacher, training summary, seed, version, date.
+    """How what is in `path` was made: teacher, training summary, seed, version, date; no weight is read.
 
     Raises PredictorFileError if the file is damaged or not a predictor.
     """
-    notes: dict[str, Any] = _read(path, FORMAT)[0].get("notes", {})
-    return notes
+    return read_header(Path(path)).notes
 
 
 def read_configs(path: Path) -> tuple[PredictorConfig, ...]:
@@ -103,10 +102,7 @@ def read_configs(path: Path) -> tuple[PredictorConfig, ...]:
 
     Raises PredictorFileError if the file is damaged or not a predictor.
     """
-    try:
-        return tuple(PredictorConfig.from_header(config) for config in _read(path, FORMAT, tensors=False)[0]["configs"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise PredictorFileError(f"{path} cannot be used as a predictor: {error}") from error
+    return tuple(one.config for one in read_header(Path(path)).every.predictors)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -154,70 +150,73 @@ def _predictor_bytes(predictor: Predictor | PredictorSet, notes: Mapping[str, An
         for number, one in enumerate(every)
         for name, weight in one.state_dict().items()
     }
-    return _tensor_bytes(weights, FORMAT, header)
+    data = _tensor_bytes(weights, FORMAT, header)
+    if len(data) > LARGEST_FILE or int.from_bytes(data[:8], "little") > LARGEST_HEADER:
+        raise ValueError("These predictors are too many for one file, which could not be read again. Save fewer.")
+    return data
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> bytes:
     return save(dict(tensors), metadata={"format": kind, "header": json.dumps(header)})
 
 
-def _write(path: Path, data: bytes, *, new: bool = False) -> None:
-    """Write a file whole or not at all; a new one is refused with FileExistsError where there is one already."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with _whole(Path(path).parent, data) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path, data: bytes) -> Iterator[Path]:
+    """A file of this data in a folder, under a name that nobody looks for and that is free again at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = folder / TEMPORARY.format(secrets.token_hex(8))
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if new:
-            _publish(temporary, path)
-        else:
-            os.replace(temporary, path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Give a whole file its name, or raise FileExistsError."""
+def _sweep(folder: Path) -> None:
+    """Remove what was left in a folder by processes that died while they wrote."""
+    for left in folder.glob(TEMPORARY.format("*")):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - left.stat().st_mtime > LEFT_BEHIND:
+                left.unlink()
+
+
+def _published(temporary: Path, path: Path) -> Path:
+    """Give a whole file its name, which is returned. Raises FileExistsError if there is one of this name."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except (OSError, NotImplementedError):  # a file system without hard links: the name is claimed first
-        path.open("xb").close()
-        os.replace(temporary, path)
-    else:
-        temporary.unlink()
+    except (OSError, NotImplementedError):  # a file system without hard links
+        # So that no half file is seen, what is claimed is not the name itself, but one that stands for it.
+        claim = path.with_name(TEMPORARY.format(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]))
+        claim.open("xb").close()
+        try:
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.replace(temporary, path)
+        finally:
+            claim.unlink()
+    return path
 
 
-def _read(path: Path, kind: str, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A file's header, and its tensors if they are wanted."""
-    found = {}
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file of ours. Raises PredictorFileError if it is damaged or of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if tensors:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise PredictorFileError(f"There is no file {path}.") from error
+        raise missing(path) from error
     except (SafetensorError, OSError) as error:
-        raise PredictorFileError(
-            f"{path} is damaged or is no safetensors file ({error}). Train or download it again."
-        ) from error
-    if metadata.get("format") != kind:
-        found = metadata.get("format", "no format mark")
-        raise PredictorFileError(f"{path} is a safetensors file, but no {kind} (found: {found}). Choose another file.")
-    try:
-        header: dict[str, Any] = json.loads(metadata["header"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise PredictorFileError(f"{path} is damaged: its header is unreadable ({error}).") from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        older = isinstance(header, dict) and header.get("version") == 1
-        remedy = (
-            "an older version of this pack. Train it again." if older else "a newer version of this pack. Update it."
-        )
-        raise PredictorFileError(f"{path} was made by {remedy}")
-    return header, found
+        raise refusal(path, f"is damaged or is no safetensors file ({error})") from error
+    return described(path, kind, metadata), found

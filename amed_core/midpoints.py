@@ -120,9 +120,10 @@ class MidpointTable(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        untrained = torch.tensor([UNTRAINED]).repeat(config.planned, 1)
-        several = (len(config.guidances), 1, 1) if config.guidances else (1, 1)
-        self.plans = nn.Parameter(untrained.repeat(*several), requires_grad=False)
+        several = (len(config.guidances),) if config.guidances else ()
+        self.plans = nn.Parameter(torch.empty(*several, config.planned, len(COLUMNS)), requires_grad=False)
+        if not self.plans.is_meta:  # those have a shape, and no numbers
+            self.plans.copy_(torch.tensor(UNTRAINED))
 
     def planner(self, run: Run | None = None, *, guidance: float | None = None) -> PredictorPlanner:
         """The plans along a run, or along its own grid."""

@@ -78,20 +78,35 @@ class MultistepTable(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        plain = Method(self.asked, restarted(config.build_solver(), config.switch), NoMidpoint())
-        weights = torch.tensor(coefficients(plain)[1])
         several = (len(config.guidances),) if config.guidances else ()
-        self.weights = nn.Parameter(weights.expand(*several, -1, -1).clone(), requires_grad=False)
-        self.first = nn.Parameter(torch.zeros(*several, config.intervals), requires_grad=False)
-        self.scale_time = nn.Parameter(torch.ones(*several, config.intervals), requires_grad=False)
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*several, *shape), requires_grad=False)
+
+        n = config.intervals
+        self.weights, self.first, self.scale_time = empty(n, n), empty(n), empty(n)
         if config.guided:
-            self.guided = nn.Parameter(lacking_guidance(config, self.weights), requires_grad=False)
+            self.guided = empty(n, n)
         if config.spectral:
-            vectors = config.intervals * (1 + config.guided) + 1
-            self.spectral = nn.Parameter(torch.zeros(*several, config.intervals, vectors, BANDS), requires_grad=False)
+            self.spectral = empty(n, n * (1 + config.guided) + 1, BANDS)
         if config.first_sigma:
-            shrunk = torch.full((*several, config.channels, BANDS), config.first_sigma / config.sigmas[0])
-            self.gains = nn.Parameter(shrunk, requires_grad=False)
+            self.gains = empty(config.channels, BANDS)
+        if not self.weights.is_meta:  # those have names and shapes, and no numbers
+            self.reset()
+
+    def reset(self) -> None:
+        """Set all numbers to those before any fit. Raises ValueError for a solver that is no linear multistep one."""
+        config = self.config
+        plain = Method(self.asked, restarted(config.build_solver(), config.switch), NoMidpoint())
+        self.weights.copy_(torch.tensor(coefficients(plain)[1]))
+        self.first.fill_(0.0)
+        self.scale_time.fill_(1.0)
+        if config.guided:
+            self.guided.copy_(lacking_guidance(config, self.weights))
+        if config.spectral:
+            self.spectral.fill_(0.0)
+        if config.first_sigma:
+            self.gains.fill_(config.first_sigma / config.sigmas[0])
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -209,9 +224,10 @@ def moved(table: MultistepTable, start: float) -> MultistepTable:
     grid = table.config.sigmas
     parts = [math.log(sigma / grid[-2]) / math.log(grid[0] / grid[-2]) for sigma in grid[:-1]]
     levels = [start, *(grid[-2] * (start / grid[-2]) ** part for part in parts[1:]), grid[-1]]
-    made = MultistepTable(replace(table.config, sigmas=tuple(levels)))
-    made.load_state_dict(table.state_dict())
-    return made.to(table.weights).requires_grad_(False)
+    with torch.device("meta"):  # it takes its numbers from the other
+        made = MultistepTable(replace(table.config, sigmas=tuple(levels)))
+    made.load_state_dict(table.state_dict(), assign=True)
+    return made.requires_grad_(False)
 
 
 def asked_at(sigmas: Sequence[float], first_sigma: float) -> tuple[float, ...]:

@@ -29,7 +29,8 @@ class AMEDPredictor(nn.Module):
             self.head_r = nn.Linear(inputs, 1)
             self.head_scale_dir = nn.Linear(inputs, 1) if config.scale_dir else None
             self.head_scale_time = nn.Linear(inputs, 1) if config.scale_time else None
-        self.reset(generator or torch.Generator().manual_seed(0))
+        if not self.head_r.weight.is_meta:  # those have names and shapes, and no numbers
+            self.reset(generator or torch.Generator().manual_seed(0))
 
     def reset(self, generator: torch.Generator) -> None:
         """PyTorch's own initialisation of linear layers, within 1 / sqrt(inputs), drawn from `generator`."""

@@ -12,6 +12,7 @@ from .midpoints import MidpointTable
 from .multistep import MultistepTable, moved
 from .network import AMEDPredictor
 
+MOST_PREDICTORS = 256  # in a set
 START_WITHIN = math.log(1.25)  # of the logarithms of levels: how far from what was learned an image may start
 
 Predictor = AMEDPredictor | MidpointTable | MultistepTable
@@ -22,6 +23,12 @@ def build(config: PredictorConfig, generator: torch.Generator | None = None) -> 
     if config.kind == "multistep":
         return MultistepTable(config)
     return MidpointTable(config) if config.kind == "table" else AMEDPredictor(config, generator)
+
+
+def outline(config: PredictorConfig) -> Predictor:
+    """The predictor of these settings without its numbers: names and shapes alone, on the meta device."""
+    with torch.device("meta"):
+        return build(config)
 
 
 @torch.no_grad()
@@ -38,8 +45,8 @@ def stacked(config: PredictorConfig, tables: Sequence[Predictor]) -> Predictor:
 class PredictorSet:
     """Predictors of one model, for several numbers of calls, starting levels and guidance scales.
 
-    The first is meant where only one is asked for. Raises ValueError for none, and for several that are not multistep
-    tables of one model.
+    The first is meant where only one is asked for. Raises ValueError for none, for more than MOST_PREDICTORS, and for
+    several that are not multistep tables of one model.
     """
 
     predictors: tuple[Predictor, ...]
@@ -48,6 +55,8 @@ class PredictorSet:
         configs = [one.config for one in self.predictors]
         if not configs:
             raise ValueError("A set needs at least one predictor.")
+        if len(configs) > MOST_PREDICTORS:
+            raise ValueError(f"A set has at most {MOST_PREDICTORS} predictors, but found {len(configs)}.")
         if len(configs) > 1:
             if any(config.kind != "multistep" for config in configs):
                 raise ValueError("Only multistep predictors, those for amed_multistep, go together in a set.")

@@ -80,10 +80,10 @@ def rewrite(path: Path, weights: dict[str, torch.Tensor] | None = None, **header
 
 
 def test_weights_that_do_not_fit_or_are_not_finite_are_refused(file: Path) -> None:
-    rewrite(file, {"head_r.weight": torch.full((1, 20), torch.nan)})
+    rewrite(file, {"0.head_r.weight": torch.full((1, 20), torch.nan)})
     with pytest.raises(PredictorFileError, match="NaN"):
         load_predictor(file)
-    rewrite(file, {"head_r.weight": torch.zeros(1, 21)})
+    rewrite(file, {"0.head_r.weight": torch.zeros(1, 21)})
     with pytest.raises(PredictorFileError, match="do not fit"):
         load_predictor(file)
 
