@@ -11,7 +11,7 @@ from typing import Any
 import folder_paths
 
 from ..amed_core.call_list import call_sigmas
-from ..amed_core.files import PredictorFileError, load_predictors, read_configs, read_notes
+from ..amed_core.files import PredictorFileError, load_with_notes, read_configs
 from ..amed_core.predictor import Predictor, PredictorSet
 from ..amed_core.samplers import sampler_name
 from . import pairing
@@ -46,7 +46,7 @@ def found(guider: Any, levels: Sequence[float], sampler: str | None = None) -> F
         try:
             if not any(pairing.fits(config, facts, guider) for config in _configs(path, path.stat().st_mtime_ns)):
                 continue
-            every = load_predictors(path)
+            every, notes = load_with_notes(path)
         except (OSError, PredictorFileError) as error:
             logging.warning(f"AMED: {name} is left alone: {error}")
             continue
@@ -57,7 +57,7 @@ def found(guider: Any, levels: Sequence[float], sampler: str | None = None) -> F
         ]
         if fitting and (one := _for(PredictorSet(tuple(fitting)), levels, pairing.scale(guider), own=own)) is not None:
             passed = call_sigmas(one.config, len(levels) - 1) if own else levels
-            return Found(name, NotedPredictor.of(every, read_notes(path)), one, tuple(passed))
+            return Found(name, NotedPredictor.of(every, notes), one, tuple(passed))
     return None
 
 

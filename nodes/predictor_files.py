@@ -9,7 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..amed_core.files import load_predictors, read_notes
+from ..amed_core.files import load_with_notes
 from .learning import predictor_of
 from .pairing import ANOTHER_MODEL
 from .places import FOLDER
@@ -18,6 +18,7 @@ from .situations import named
 from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say, schema
 
 NONE_FOUND = "(no predictor found)"
+LOOKED_AT = 1 << 20  # bytes: more than the header of a predictor
 
 
 def _names() -> list[str]:
@@ -30,8 +31,15 @@ def loaded(name: str) -> NotedPredictor:
         return predictor_of(learned)
     if name not in folder_paths.get_filename_list(FOLDER):
         raise ValueError(f"No predictor {name!r:.80} is listed.")
-    path = Path(folder_paths.get_full_path_or_raise(FOLDER, name))
-    return NotedPredictor.of(load_predictors(path), read_notes(path))
+    return NotedPredictor.of(*load_with_notes(Path(folder_paths.get_full_path_or_raise(FOLDER, name))))
+
+
+def _version(path: Path) -> str:
+    """What differs between versions of a file; of one that is large, and so no predictor, little is read."""
+    about = path.stat()
+    with path.open("rb") as file:
+        begin = file.read(LOOKED_AT)
+    return hashlib.sha256(f"{about.st_size} {about.st_mtime_ns} ".encode() + begin).hexdigest()
 
 
 class AMEDSavePredictor(io.ComfyNode):
@@ -105,17 +113,16 @@ class AMEDLoadPredictor(io.ComfyNode):
         names = _names()
         if predictor_name in names:
             return True
-        places = " and ".join(folder_paths.get_folder_paths(FOLDER))
-        listed = f"There are: {', '.join(names)}." if names else "There is none at all."
+        listed = f"choose one of the {len(names)} that are listed" if names else "there is none at all"
         return (
-            f"No predictor {predictor_name!r} in {places}. {listed} "
-            'Train one with "AMED Train Predictor" and "AMED Save Predictor", or copy a file into the first folder.'
+            f"No predictor {predictor_name!r:.80}: {listed}. Press R to list the folders anew, train one with "
+            f'"AMED Train Predictor", or copy a file into models/{FOLDER}.'
         )
 
     @classmethod
     def fingerprint_inputs(cls, predictor_name: str) -> str:
         path = named().get(predictor_name) or folder_paths.get_full_path(FOLDER, predictor_name)
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+        return _version(Path(path)) if path else ""
 
     @classmethod
     def execute(cls, predictor_name: str) -> io.NodeOutput:
