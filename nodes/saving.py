@@ -12,9 +12,13 @@ from .values import NotedPredictor, spans
 
 AUTOMATIC = "auto"  # a name that says what the predictor is for
 ENDING = ".safetensors"
-FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')  # on Windows
-DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # stems that Windows keeps for itself
-LONGEST = 120  # characters of a part of a name, so that the number and the ending fit
+FORBIDDEN = '<>:"|?*'  # on Windows; and nowhere anything that cannot be printed
+# Stems that Windows keeps for itself.
+DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b2\u00b3])\s*(\.|$)", re.IGNORECASE)
+LONGEST = 120  # characters of a part of a name, so that the number and the ending fit,
+LONGEST_BYTES = 200  # of a part as file systems store it,
+LONGEST_NAME = 200  # and characters of a name with its folders
+LONGEST_FAMILY = 40  # characters of a model's family in a name
 
 
 def why_not(prefix: str, node: str) -> str | None:
@@ -22,16 +26,28 @@ def why_not(prefix: str, node: str) -> str | None:
     written = prefix.strip()
     if not written or written[-1] in "/\\":
         return f'The name is empty. Name the file in "{node}", for example "sdxl_5".'
-    parts = re.split(r"[/\\]", written)
+    parts = [part.strip() for part in re.split(r"[/\\]", written)]
     if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", written):
         return (
             f"{written[:60]!r} leads out of models/{FOLDER}. Write a name, or folder/name, without .. and without a "
             f'slash or a drive at its beginning, in "{node}".'
         )
-    if parts[0] == UNFINISHED:
+    if any(part.startswith(".") for part in parts):
+        return f'{written[:60]!r} has a part that begins with a dot, so that nothing lists it. Change it in "{node}".'
+    name = portable(prefix)
+    if name.split("/")[0].lower() == UNFINISHED:
         return f'The folder {UNFINISHED} is for what a stopped training leaves. Choose another one in "{node}".'
-    if (longest := max(parts, key=len)) and len(portable(longest)) > LONGEST:
+    return _why_too_long(name, node)
+
+
+def _why_too_long(name: str, node: str) -> str | None:
+    longest = max(name.split("/"), key=lambda part: len(part.encode()))
+    if len(longest) > LONGEST:
         return f'A part of the name has {len(longest)} characters. Write at most {LONGEST} in "{node}".'
+    if len(longest.encode()) > LONGEST_BYTES:
+        return f'A part of the name has {len(longest)} characters of many bytes. Write fewer of them in "{node}".'
+    if len(name) > LONGEST_NAME:
+        return f'The name has {len(name)} characters with its folders. Write at most {LONGEST_NAME} in "{node}".'
     return None
 
 
@@ -40,14 +56,15 @@ def portable(prefix: str) -> str:
     written = prefix.strip()
     if written.lower().endswith(ENDING):
         written = written[: -len(ENDING)]
-    parts = (FORBIDDEN.sub("_", part).rstrip(". ") or "_" for part in re.split(r"[/\\]+", written))
+    plain = "".join(sign if sign.isprintable() and sign not in FORBIDDEN else "_" for sign in written)
+    parts = (part.strip().rstrip(". ") or "_" for part in re.split(r"[/\\]+", plain))
     return "/".join(f"_{part}" if DEVICES.match(part) else part for part in parts)
 
 
 def telling(predictor: NotedPredictor) -> str:
     """A name that says model, sampler, steps and cfg: SDXL_5_cfg7, Flux_3-10_cfg1_images."""
     config, every = predictor.config, predictor.every
-    family = re.sub(r"[^\w-]", "", str(config.model.get("family", ""))) or "model"
+    family = re.sub(r"[^\w-]", "", str(config.model.get("family", "")))[:LONGEST_FAMILY] or "model"
     sampler = "" if sampler_name(config) == MULTISTEP_STUDENT else f"_{sampler_name(config)}"
     scales = sorted({scale for one in every.predictors for scale in (one.config.guidances or (one.config.guidance,))})
     ends = "-".join(f"{scale:g}" for scale in dict.fromkeys((scales[0], scales[-1])))
