@@ -16,6 +16,7 @@ from .config import TOLERANCE, PredictorConfig, same_levels
 from .midpoints import length, longest
 from .types import Run
 
+SHOWN = 12  # levels, in an error
 SLACK = 0.25  # how much longer than its own, in ln(sigma), an interval may be that a predictor plans
 
 
@@ -68,8 +69,9 @@ def run_of(sigmas: Sequence[float], config: PredictorConfig) -> Run:
     if calls < 1:
         raise ValueError(f"SIGMAS has {len(levels)} noise levels, but sampling needs at least 2. Raise steps.")
     if any(not math.isfinite(s) for s in levels) or any(a <= b for a, b in pairwise(levels)) or levels[-1] < 0:
+        some = ", ".join(f"{s:.4g}" for s in levels[:SHOWN]) + (", ..." if len(levels) > SHOWN else "")
         raise ValueError(
-            f"SIGMAS must fall from the first noise level to the last, but found {[round(s, 4) for s in levels]}. "
+            f"SIGMAS must fall from the first noise level to the last, but found {some}. "
             'Use "AMED Scheduler" or another scheduler for this model.'
         )
     if levels[0] > config.sigmas[0] * (1 + TOLERANCE):

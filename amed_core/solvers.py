@@ -281,7 +281,7 @@ class Multistep(Solver):
         known = history[self.switch :] if k >= self.switch else history
         vectors = multistep_vectors(known, self._guided_of(range(k + 1 - len(known), k + 1)))
         weighted = [w * vector for w, vector in zip(weights, vectors, strict=True) if w]
-        slope = sum(weighted[1:], weighted[0])
+        slope = sum(weighted[1:], weighted[0]) if weighted else torch.zeros_like(start.x)
         if self.spectral:
             slope = slope + combined(vectors, self.spectral[k])
         return start.x + (sigma - start.sigma) * slope
