@@ -6,7 +6,6 @@ which every one has a kind and a size; and settings stand for tensors, whose nam
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ def refusal(path: Path, why: str, remedy: str = AGAIN) -> PredictorFileError:
     """The error that says which file cannot be used, why, and what to do: LONGEST_ERROR characters without markup."""
     name = _shown(path)
     left = LONGEST_ERROR - len(f"{name} . {remedy}")
-    why = re.sub(r"[<>&]", "", why.rstrip("."))
+    why = why.rstrip(".")
     why = why if len(why) <= left else f"{why[: left - 3]}..."
     return PredictorFileError(_printable(f"{name} {why}. {remedy}"))
 
@@ -53,7 +52,7 @@ def _shown(path: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    return "".join(sign if sign.isprintable() and sign not in "<>" else "?" for sign in text)
 
 
 @dataclass(frozen=True)

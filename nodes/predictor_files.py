@@ -29,9 +29,10 @@ def loaded(name: str) -> NotedPredictor:
     """What is listed under this name. Raises ValueError, of which PredictorFileError is one, if it cannot be read."""
     if (learned := named().get(name)) is not None:
         return predictor_of(learned)
-    if name not in folder_paths.get_filename_list(FOLDER):
-        raise ValueError(f"No predictor {name!r:.80} is listed.")
-    return NotedPredictor.of(*load_with_notes(Path(folder_paths.get_full_path_or_raise(FOLDER, name))))
+    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
+    if path is None:
+        raise ValueError(f'There is no predictor file {name!r:.80}. Choose another one in "AMED Load Predictor".')
+    return NotedPredictor.of(*load_with_notes(Path(path)))
 
 
 def _version(path: Path) -> str:
