@@ -50,6 +50,7 @@ def test_the_header_is_json_that_anyone_can_read(file: Path) -> None:
     assert header["configs"][0]["sigmas"] == list(CONFIG.sigmas)
 
 
+@pytest.mark.trust("files")
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 2000, -1])
 def test_a_cut_file_is_damaged(file: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
@@ -57,6 +58,7 @@ def test_a_cut_file_is_damaged(file: Path, keep: int) -> None:
         load_predictor(file)
 
 
+@pytest.mark.trust("files")
 def test_files_that_are_no_predictors_are_named(tmp_path: Path, file: Path) -> None:
     (tmp_path / "text.safetensors").write_text("a letter to a friend, much longer than eight bytes")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -79,6 +81,7 @@ def rewrite(path: Path, weights: dict[str, torch.Tensor] | None = None, **header
     save_file({**tensors, **(weights or {})}, path, {"format": "amed_predictor", "header": json.dumps(found | header)})
 
 
+@pytest.mark.trust("files")
 def test_weights_that_do_not_fit_or_are_not_finite_are_refused(file: Path) -> None:
     rewrite(file, {"0.head_r.weight": torch.full((1, 20), torch.nan)})
     with pytest.raises(PredictorFileError, match="NaN"):
@@ -88,6 +91,7 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(file: Path) -> No
         load_predictor(file)
 
 
+@pytest.mark.trust("files")
 @pytest.mark.parametrize(("version", "remedy"), [(99, "Update it"), (1, "Train it again")])
 def test_files_of_other_versions_say_what_to_do(file: Path, version: int, remedy: str) -> None:
     rewrite(file, version=version)
@@ -95,6 +99,7 @@ def test_files_of_other_versions_say_what_to_do(file: Path, version: int, remedy
         load_predictor(file)
 
 
+@pytest.mark.trust("files")
 def test_a_file_holds_a_set_in_its_order(tmp_path: Path) -> None:
     """Each with its own numbers, and in a file with fewer of them than its header says none is made up."""
     path, tables = tmp_path / "set.safetensors", []
@@ -118,12 +123,14 @@ def test_a_file_holds_a_set_in_its_order(tmp_path: Path) -> None:
         load_predictors(path)
 
 
+@pytest.mark.trust("files")
 def test_bad_settings_in_a_header_name_the_file(file: Path) -> None:
     rewrite(file, configs=[{"solver": "rk4", "sigmas": [80.0, 1.0], "sigma_min": 0.1, "sigma_max": 80.0}])
     with pytest.raises(PredictorFileError, match=r"p.safetensors .*rk4"):
         load_predictor(file)
 
 
+@pytest.mark.trust("saving")
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = file.read_bytes()
 
@@ -153,6 +160,7 @@ def test_states_keep_structure_and_bits(tmp_path: Path) -> None:
     assert loaded["integer"].dtype == torch.uint8
 
 
+@pytest.mark.trust("supply")
 def test_nothing_here_unpickles_or_evaluates() -> None:
     sources = [*(ROOT / "amed_core").rglob("*.py"), *(ROOT / "nodes").glob("*.py"), ROOT / "__init__.py"]
     assert len(sources) > 15
@@ -176,6 +184,7 @@ while True:
 """
 
 
+@pytest.mark.trust("saving")
 def test_killed_at_any_moment_a_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     file = tmp_path / "p.safetensors"
     for delay in (0.01, 0.05, 0.12):
@@ -190,6 +199,7 @@ def test_killed_at_any_moment_a_writer_leaves_the_old_file_or_the_new_one(tmp_pa
         assert load_predictor(file).config.hidden in (2000, 2001)
 
 
+@pytest.mark.trust("scripts")
 def test_texts_of_a_file_are_made_plain_and_odd_facts_are_refused(tmp_path: Path) -> None:
     """What a file says of its model is shown in browsers: it holds no markup, however it was made."""
     facts = {"family": "SDXL<img src=x onerror=alert(1)>", "loras": "none", "shift": 1.5, "patches": "x" * 5000}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.trust("supply")
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = (
     *("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"),

@@ -57,6 +57,7 @@ def run(page: Any, server: Any, graph: Graph) -> str:
     return shown
 
 
+@pytest.mark.trust("scripts")
 def test_a_predictor_file_runs_no_script(page: Any, server: Any) -> None:
     """Neither what it says of its model, nor a name that it is saved under."""
     own = server.base / "models" / "amed_predictors"

@@ -1,5 +1,7 @@
 """Names of predictor files: what travels to every system, what is refused, and that nothing is overwritten."""
 
+import itertools
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,19 @@ from typing import Any
 import pytest
 from families import Family
 from toys import predictor, train
+from trials import Trials
+
+PARTS = (
+    *("a", "ä", "a b", " a", "a.", "a .", "a.b", "~", "$", "%", "%year%", "%USERPROFILE%", "learned", "auto", "-"),
+    *("", " ", ".", "..", "...", ". .", ".git", " .x", "_1_", "&", "a?", "a*", '"', "<b>", "a|b", "C:", "a:b"),
+    *("a\x00b", "\x00", "\n", "\t", "\x1b[0m", "\ud800", "\udcff", "\u202e"),
+    *("con", "CON.txt", "nul", "aux .x", "com1", "LPT\u00b9", "CONIN$"),
+    *("x" * 120, "x" * 121, "x" * 205, "x" * 5000, "\u540d" * 66, "\u540d" * 67, "\U0001f600" * 51, "e\u0301" * 60),
+    *("unfinished", "UNFINISHED", "x.safetensors", ".safetensors", "a_00001_", "a_99999_", "9" * 100),
+)
 
 
+@pytest.mark.trust("saving")
 @pytest.mark.parametrize(
     ("written", "listed"),
     [
@@ -18,6 +31,9 @@ from toys import predictor, train
         ("con/aux.5", "_con/_aux.5_00001_.safetensors"),
         ("dots. /end.", "dots/end_00001_.safetensors"),
         ("a\\b", "a/b_00001_.safetensors"),
+        ("NUL .txt/lpt\u00b9", "_NUL .txt/_lpt\u00b9_00001_.safetensors"),
+        ("a\x00b\ud800\u202e\n", "a_b___00001_.safetensors"),
+        ("x" * 120, f"{'x' * 120}_00001_.safetensors"),
     ],
 )
 def test_a_name_travels(pack: Any, flux: Family, models: Path, written: str, listed: str) -> None:
@@ -26,6 +42,7 @@ def test_a_name_travels(pack: Any, flux: Family, models: Path, written: str, lis
     assert (models / listed).is_file()
 
 
+@pytest.mark.trust("saving")
 @pytest.mark.parametrize(
     ("written", "why"),
     [
@@ -36,7 +53,13 @@ def test_a_name_travels(pack: Any, flux: Family, models: Path, written: str, lis
         ("/tmp/x", "leads out of"),
         ("C:\\x", "leads out of"),
         ("unfinished/x", "is for what a stopped training leaves"),
+        (" Unfinished. /x", "is for what a stopped training leaves"),
         ("x" * 260, "has 260 characters"),
+        ("\u540d" * 100, "has 100 characters of many bytes"),
+        ("/".join(["folder"] * 50).lstrip("/"), "has 349 characters with its folders"),
+        (".git/x", "begins with a dot"),
+        ("a/ .hidden", "begins with a dot"),
+        ("../amed_predictors/y", "leads out of"),
     ],
 )
 def test_a_name_is_refused_before_anything_runs(pack: Any, flux: Family, models: Path, written: str, why: str) -> None:
@@ -56,6 +79,41 @@ def test_steps_are_checked_before_anything_runs(pack: Any) -> None:
     assert "five" in check(steps="five")
 
 
+@pytest.mark.trust("saving")
+def test_every_name_is_refused_in_words_or_travels_and_is_listed(
+    pack: Any, flux: Family, models: Path, trials: Trials
+) -> None:
+    """And nothing is written anywhere else."""
+    nodes, made = pack.nodes, predictor(pack, flux)
+    names = [*PARTS, *(f"{a}{slash}{b}" for a, b in itertools.product(PARTS, PARTS) for slash in "/\\")]
+    step = len(names) // trials.many(300, len(names))
+    models.mkdir()
+    for name in names[::step]:
+        before = nodes.AMEDSavePredictor.validate_inputs(name)
+        try:
+            (listed,) = nodes.AMEDSavePredictor.execute(made, name).args
+        except ValueError as error:
+            trials.held(repr(name), 0 < len(str(error)) <= 300 and str(error) == before, str(error))
+            continue
+        (written,) = (path for path in models.parent.rglob("*") if path.is_file())
+        nodes.predictor_files.folder_paths.filename_list_cache.clear()
+        well = before is True and written == models / listed and travels(listed)
+        trials.held(repr(name), well and nodes.AMEDLoadPredictor.validate_inputs(listed) is True, listed)
+        written.unlink()
+
+
+ODD = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt[\d\u00b9]|conin\$)( *\.|$)", re.IGNORECASE)
+
+
+def travels(name: str) -> bool:
+    """Whether Windows takes a name, and every other system."""
+    parts = name.split("/")
+    odd = (part for part in parts if not part or ODD.search(part) or DEVICE.match(part) or len(part.encode()) > 255)
+    return name.isprintable() and not any(odd)
+
+
+@pytest.mark.trust("saving")
 def test_of_many_that_save_at_once_none_is_lost(pack: Any, flux: Family, models: Path) -> None:
     made = predictor(pack, flux)
     with ThreadPoolExecutor(8) as pool:
@@ -65,6 +123,7 @@ def test_of_many_that_save_at_once_none_is_lost(pack: Any, flux: Family, models:
     assert not list(models.glob(".*"))
 
 
+@pytest.mark.trust("saving")
 def test_training_saves_by_itself_under_a_telling_name(pack: Any, flux: Family, models: Path) -> None:
     made, _, report, _ = train(pack, flux, steps=3, save_as="auto")
     (file,) = models.glob("*.safetensors")
@@ -74,6 +133,7 @@ def test_training_saves_by_itself_under_a_telling_name(pack: Any, flux: Family, 
     assert loaded.main.config == made.config
 
 
+@pytest.mark.trust("saving")
 def test_a_full_disk_costs_the_file_and_not_the_fit(pack: Any, flux: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
