@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import folder_paths
-
 from ..amed_core.call_list import call_sigmas
 from ..amed_core.files import PredictorFileError, load_with_notes, read_configs
 from ..amed_core.predictor import Predictor, PredictorSet
 from ..amed_core.samplers import sampler_name
 from . import pairing
 from .own_grid import is_own
-from .places import FOLDER, SHIPPED, UNFINISHED
+from .places import SHIPPED, UNFINISHED, folders
 from .values import NotedPredictor
 
 
@@ -71,7 +69,7 @@ def _for(every: PredictorSet, levels: Sequence[float], guidance: float | None, *
 def _newest_first() -> list[tuple[str, Path]]:
     """The user's own files, by their names in the list."""
     known = []
-    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
+    for root in folders():
         if root == SHIPPED or not root.is_dir():
             continue
         for path in root.rglob("*.safetensors"):

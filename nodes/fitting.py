@@ -12,7 +12,6 @@ from typing import Any
 
 import comfy.samplers
 import comfy.utils
-import folder_paths
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -33,7 +32,7 @@ from ..amed_core.solvers import DpmSolverPP, Ipndm
 from ..amed_core.types import Answer, Denoiser, Method, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training
-from .places import FOLDER, UNFINISHED
+from .places import UNFINISHED, folders
 from .previews import Preview
 from .streams import Balance, packed_shapes
 
@@ -80,7 +79,7 @@ class Job:
     @property
     def unfinished(self) -> Path:
         """The file of the best so far, of a fit that somebody stopped."""
-        return Path(folder_paths.get_folder_paths(FOLDER)[0]) / UNFINISHED / self.state.name
+        return folders()[0] / UNFINISHED / self.state.name
 
     @property
     def scales(self) -> tuple[float, ...]:

@@ -7,15 +7,29 @@ from ..amed_core.files import PredictorFileError
 from .predictor_files import loaded
 from .values import briefly, describe
 
+ADDRESS = "/amed/predictor"
 
-def register() -> None:
-    """Add our route to ComfyUI's server, if there is one."""
+
+def register() -> list[str]:
+    """Add our route to ComfyUI's server, if there is one; what is missing then and why, as sentences."""
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
-        return
+        return []
+    try:
+        _add(server.routes)
+    except Exception as error:  # a server of another kind, or none that answers
+        return [f"The browser does not show what predictor files are for, since the server takes no route ({error!r})."]
+    return []
+
+
+def _add(routes: Any) -> None:
+    """Add it once: aiohttp starts no server that has a route twice, as of a pack that lies in two folders."""
     from aiohttp import web  # noqa: PLC0415 - ComfyUI as a library needs none
 
-    @server.routes.get("/amed/predictor")
+    if any(getattr(route, "path", None) == ADDRESS for route in routes):
+        return
+
+    @routes.get(ADDRESS)
     async def predictor(request: Any) -> Any:
         return web.json_response(about(request.query.get("name", "")))
 

@@ -7,7 +7,7 @@ import folder_paths
 
 from ..amed_core.files import save_new
 from ..amed_core.samplers import MULTISTEP_STUDENT, sampler_name
-from .places import FOLDER, UNFINISHED
+from .places import FOLDER, UNFINISHED, folders
 from .values import NotedPredictor, spans
 
 AUTOMATIC = "auto"  # a name that says what the predictor is for
@@ -80,7 +80,7 @@ def saved(predictor: NotedPredictor, prefix: str, node: str) -> str:
     if (refusal := why_not(prefix, node)) is not None:
         raise ValueError(refusal)
     name = telling(predictor) if prefix.strip() == AUTOMATIC else portable(prefix)
-    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    root = folders()[0]
     folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root))
     path = save_new(
         predictor.every, lambda number: Path(folder) / f"{stem}_{number:05}_{ENDING}", predictor.notes, counter

@@ -173,7 +173,7 @@ def test_interrupting_stops_before_the_next_model_call(pack: Any, demo: Any) -> 
 def test_registration_adds_and_never_twice(pack: Any) -> None:
     import comfy.samplers  # noqa: PLC0415
 
-    pack.nodes.registration.register()
+    asyncio.run(pack.comfy_entrypoint())
     names = comfy.samplers.KSampler.SAMPLERS
     for name in pack.amed_core.samplers.NAMES:
         assert names.count(name) == 1

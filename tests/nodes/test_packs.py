@@ -87,7 +87,7 @@ def test_names_are_added_in_place_and_once(pack: Any) -> None:
 
     lists = comfy.samplers.SAMPLER_NAMES, comfy.samplers.SCHEDULER_NAMES
     before = [list(names) for names in lists]
-    pack.nodes.registration.register()
+    assert pack.nodes.registration.add_names() == []
     assert [list(names) for names in lists] == before
     assert comfy.samplers.KSampler.SAMPLERS is comfy.samplers.SAMPLER_NAMES
     assert comfy.samplers.KSampler.SCHEDULERS is comfy.samplers.SCHEDULER_NAMES
