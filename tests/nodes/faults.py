@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
     sys.path.insert(0, sys.argv[1])
     import comfy.cli_args
+    import utils.extra_config  # noqa: F401 - as ComfyUI does, before another `utils` is on the path
 
     comfy.cli_args.args.cpu = True
 
@@ -163,7 +164,6 @@ def _real_server(place: Place) -> None:
 
 FAULTS: dict[str, Callable[[Place], None]] = {
     "none": _nothing,
-    "a server": _real_server,
     "two copies of the pack": _real_server,
     "a file in the folder's place": _file_in_its_place,
     "models is a file": _models_is_a_file,
