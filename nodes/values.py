@@ -148,8 +148,11 @@ def _tell(sentences: Sequence[str], level: int) -> None:
 
 
 def _show(text: str, node_id: str) -> None:
-    """The one place through which texts reach a browser, which takes them for HTML."""
+    """The one place through which texts reach a browser, which takes them for HTML.
+
+    It is the browser that queued the graph: others may have a node of the same number.
+    """
     running = sys.modules.get("server")  # absent where ComfyUI is only a library
-    server = getattr(getattr(running, "PromptServer", None), "instance", None)
-    if server is not None:
-        server.send_progress_text(html.escape(text, quote=False), node_id)
+    server: Any = getattr(getattr(running, "PromptServer", None), "instance", None)
+    if (client := getattr(server, "client_id", None)) is not None:
+        server.send_progress_text(html.escape(text, quote=False), node_id, client)
