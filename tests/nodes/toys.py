@@ -180,7 +180,7 @@ def everything_of(model: Any) -> Any:
     slots = [(name, t) for m in modules for name, t in (m._parameters | m._buffers).items() if t is not None]
     tensors = [(name, id(t), t.requires_grad) for name, t in slots]
     state = model.model.state_dict().items()
-    weights = {name: bytes(value.cpu().contiguous().view(torch.uint8).numpy()) for name, value in state}
+    weights = {name: bytes(value.cpu().flatten().clone().view(torch.uint8).numpy()) for name, value in state}
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules]
     return weights, tensors, hooks, str(model.model_options), dict(model.object_patches), dict(model.attachments)
 
