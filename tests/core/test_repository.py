@@ -68,6 +68,22 @@ def test_everything_the_readme_shows_exists() -> None:
             assert (text.parent / target).exists(), f"{text.name} shows {target}"
 
 
+@pytest.mark.trust("supply")
+def test_all_weights_have_a_licence_and_name_whose_data_they_learned_from() -> None:
+    _, _, licences = (ROOT / "README.md").read_text().partition("\n## Licences\n")
+    rows = [line for line in licences.splitlines() if line.startswith("| `")]
+    assert all(re.search(r"Apache-2\.0|SIL Open Font License", row.split(" | ")[-1]) for row in rows)
+    for file in [*(ROOT / "amed_core").rglob("*.safetensors"), *(ROOT / "predictors").rglob("*.safetensors")]:
+        name = file.relative_to(ROOT).as_posix()
+        assert any(f"`{name}`" in row or f"`{name.split('/')[0]}/`" in row for row in rows), name
+    digits, pictures = (next(row for row in rows if f"{name}.safetensors" in row) for name in ("digits", "pictures"))
+    assert "C. Kaynak" in digits
+    assert "CC BY 4.0" in digits
+    assert "Noto Color Emoji" in pictures
+    assert "SIL OPEN FONT LICENSE" in (ROOT / "amed_core" / "pictures.LICENSE").read_text()
+
+
+@pytest.mark.trust("supply")
 def test_the_pack_needs_nothing_at_run_time() -> None:
     assert "dependencies = []" in (ROOT / "pyproject.toml").read_text()
     assert not (ROOT / "requirements.txt").exists()

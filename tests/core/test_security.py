@@ -90,6 +90,7 @@ def found(file: Path) -> list[tuple[int, str]]:
     return list(forbidden(ast.parse(file.read_text(encoding="utf-8"))))
 
 
+@pytest.mark.trust("supply")
 @pytest.mark.parametrize("file", SHIPPED, ids=name_of)
 def test_what_is_shipped_uses_nothing_that_is_forbidden(file: Path) -> None:
     allowed = [name for place, name in EXCEPTIONS if place == name_of(file)]
@@ -101,6 +102,7 @@ def test_no_exception_is_kept_that_nobody_needs() -> None:
         assert any(has(other, [name]) for _, other in found(ROOT / place)), (place, name)
 
 
+@pytest.mark.trust("supply")
 def test_nodes_reach_no_exception() -> None:
     """They import no tools; and of `workers`, which fits import, only the command line calls `torchrun`."""
     for file in SHIPPED:
@@ -173,6 +175,7 @@ print(json.dumps({"seen": seen, "then": events[len(seen):], "finite": bool(sampl
 """
 
 
+@pytest.mark.trust("supply")
 def test_a_fit_opens_nothing_and_runs_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(ROOT)], capture_output=True, text=True, timeout=120, check=False

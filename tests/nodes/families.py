@@ -37,9 +37,13 @@ def make(
     batch: int = 0,
     shape: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float32,
+    cast: torch.dtype | None = None,
     **changes: Any,
 ) -> Family:
-    """A family of its own, with `changes` to its network: nothing is shared between two calls."""
+    """A family of its own, with `changes` to its network: nothing is shared between two calls.
+
+    Weights of `dtype` are cast to another one at each call, if that is given.
+    """
     import comfy.model_base  # noqa: PLC0415 - only where ComfyUI is on the path
     import comfy.model_management as mm  # noqa: PLC0415
     import comfy.model_patcher  # noqa: PLC0415
@@ -47,7 +51,7 @@ def make(
 
     spec = SPECS[name]
     config = getattr(comfy.supported_models, spec.kind)(_known(spec.config | changes))
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, cast)
     if name == "sd2_v":
         config.model_type = lambda state_dict, prefix="": comfy.model_base.ModelType.V_PREDICTION
     model = config.get_model(_other_weights(name), "", device=torch.device("cpu"))

@@ -199,6 +199,7 @@ def test_the_frames_of_one_video_share_their_plan(pack: Any, sign: str) -> None:
     torch.testing.assert_close(features, look_at_latent(start).mean(0, keepdim=True))
 
 
+@pytest.mark.trust("threads")
 def test_several_threads_may_report_chunks_of_one_call(pack: Any) -> None:
     """As newer ComfyUI does with several GPUs."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415

@@ -573,6 +573,7 @@ def test_what_was_learned_is_a_predictor_like_any_other(
 # What can go wrong
 
 
+@pytest.mark.trust("sampling")
 @pytest.mark.parametrize("call", [10, TEACHER + 6])
 def test_cancelled_it_keeps_nothing(pack: Any, demo: Family, kept: Path, call: int) -> None:
     import comfy.model_management as mm  # noqa: PLC0415
@@ -606,6 +607,7 @@ def failing(family: Family, calls: range, error: Exception | None = None) -> Any
 ERRORS = [None, torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("a kernel")]
 
 
+@pytest.mark.trust("sampling")
 @pytest.mark.parametrize("error", ERRORS, ids=["NaN", "memory", "kernel"])
 def test_if_learning_fails_the_slow_picture_is_there(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, error: Exception | None
@@ -617,6 +619,7 @@ def test_if_learning_fails_the_slow_picture_is_there(
     assert (drawn == k_sample(demo, demo.model, STEPS, 1.0)).all()
 
 
+@pytest.mark.trust("sampling")
 @pytest.mark.parametrize("begin", [1, TEACHER + 1], ids=["slow run", "passes"])
 def test_what_failed_is_not_tried_again_until_it_is_forgotten(
     pack: Any, demo: Family, caplog: pytest.LogCaptureFixture, begin: int
@@ -647,6 +650,7 @@ def test_what_failed_is_not_tried_again_until_it_is_forgotten(
     assert len(made) - before > TEACHER
 
 
+@pytest.mark.trust("sampling")
 @pytest.mark.parametrize("error", ERRORS, ids=["NaN", "memory", "kernel"])
 def test_if_the_slow_run_fails_the_plain_picture_is_there(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, error: Exception | None
@@ -658,6 +662,7 @@ def test_if_the_slow_run_fails_the_plain_picture_is_there(
     assert (drawn == k_sample(demo, never, STEPS, 1.0)).all()
 
 
+@pytest.mark.trust("sampling")
 def test_a_later_failure_leaves_what_was_learned(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -674,6 +679,7 @@ def test_a_later_failure_leaves_what_was_learned(
     assert "Nothing more is learned: that failed before" in caplog.text
 
 
+@pytest.mark.trust("sampling")
 @pytest.mark.parametrize("call", [5, TEACHER + 3], ids=["slow run", "passes"])
 def test_a_model_that_is_changed_meanwhile_teaches_nothing(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, call: int
@@ -716,6 +722,7 @@ def of_another_run(pack: Any, file: Path) -> None:
     pack.amed_core.files.save_state(file, state)
 
 
+@pytest.mark.trust("sampling")
 @pytest.mark.parametrize("damage", [cut, nan, of_another_kind, of_another_run])
 def test_a_damaged_file_is_told_and_learning_begins_anew(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, damage: Any
@@ -737,6 +744,7 @@ def test_a_damaged_file_is_told_and_learning_begins_anew(
     assert len(asked) == STEPS
 
 
+@pytest.mark.trust("sampling")
 def test_if_what_was_learned_cannot_be_written_the_slow_picture_is_there(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

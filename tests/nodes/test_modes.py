@@ -499,6 +499,7 @@ def test_progress_and_preview_come_once_per_call(pack: Any, name: str, student: 
     assert heard == [(i, 5) for i in range(5)]
 
 
+@pytest.mark.trust("sampling")
 def test_cancel_stops_before_the_next_model_call(pack: Any, sd15: Family) -> None:
     import comfy.model_management as mm  # noqa: PLC0415
 

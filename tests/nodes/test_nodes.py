@@ -170,6 +170,7 @@ def test_interrupting_stops_before_the_next_model_call(pack: Any, demo: Any) -> 
     assert calls == [0]
 
 
+@pytest.mark.trust("registration")
 def test_registration_adds_and_never_twice(pack: Any) -> None:
     import comfy.samplers  # noqa: PLC0415
 

@@ -66,6 +66,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.trust("registration")
 @pytest.mark.parametrize("left_alone", [False, True])
 def test_packs_that_copy_the_lists_before_and_after_ours(tmp_path: Path, left_alone: bool) -> None:
     """A copy made before ours lacks our names, so that its links to KSampler break; left alone, the lists are equal."""
@@ -82,6 +83,7 @@ def test_packs_that_copy_the_lists_before_and_after_ours(tmp_path: Path, left_al
     assert answers == usual | ours | ({} if left_alone else {"Before link": False})
 
 
+@pytest.mark.trust("registration")
 def test_names_are_added_in_place_and_once(pack: Any) -> None:
     import comfy.samplers  # noqa: PLC0415
 
@@ -144,6 +146,7 @@ def test_above_0_the_denoised_output_is_the_models_own(pack: Any, flux: Family, 
     assert not torch.allclose(denoised, output, rtol=1e-2)
 
 
+@pytest.mark.trust("precision")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("student", ["amed", "amed_ipndm", "amed_multistep"])
 def test_sigmas_in_half_precision_are_the_own_grid(

@@ -206,6 +206,7 @@ def test_a_damaged_predictor_file_is_named(server: Any) -> None:
     assert "damaged.safetensors" in server.fail(graph)
 
 
+@pytest.mark.trust("load")
 def test_cancel_stops_training(server: Any) -> None:
     graph = graphs.demo() | {
         "train": graphs.train(trajectories=100_000),
