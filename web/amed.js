@@ -6,6 +6,11 @@ import { api } from "../../scripts/api.js";
 const OURS = /AMED|"amed/;
 const LIFE = 30000; // of a toast, in ms
 const ABOUT = "made for"; // the name of the text on AMED Load Predictor
+const TELL = "AMED.Errors.Tell"; // the ids of our settings
+const FOLD = "AMED.Inputs.Fold";
+const NO_ROOM = -4; // the height of a widget that takes none, for the canvas adds 4 between widgets
+
+const chosen = (setting) => app.extensionManager?.setting?.get(setting) ?? true;
 
 function toast(severity, summary, detail) {
   app.extensionManager?.toast?.add({ severity, summary, detail, life: LIFE });
@@ -14,17 +19,35 @@ function toast(severity, summary, detail) {
 // ComfyUI from 0.16 on shows only that a node failed; what it said stands behind "View details".
 function tellFailure({ detail }) {
   const said = detail?.exception_message?.trim();
-  if (said && (detail.node_type?.startsWith("AMED") || OURS.test(said))) {
+  if (said && chosen(TELL) && (detail.node_type?.startsWith("AMED") || OURS.test(said))) {
     toast("error", detail.node_type, said);
   }
 }
 
-// Nodes 2.0 folds advanced inputs by itself, the old canvas those whose widgets say so.
-function foldAdvanced(node, inputs) {
+// Nodes 2.0 folds advanced inputs by itself, the old canvas those whose widgets say so; it leaves their places empty
+// unless they have no height.
+function foldAdvanced(node) {
+  const inputs = node.constructor?.nodeData?.input;
   const every = { ...inputs?.required, ...inputs?.optional };
   for (const widget of node.widgets ?? []) {
-    if (every[widget.name]?.[1]?.advanced) widget.advanced = true;
+    if (!every[widget.name]?.[1]?.advanced) continue;
+    widget.advanced = chosen(FOLD);
+    widget.computeSize = (width) => [
+      width ?? 0,
+      widget.advanced && !node.showAdvanced ? NO_ROOM : LiteGraph.NODE_WIDGET_HEIGHT,
+    ];
   }
+}
+
+const isOurs = (node) => (node.comfyClass ?? "").startsWith("AMED");
+
+function foldAgain() {
+  for (const node of app.graph?._nodes ?? []) {
+    if (!isOurs(node)) continue;
+    foldAdvanced(node);
+    node.expandToFitContent?.();
+  }
+  app.graph?.setDirtyCanvas(true, true);
 }
 
 async function describe(name) {
@@ -60,13 +83,31 @@ function showSettings(node) {
 
 app.registerExtension({
   name: "AMED",
+  settings: [
+    {
+      id: TELL,
+      category: ["AMED", "Errors", "Tell"],
+      name: "Show errors of AMED as a notice at once",
+      tooltip: "Newer ComfyUI says only which node failed. With this, what is wrong and which widget to set is shown in the corner, too.",
+      type: "boolean",
+      defaultValue: true,
+    },
+    {
+      id: FOLD,
+      category: ["AMED", "Inputs", "Fold"],
+      name: "Fold advanced inputs in the old canvas",
+      tooltip: "As Nodes 2.0 does by itself. Folded inputs are shown by Show Advanced in a node's menu.",
+      type: "boolean",
+      defaultValue: true,
+      onChange: foldAgain,
+    },
+  ],
   setup() {
     api.addEventListener("execution_error", tellFailure);
   },
   nodeCreated(node) {
-    const kind = node.comfyClass ?? "";
-    if (!kind.startsWith("AMED")) return;
-    foldAdvanced(node, node.constructor?.nodeData?.input);
-    if (kind === "AMEDLoadPredictor") showSettings(node);
+    if (!isOurs(node)) return;
+    foldAdvanced(node);
+    if (node.comfyClass === "AMEDLoadPredictor") showSettings(node);
   },
 });
