@@ -445,7 +445,7 @@ def compare(sheet: Sheet) -> None:
 
 
 def train(sheet: Sheet) -> None:
-    sheet.column(320)
+    sheet.column(270)
     model = sheet.add("AMEDDemoCheckpoint")
     sheet.skip(60)
     sheet.note(
@@ -459,54 +459,55 @@ def train(sheet: Sheet) -> None:
         "**Share** the file: it is saved by itself in *models/amed_predictors*, is small, and serves all who have this "
         "model. KSampler with the sampler *amed* finds it there.",
     )
-    row = 820  # where sampling begins, below training
-    sheet.column(280, 200, gap=90)
+    sheet.column(250, 150, gap=70)
+    positive, negative = prompts(sheet, model["CLIP"], "penguin", "", tall=110)
+    latent = sheet.add("EmptyLatentImage", "Size to draw", width=128, height=128, batch_size=4)
     small = sheet.add("EmptyLatentImage", "Size to train at", width=128, height=128, batch_size=1)
-    sheet.down_to(row + 170)
-    lanes = sheet.x - 25, sheet.x - 50
-    clip = model["CLIP"].via((sheet.x - 70, row - 20))
-    positive, negative = prompts(sheet, clip, "penguin", "", tall=118)
-    sheet.column(310, 90, gap=90)
+    sheet.column(330, 310, gap=90)
+    lane = sheet.x - 60  # where wires turn to the sampler, above the training
+    asked = positive["CONDITIONING"], negative["CONDITIONING"], latent["LATENT"]
+    over = [one.via((lane + 15 * n, 154 + 20 * n)) for n, one in enumerate(asked)]
+    source = (lane - 15, 64)
+    way = model["MODEL"].via(source, (sheet.x - 15, 214), (sheet.right + 25, 214))
     made = sheet.add(
         "AMEDTrainPredictor",
-        tall=572,
-        model=model["MODEL"],
+        tall=440,
+        model=model["MODEL"].via(source),
         positive=positive["CONDITIONING"],
         negative=negative["CONDITIONING"],
         latent_image=small["LATENT"],
         cfg=3.0,
     )
-    sheet.down_to(row + 435)
-    latent = sheet.add("EmptyLatentImage", "Size to draw", width=128, height=128, batch_size=4)
-    sheet.column(280, 250)
-    report = sheet.add("PreviewAny", "What was gained", tall=220, source=made["report"])
-    sheet.down_to(row)
-    way = model["MODEL"].via((lanes[0], row - 95), (sheet.x - 30, row - 95))
+    results = 730  # below the sampling
+    sheet.column(270, 270, gap=50)
+    below = (sheet.x - 36, results - 84), (sheet.right + 25, results - 84)
     applied = sheet.add("AMEDApplyPredictor", model=way, predictor=made["predictor"])
-    sheet.column(280, 90)
-    plot = sheet.add("PreviewImage", "What was learned", tall=572, wide=885, images=made["plot"])
-    sheet.down_to(row + 170)
+    sheet.down_to(results)
+    report = sheet.add("PreviewAny", "What was gained", tall=330, source=made["report"])
+    sheet.column(280, 120, gap=50)
     drawn = sampler(
         sheet,
         "AMED, 5 calls",
         applied["model"],
         sampler_name="amed",
-        positive=positive["CONDITIONING"],
-        negative=negative["CONDITIONING"],
-        latent_image=latent["LATENT"],
+        positive=over[0],
+        negative=over[1],
+        latent_image=over[2],
         cfg=3.0,
         seed=2026,
         after="fixed",
-        grows=False,
     )
-    sheet.column(225, row)
-    way = model["VAE"].via((lanes[1], row - 60), (sheet.x - 60, row - 60))
-    decoded = sheet.add("VAEDecode", samples=drawn["LATENT"], vae=way)
-    sheet.column(260, row)
-    shown = sheet.add("SaveImage", tall=330, images=decoded["IMAGE"], filename_prefix="AMED_trained")
+    sheet.down_to(results)
+    plot = sheet.add("PreviewImage", "What was learned", tall=330, wide=855, images=made["plot"].via(*below))
+    sheet.column(225, gap=45)
+    decoded = sheet.add("VAEDecode", samples=drawn["LATENT"], vae=model["VAE"])
+    sheet.column(260, gap=45)
+    shown = sheet.add("SaveImage", tall=400, images=decoded["IMAGE"], filename_prefix="AMED_trained")
     sheet.group("1 Model", model)
-    sheet.group("2 Train", small, made, report, plot)
-    sheet.group("3 Sample", positive, negative, latent, applied, drawn, decoded, shown)
+    sheet.group("2 Prompt and sizes", positive, negative, latent, small)
+    sheet.group("3 Train", made)
+    sheet.group("4 Sample", applied, drawn, decoded, shown)
+    sheet.group("5 What came of it", report, plot)
 
 
 TEMPLATES: dict[str, Callable[[Sheet], None]] = {

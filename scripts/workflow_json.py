@@ -18,7 +18,7 @@ ROOM = {  # what a node grows by while it runs, in the classic canvas: a preview
     "KSampler": 212,
     "AMEDLoadPredictor": 50,
     "AMEDSavePredictor": 50,
-    "AMEDTrainPredictor": 50,
+    "AMEDTrainPredictor": 260,
 }
 HEADING, MARGIN = 34, 14  # a group's title, and its margin
 SEEN = (70, 104, 1530, 915)  # of a window of 1600x1000, what the bars of either version leave free
