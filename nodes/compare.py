@@ -31,7 +31,7 @@ from .pairing import refuse_unfit
 from .previews import previewer_of
 from .sheets import BEST, INK, MUTED, OURS, Block, Line, as_image, error_plot, sheet
 from .training_inputs import defaults
-from .values import CATEGORY, PredictorSocket, fold, say, schema, settings, tell
+from .values import CATEGORY, WARNING, PredictorSocket, fold, say, schema, settings, tell
 
 AGAINST = "dpmpp_2m karras, uni_pc_bh2 kl_optimal, euler simple"
 ADVANCED = ("teacher_calls", "amplify")
@@ -95,7 +95,7 @@ class AMEDCompare(io.ComfyNode):
         said = [verdict(compared, calls) for calls in numbers]
         drawn = _sheet(compared, said, Decoder(model, given["vae"]), given["amplify"])
         image = as_image(drawn)
-        say(cls, said[0])
+        say(cls, f"{in_short(compared, numbers[0])} {said[0]}")
         text = table(compared, said, time.monotonic() - begin)
         return io.NodeOutput(image, _plot(compared, said[0]), text, ui=ui.PreviewImage(image, cls=cls))
 
@@ -212,6 +212,18 @@ def verdict(compared: Comparison, calls: int) -> str:
         most = compared.ladders[calls][-1][0]
         return f"{calls} calls of AMED are nearer to the teacher than {most} of {best.name}; {errors}."
     return f"{calls} calls of AMED are as near to the teacher as {_equal(compared, calls)} of {best.name}; {errors}."
+
+
+def in_short(compared: Comparison, calls: int) -> str:
+    """The verdict in few words, for the node."""
+    best, mine = compared.best(calls), compared.mine(calls)
+    if not math.isfinite(mine.error):
+        return f"{WARNING} AMED gave no picture."
+    if mine.error > best.error:
+        return f"{WARNING} {best.name} is better here."
+    if math.isinf(compared.equal(calls)):
+        return f"{calls} calls beat {compared.ladders[calls][-1][0]} of {best.name}."
+    return f"{calls} calls equal {_equal(compared, calls)} of {best.name}."
 
 
 def _equal(compared: Comparison, calls: int) -> str:

@@ -441,7 +441,7 @@ class Comparison:
         sampler = Counted(way.sampler, self.meter.call)
         for n, seed in enumerate(seeds, start=1):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self.tell(f"{way.name}, {way.calls} calls, picture {n} of {len(seeds)}")
+            self.tell(f"{n} of {len(seeds)}, {way.name}, {way.calls} calls")
             noise, begin = comfy.sample.prepare_noise(self.latent, seed), time.perf_counter()
             sigmas = way.sigmas.clone()  # some samplers write to them
             about = (sampler, sigmas, self.positive, self.negative, self.latent)

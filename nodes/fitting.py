@@ -279,7 +279,7 @@ class TrainSampler(comfy.samplers.Sampler):
         if self.resumed:
             self.tell(f"going on from {fit.model_calls / progress.total:.0%}, where it was stopped")
         else:
-            self.tell(f"about {progress.total:,} sample calls; their time follows from the first of them")
+            self.tell(f"about {progress.total:,} sample calls; the time follows from the first")
         try:
             try:
                 self._fitted(fit, preview, progress)

@@ -86,7 +86,7 @@ def sample_learning(
     if learned.due and why is None:
         return _teach(run, learned, guider)
     if not learned.learner.candidates:
-        warn([f"{len(levels) - 1} plain calls, nothing learned: {why}"])
+        warn([f"{len(levels) - 1} plain calls, nothing learned.", _as_sentence(str(why))])
         return run.plain()
     (note if why is None else warn)([learned.text(why)])
     drawn = run.draw(learned.learner.chosen.table.method())
@@ -112,8 +112,8 @@ def _why_plain(guider: Any, levels: Sequence[float], settings: Learning) -> str 
         return f"{len(levels) - 1} plain calls: AMED Learn says never."
     if (file := foreign_code(guider)) is not None:
         return (
-            f"another pack's code answers here in place of ComfyUI's own guider ({type(guider).__name__} of {file}), "
-            "and may do more than answer: all calls are plain ones, and nothing is learned."
+            f"nothing is learned, for another pack's code answers here. It stands in place of ComfyUI's own guider "
+            f"({type(guider).__name__} of {file}) and may do more than answer, so that all calls are plain ones."
         )
     if len(levels) < 3:
         return "1 plain call: learning needs at least 2 steps."
@@ -269,7 +269,8 @@ class Learned:
         else:
             rest = " Still learning: the next run teaches it again."
         if not learner.pictures:
-            return f"{calls} calls, {learner.chosen.name}.{rest}"
+            guess, _, where = learner.chosen.name.partition(" from ")
+            return f"{calls} calls, a {guess}. It is from {where}.{rest}"
         ratio, count = learner.held_out_ratio, learner.pictures
         if learner.chosen.plain:
             solver = learner.chosen.name.split(",")[0]
@@ -302,7 +303,7 @@ def _teach(run: _Run, learned: Learned, guider: Any) -> Sample:
             report.finish()
             return picture
     comfy.model_management.soft_empty_cache()
-    warn([f"{calls} plain calls, nothing learned: {path}"])
+    warn([f"{calls} plain calls, nothing learned.", f"{path}."])
     drawn = run.plain()
     situations.fail(learned.path, path)  # only now: what fails here, too, is not for learning to remember
     return drawn
@@ -341,7 +342,7 @@ def _learn(
         raise
     except Exception as error:  # the picture is finished, and is worth more than the lesson
         situations.fail(learned.path, _short(error))
-        warn([f"the slow picture, nothing learned: {_short(error)}"])
+        warn(["the slow picture, nothing learned.", f"{_short(error)}."])
     else:
         told = [f"learned from {learner.pictures}; the next picture takes {learner.config.calls} calls."]
         told += [] if guess is None else _checked(learner, guess.name)
@@ -376,6 +377,10 @@ class OneVideo:
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
         denoised, *_ = self.inner(x[0], sigma)
         return denoised[None], None, None
+
+
+def _as_sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _short(error: Exception) -> str:

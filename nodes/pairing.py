@@ -244,7 +244,7 @@ def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any, 
     if low:
         made_for |= {name.removesuffix(OF_LOW): value for name, value in made_for.items() if name.endswith(OF_LOW)}
     sentences = [
-        f"{advice}: {key} was {_shown(made_for[key])} when the predictor was made and is {_shown(found[key])} now; "
+        f"{advice}. The {key} was {_shown(made_for[key])} when the predictor was made and is {_shown(found[key])} now; "
         f"{TRAIN_ONE}."
         for key, advice in ADVICE.items()
         if key in made_for and key in found and not _same(made_for[key], found[key])
@@ -257,7 +257,9 @@ def differences(config: PredictorConfig, found: Mapping[str, Any], guider: Any, 
         made = str(made_for.get("guidance", f"cfg {config.guidance:g}"))
         right = cfg == made
     if not right:
-        sentences.append(f"Set {made}: guidance was {made} when the predictor was made and is {cfg} now; {TRAIN_ONE}.")
+        sentences.append(
+            f"Set {made}. The guidance was {made} when the predictor was made and is {cfg} now; {TRAIN_ONE}."
+        )
     return sentences
 
 

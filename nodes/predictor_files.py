@@ -15,7 +15,7 @@ from .pairing import ANOTHER_MODEL
 from .places import FOLDER
 from .saving import AUTOMATIC, saved, why_not
 from .situations import named
-from .values import CATEGORY, NotedPredictor, PredictorSocket, describe, say, schema
+from .values import CATEGORY, NotedPredictor, PredictorSocket, at_a_glance, say, schema, shortened
 
 NONE_FOUND = "(no predictor found)"
 LOOKED_AT = 1 << 20  # bytes: more than the header of a predictor
@@ -79,7 +79,7 @@ class AMEDSavePredictor(io.ComfyNode):
     @classmethod
     def execute(cls, predictor: NotedPredictor, filename_prefix: str) -> io.NodeOutput:
         listed = saved(predictor, filename_prefix, cls.NAME)
-        say(cls, f"Saved as {listed}")
+        say(cls, f"Saved as {shortened(listed)}")
         return io.NodeOutput(listed, ui=ui.PreviewText(listed))
 
 
@@ -128,7 +128,7 @@ class AMEDLoadPredictor(io.ComfyNode):
     @classmethod
     def execute(cls, predictor_name: str) -> io.NodeOutput:
         predictor = loaded(predictor_name)
-        say(cls, describe(predictor))
+        say(cls, at_a_glance(predictor))
         return io.NodeOutput(predictor)
 
 
@@ -165,5 +165,5 @@ class AMEDMergePredictors(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f'{error} Choose others in "AMED Merge Predictors".') from error
         made = NotedPredictor.of(every, {**predictor.notes, "merged": [dict(other.notes)]})
-        say(cls, describe(made))
+        say(cls, at_a_glance(made))
         return io.NodeOutput(made)

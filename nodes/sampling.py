@@ -19,7 +19,7 @@ from .finding import found as found_file
 from .learning import AUTOMATICALLY, NEVER, learning_of, sample_learning
 from .own_grid import is_own, placeholder
 from .pairing import differences, fingerprint, refuse_other_model, scale, scale_of_plan
-from .values import ATTACHMENT, NotedPredictor, note, warn
+from .values import ATTACHMENT, SCHEDULER, NotedPredictor, input_of_running, note, shortened, warn
 
 ANY = "amed"  # the entry of the sampler list that runs whatever predictor there is, of any sampler
 LEARNING = (ANY, MULTISTEP_STUDENT)  # entries that learn where there is none
@@ -58,7 +58,7 @@ def sample_amed(
         if file is None:
             return sample_learning(model, x, sigmas, extra_args or {}, callback, disable)
         predictor, chosen, levels = file.predictor, file.one, list(file.levels)
-        note([f"{len(levels) - 1} calls with {file.name}."])
+        note([f"{len(levels) - 1} calls with {shortened(file.name)}."])
     if predictor is None:
         raise ValueError(
             f'The sampler "{name}" needs a predictor, but the MODEL has none. Add the node "AMED Apply Predictor" '
@@ -83,7 +83,8 @@ def sample_amed(
     unplanned = _why_unplanned(run, config, guider)
     second = config.switch > 0 and levels[0] < config.switch_sigma  # the second of two models, in a run of its own
     asked_anyway = None if unplanned else _why_asked_anyway(run, config, guider)
-    warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned, asked_anyway])])
+    warn([*_sentences(run, config, found, guider, second), *filter(None, [unplanned])])
+    note([*filter(None, [asked_anyway])])
 
     learned = _on(x.device, one)
     if unplanned:
@@ -137,13 +138,13 @@ def _why_unplanned(run: Run, config: PredictorConfig, guider: Any) -> str | None
     other = f'Use KSampler or CFGGuider with cfg {config.guidance:g}, or another sampler than an "amed" one.'
     if (file := foreign_code(guider)) is not None:
         return (
-            f"another pack's code answers here in place of ComfyUI's own guider ({kind} of {file}), and may do more "
-            f"than answer: all calls are plain ones. {other}"
+            "all calls are plain: another pack's code answers here. It stands in place of ComfyUI's own guider "
+            f"({kind} of {file}) and may do more than answer. {other}"
         )
     if config.guided and run.own_grid and not shows_guidance(guider):
         return (
-            f"the predictor steps along what guidance adds, but this guider ({kind}) adds up its answers unseen: all "
-            f"calls are plain ones. {other}"
+            "all calls are plain: this guider adds up its answers unseen. The predictor steps along what guidance "
+            f"adds, which {kind} does not show. {other}"
         )
     return None
 
@@ -153,8 +154,8 @@ def _why_asked_anyway(run: Run, config: PredictorConfig, guider: Any) -> str | N
     if not config.negatives or not run.own_grid or leaves_out_negative(guider, guider.model_options):
         return None
     return (
-        f"the predictor asks the negative at {len(config.negatives)} of {config.calls} calls, but a node on the model "
-        "changes guidance and may need it, so that it is asked at every call: the picture is as good, and takes longer."
+        "the negative is asked at every call, which takes longer. The picture is as good. The predictor asks it at "
+        f"{len(config.negatives)} of {config.calls} calls, but a node on the model changes guidance and may need it."
     )
 
 
@@ -175,12 +176,29 @@ def sampler_functions() -> dict[str, Callable[..., Sample]]:
     return {name: partial(sample_amed, name=name) for name in NAMES}
 
 
+def _without_our_sampler(chosen: Any, has_predictor: bool) -> list[str]:
+    """What the user of another sampler with this scheduler should know; nothing where the sampler is one of ours.
+
+    A scheduler is told nothing of the sampler. KSampler and its like have both as widgets.
+    """
+    if not isinstance(chosen, str) or chosen in NAMES:
+        return []
+    why = (
+        f"{chosen} leaves the predictor unused, and takes its noise levels alone"
+        if has_predictor
+        else f"{chosen} learns nothing, and without a predictor these noise levels are nothing special"
+    )
+    return [f'Set sampler_name "{ANY}".', f'Only with it does the scheduler "{SCHEDULER}" gain anything: {why}.']
+
+
 def scheduler(model_sampling: Any, steps: int) -> Tensor:
     """The scheduler list's entry: the applied predictor's noise levels, one per model call.
 
-    Without a predictor a sampler that learns chooses its own, and these only say where pictures start and end.
+    Without a predictor a sampler that learns chooses its own, and these only say where pictures start and end. Another
+    sampler than ours takes them as it takes any others: it draws a sound picture, and the node says what it lacks.
     """
     predictor = getattr(model_sampling, ATTACHMENT, None)
+    warn(_without_our_sampler(input_of_running("sampler_name"), predictor is not None))
     if predictor is None:
         return placeholder(model_sampling, steps)
     return torch.tensor(predictor.every.sigmas(steps), dtype=torch.float32)

@@ -21,7 +21,7 @@ from .recipes import advice
 from .saving import saved, why_not
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
 from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, shapes_of, subject_of
-from .values import CATEGORY, NotedPredictor, describe, fold, say, schema, settings, tell
+from .values import CATEGORY, WARNING, NotedPredictor, describe, fold, say, schema, settings, tell
 
 
 class AMEDTrainPredictor(io.ComfyNode):
@@ -142,7 +142,9 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     report = "\n".join([*filter(None, lines), "", sampler.report.text()])
     losses, drawn = {"loss": sampler.fit.losses}, plot(sampler.report, f"{usage}; {summary.headline()}")
     # What it means, in as few lines as a node shows: first of all, whether it is any good.
-    meaning = "\n".join(filter(None, [summary.headline() or gained, *equal, f"Choose {settings(predictor)}", file]))
+    sign = f"{WARNING} " if summary.gain is not None and summary.gain <= 0 else ""
+    worth = sign + (summary.headline() or gained)
+    meaning = "\n".join(filter(None, [worth, *equal, f"Choose {settings(predictor)}", file]))
     say(node, meaning)
     shown = ui.PreviewImage(drawn, cls=node).as_dict() | ui.PreviewText(meaning).as_dict()
     return io.NodeOutput(predictor, losses, report, drawn, ui=shown)

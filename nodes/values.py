@@ -22,6 +22,7 @@ ALIASES = (
     *("DPM-Solver", "iPNDM", "UniPC", "NFE", "ODE solver"),
 )
 WARNING = "\u26a0"  # how texts begin that tell of something wrong
+NAME_SHOWN = 40  # characters of a file's name on a node
 SCHEDULER = "amed"  # our entry of the scheduler list
 ATTACHMENT = "amed_predictor"  # under this name a MODEL carries its applied predictor
 
@@ -83,6 +84,20 @@ def briefly(predictor: NotedPredictor) -> str:
     """What a predictor is for, in as few words as a widget shows."""
     images = ", images" if len(predictor.every.from_noise) < len(predictor.every.predictors) else ""
     return f"{spans(predictor.every.calls)} steps, cfg {_scales(predictor.every)}{images}"
+
+
+def at_a_glance(predictor: NotedPredictor) -> str:
+    """What to set for a predictor, first of all and in few words: the text on the node that has it."""
+    every = predictor.every
+    return f"Set steps {spans(every.calls)}, cfg {_scales(every)}. {describe(predictor)}"
+
+
+def shortened(name: str) -> str:
+    """A file's name with its middle left out if it is too long for a node."""
+    if len(name) <= NAME_SHOWN:
+        return name
+    end = NAME_SHOWN // 2
+    return f"{name[: NAME_SHOWN - end - 1]}\u2026{name[-end:]}"
 
 
 def settings(predictor: NotedPredictor) -> str:
@@ -152,7 +167,23 @@ def _show(text: str, node_id: str) -> None:
 
     It is the browser that queued the graph: others may have a node of the same number.
     """
-    running = sys.modules.get("server")  # absent where ComfyUI is only a library
-    server: Any = getattr(getattr(running, "PromptServer", None), "instance", None)
+    server = _server()
     if (client := getattr(server, "client_id", None)) is not None:
         server.send_progress_text(html.escape(text, quote=False), node_id, client)
+
+
+def input_of_running(name: str) -> Any:
+    """The value of an input of the node that is running; None without such a value, as where it is a link."""
+    running, server = get_executing_context(), _server()
+    if running is None or server is None:
+        return None
+    for _, prompt_id, graph, *_ in list(server.prompt_queue.currently_running.values()):
+        if prompt_id == running.prompt_id:
+            value = graph.get(running.node_id, {}).get("inputs", {}).get(name)
+            return None if isinstance(value, list) else value
+    return None
+
+
+def _server() -> Any:
+    """ComfyUI's; None where ComfyUI is only a library."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -253,7 +253,8 @@ def test_a_known_neighbour_is_a_first_guess_that_the_next_run_checks(
         assert k_sample(demo, model, **how).isfinite().all()
         if run == 0:
             assert sentences(caplog) == [
-                f"AMED: {STEPS} calls, first guess from {guess}. Still learning: the next run teaches it again."
+                f"AMED: {STEPS} calls, a first guess. It is from {guess}. "
+                "Still learning: the next run teaches it again."
             ]
             assert pack.nodes.situations.named() == listed, "of a guess nothing is learned yet"
         if run == 1:
@@ -641,7 +642,7 @@ def test_what_failed_is_not_tried_again_until_it_is_forgotten(
         before = len(made)
         drawn.append(k_sample(demo, model, STEPS, 1.0))
         if run:
-            assert caplog.messages[0].startswith(f"AMED: {STEPS} plain calls, nothing learned: that failed before (")
+            assert caplog.messages[0].startswith(f"AMED: {STEPS} plain calls, nothing learned. That failed before (")
             assert "OutOfMemoryError" in caplog.text
             assert len(made) - before == STEPS
     assert (drawn[1] == drawn[2]).all()
@@ -754,7 +755,7 @@ def test_if_what_was_learned_cannot_be_written_the_slow_picture_is_there(
     with monkeypatch.context() as broken:
         broken.setattr(pack.amed_core.files.os, "replace", full)
         drawn = k_sample(demo, demo.model, STEPS, 1.0)
-    assert "the slow picture, nothing learned: OSError. No space left" in caplog.text
+    assert "the slow picture, nothing learned. OSError. No space left" in caplog.text
     assert not list(kept.iterdir()), "neither whole nor in part"
     learning(pack, demo.model, forget=True)
     assert (drawn == k_sample(demo, demo.model, STEPS, 1.0)).all()

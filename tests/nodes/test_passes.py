@@ -71,6 +71,7 @@ def always_asked(family: Family) -> Any:
 def test_where_the_negative_is_asked_anyway_the_picture_is_the_same_and_it_says_so(
     pack: Any, flux: Family, made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     picture, _ = drawn(pack, flux, made)
     assert "asked at every call" not in caplog.text
     other, taken = drawn(pack, flux, made, always_asked(flux))

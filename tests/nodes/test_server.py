@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 TYPES = ["amed", "amed_euler", "amed_dpm_2", "amed_ipndm", "amed_dpmpp_2m", "amed_dpmpp_3m"]
+SCHEDULER = "amed"
 STOCK = {  # the same solver without a predictor, at 5 model calls
     "amed": ("dpm_2", 3),  # two calls per step, one in the step that ends at 0
     "amed_euler": ("euler", 5),
@@ -132,6 +133,32 @@ def test_errors_name_the_node_or_the_entry(server: Any) -> None:
     assert "AMED Apply Predictor" in message(MODEL, "amed_ipndm", "karras", 5)
     assert 'Choose "amed" as sampler_name' in message(["apply", 0], "amed_ipndm", "amed", 5)
     assert "Set steps to 5" in message(["apply", 0], "amed", "amed", 8)
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["no predictor", "predictor"])
+def test_another_sampler_with_our_scheduler_draws_soundly_and_says_what_it_lacks(
+    server: Any, converged: torch.Tensor, applied: bool
+) -> None:
+    load = {"load": node("AMEDLoadPredictor", predictor_name="digits_amed_5.safetensors")}
+    graph = graphs.demo() | (load | {"apply": graphs.apply(["load", 0])} if applied else {})
+    model = ["apply", 0] if applied else MODEL
+    stock = rmse(sampled(server, graph, graphs.k_sampler(model, "euler", "simple", 10)), converged)
+    before = server.log().count('Set sampler_name "amed".')
+    drawn = sampled(server, graph, graphs.k_sampler(model, "euler", SCHEDULER, 10))
+    assert rmse(drawn, converged) < stock
+    said = "euler leaves the predictor unused" if applied else "euler learns nothing"
+    assert server.log().count('Set sampler_name "amed".') == before + 1
+    assert said in server.log()
+    sampled(server, graph, graphs.k_sampler(model, "amed", SCHEDULER, 5))
+    linked = {"name": node("KSamplerSelect", sampler_name="euler")}
+    custom = {
+        "sigmas": node("BasicScheduler", model=model, scheduler=SCHEDULER, steps=5, denoise=1.0),
+        "guider": node("CFGGuider", model=model, positive=POSITIVE, negative=NEGATIVE, cfg=1.0),
+        "noise": node("RandomNoise", noise_seed=7),
+    }
+    sockets = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["name", 0], "sigmas": ["sigmas", 0]}
+    sampled(server, graph | linked | custom, node("SamplerCustomAdvanced", **sockets, latent_image=LATENT))
+    assert server.log().count('Set sampler_name "amed".') == before + 1, "of our own, and of what nobody sees"
 
 
 def test_k_sampler_alone_learns_and_the_learned_set_is_listed(server: Any, converged: torch.Tensor) -> None:
