@@ -38,6 +38,7 @@ from .streams import Balance, packed_shapes
 
 SAVED_EVERY = 60.0  # seconds between states, against a crash
 TOLD_EVERY = 1.0  # seconds between texts on the node
+PRICED = 0.1  # the part of a fit from which its price is told, which is a guess before
 REPORTED = 8  # trajectories of the report,
 COMPARED = 4  # and of the comparison with a stock pair, which takes
 LADDER = 13  # times its calls of each, about
@@ -130,7 +131,8 @@ class Progress:
     at_begin: int | None = None  # model calls of a fit's first part, if it goes on
     told: float = 0.0
     text: str = ""
-    price: str = ""  # known after the first calls
+    price: str = ""
+    priced: bool = False  # whether enough is done to know the price
     saved_calls: int = 1  # of a picture, by which a fit pays itself back
 
     def __post_init__(self) -> None:
@@ -140,19 +142,19 @@ class Progress:
 
     def update(self, done: int, picture: Any = None) -> None:
         """`done` model calls of about `total`."""
-        if self.at_begin is None:
-            self.at_begin = done
+        now = time.monotonic()
+        if self.at_begin is None:  # the first call also loads, and so tells little of the others
+            self.at_begin, self.begun, self.told = done, now, now
         self.done, self.total = done, max(self.total, done)
         self.browser.update_absolute(done, self.total, None if picture is None else ("JPEG", picture, 512))
         self.bar.total = self.total
         self.bar.update(done - self.bar.n)
-        now = time.monotonic()
         if now - self.told >= TOLD_EVERY and done > self.at_begin:
             self.told = now
             each = (now - self.begun) / (done - self.at_begin)
-            if not self.price:
-                self.price = self._price(each)
-                logging.info(f"AMED: {self.price}")
+            if not self.priced:
+                self.price, self.priced = self._price(each), done >= PRICED * self.total
+                logging.log(logging.INFO if self.priced else logging.DEBUG, f"AMED: {self.price}")
             self.tell(
                 f"{done / self.total:.0%}, about {duration(each * (self.total - done))} left. {self.price}{self.text}"
             )
