@@ -8,9 +8,12 @@ import torch
 
 from .call_list import call_sigmas
 from .config import TOLERANCE, PredictorConfig
+from .driver import sample
+from .features import POOLED
 from .midpoints import MidpointTable
 from .multistep import MultistepTable, moved
 from .network import AMEDPredictor
+from .types import Answer, Sample, Sigma
 
 MOST_PREDICTORS = 256  # in a set
 START_WITHIN = math.log(1.25)  # of the logarithms of levels: how far from what was learned an image may start
@@ -39,6 +42,34 @@ def stacked(config: PredictorConfig, tables: Sequence[Predictor]) -> Predictor:
     for name, values in made.named_parameters():
         values.copy_(torch.stack([part[name] for part in parts]))
     return made
+
+
+@torch.no_grad()
+def asked_levels(predictor: Predictor) -> tuple[float, ...]:
+    """The noise levels that a model is told, call by call, in a run on the predictor's grid.
+
+    A network decides by what it sees; here it sees nothing.
+    """
+    model, channels = _Nothing([]), max(predictor.config.channels, 1)
+    x = torch.zeros(1, channels, POOLED, POOLED)
+    sample(model, x, predictor.method(guidance=predictor.config.guidance))
+    return tuple(model.asked)
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """A model that answers 0, and remembers what it was asked."""
+
+    asked: list[float]
+
+    def __call__(self, x: Sample, sigma: Sigma) -> Answer:
+        self.asked.append(float(sigma.flatten()[0]))
+        return torch.zeros_like(x), x.new_zeros(len(x), POOLED, POOLED), torch.zeros_like(x)
+
+    def conditional(self, x: Sample, sigma: Sigma) -> Answer:
+        """The same without guidance."""
+        denoised, features, *_ = self(x, sigma)
+        return denoised, features, None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from ..amed_core.files import load_with_notes
 from .learning import predictor_of
 from .pairing import ANOTHER_MODEL
 from .places import FOLDER
+from .previews import levels_plot
 from .saving import AUTOMATIC, saved, why_not
 from .situations import named
-from .values import CATEGORY, NotedPredictor, PredictorSocket, at_a_glance, say, schema, shortened
+from .values import CATEGORY, NotedPredictor, PredictorSocket, at_a_glance, describe, say, schema, shortened
 
 NONE_FOUND = "(no predictor found)"
 LOOKED_AT = 1 << 20  # bytes: more than the header of a predictor
@@ -104,7 +105,12 @@ class AMEDLoadPredictor(io.ComfyNode):
                 PredictorSocket.Output(
                     display_name="predictor",
                     tooltip='Connect to "AMED Apply Predictor", or to "AMED Sampler" and "AMED Scheduler".',
-                )
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="At which noise levels it asks the model, a line for each number of steps. For Preview "
+                    "Image.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -129,7 +135,7 @@ class AMEDLoadPredictor(io.ComfyNode):
     def execute(cls, predictor_name: str) -> io.NodeOutput:
         predictor = loaded(predictor_name)
         say(cls, at_a_glance(predictor))
-        return io.NodeOutput(predictor)
+        return io.NodeOutput(predictor, levels_plot(predictor.every, describe(predictor)))
 
 
 class AMEDMergePredictors(io.ComfyNode):

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..amed_core.fit.report import IntervalReport
+from ..amed_core.predictor import PredictorSet, asked_levels
 from ..amed_core.types import COLUMNS
-from .sheets import as_image
+from .sheets import SERIES, Color, as_image, wrapped
 from .streams import Balance, streams
 
 SHOWN = 4  # samples side by side
@@ -106,9 +107,9 @@ def plot(report: IntervalReport, title: str) -> Tensor:
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     draw.text((MARGIN, 8), title, INK, font=font)
-    errors = {"predictor": report.errors, "base solver": report.base_errors}
+    errors = {"predictor": report.errors, "base solver": report.base_errors}  # the finished picture's is what counts
     labels = [f"{k}: to {level:.3g}" for k, level in enumerate(report.levels[1:], start=1)]
-    _panel(draw, 0, "error at the end of every interval", errors, labels, font, logarithmic=True)
+    _panel(draw, 0, "error at the end of every interval", errors, labels, font, logarithmic=True, last=7)
     if report.weights:
         learned = {"newest": [row[-1] for row in report.weights], "scale_time": list(report.told)}
         learned["before"] = [sum(row[:-1]) for row in report.weights]
@@ -116,6 +117,22 @@ def plot(report: IntervalReport, title: str) -> Tensor:
     else:
         means = {name: [float(plan[name].mean()) for plan in report.plans] for name in COLUMNS}
         _panel(draw, WIDTH, "plan (mean over samples)", means, labels[: len(report.plans)], font)
+    return as_image(sheet)
+
+
+def levels_plot(every: PredictorSet, title: str) -> Tensor:
+    """At which noise levels predictors ask the model, as an IMAGE (1, height, width, 3).
+
+    Every number of calls has a line. Of several guidance scales the first is shown.
+    """
+    asked = {str(one.config.calls): asked_levels(one) for one in every.from_noise}
+    sheet = Image.new("RGB", (WIDTH, HEIGHT + 30), GROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((MARGIN, 8), next(wrapped(title, font, WIDTH - MARGIN), ""), INK, font=font)
+    labels = [str(call) for call in range(1, max(map(len, asked.values())) + 1)]
+    colors = {name: SERIES[n % len(SERIES)] for n, name in enumerate(asked)}
+    about = "noise level of every model call, by steps"
+    _panel(draw, 0, about, asked, labels, font, logarithmic=True, colors=colors)
     return as_image(sheet)
 
 
@@ -128,8 +145,10 @@ def _panel(
     font: Any,
     *,
     logarithmic: bool = False,
+    colors: Mapping[str, Color] = COLORS,
+    last: int = 4,
 ) -> None:
-    """Lines over intervals, with a scale on the left and a legend on top."""
+    """Lines over intervals, with a scale on the left and a legend on top; `last` is the radius of a line's end."""
     top, bottom = 74, HEIGHT - 10
     begin, end = left + MARGIN, left + WIDTH - 14
     values = [v for line in lines.values() for v in line if math.isfinite(v) and (v > 0 or not logarithmic)]
@@ -154,10 +173,10 @@ def _panel(
     for k, label in enumerate(labels):
         draw.text((place(k) - 3 * len(label), bottom + 8), label, INK, font=font)
     for n, (name, line) in enumerate(lines.items()):
-        color = COLORS[name]
+        color = colors[name]
         points = [(place(k), height(value)) for k, value in enumerate(line) if math.isfinite(value)]
         draw.line(points, color, width=2)
         for number, (x, y) in enumerate(points, start=1):
-            radius = 7 if logarithmic and number == len(points) else 4  # the finished picture's error is what counts
+            radius = last if number == len(points) else 4
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], color)
-        draw.text((begin + 130 * n, 52), name, color, font=font)
+        draw.text((begin + n * (end - begin) / max(len(lines), 3), 52), name, color, font=font)

@@ -11,7 +11,7 @@ from problems import FACTS, SCALES, X, midpoint_config, mixture, multistep_confi
 from amed_core import AMEDPredictor, MidpointTable, MultistepTable, NoMidpoint, PredictorConfig, build, sample
 from amed_core.call_list import call_sigmas, run_of
 from amed_core.features import look_at_bottleneck
-from amed_core.predictor import PredictorSet, stacked
+from amed_core.predictor import PredictorSet, asked_levels, stacked
 from amed_core.samplers import student_config
 
 CONFIGS = {
@@ -28,6 +28,17 @@ def test_a_config_stands_for_its_kind_of_predictor_which_tells_what_it_learned(k
     assert type(predictor) is kind
     assert predictor.config == CONFIGS[kind]
     assert len(predictor.text().splitlines()) > CONFIGS[kind].planned
+
+
+@every_kind
+def test_its_levels_are_those_that_a_model_is_told(kind: type) -> None:
+    """One for every call, those of the grid among them, and the midpoints as they are where it sees nothing."""
+    config = CONFIGS[kind]
+    asked = asked_levels(build(config))
+    assert len(asked) == config.calls
+    assert all(a > b > 0 for a, b in pairwise(asked))
+    grid = config.sigmas[1:-1] if config.analytic_first_step else config.sigmas[:-1]
+    assert all(any(level == pytest.approx(one) for one in asked) for level in grid)
 
 
 @every_kind

@@ -558,7 +558,7 @@ def test_what_was_learned_is_a_predictor_like_any_other(
     assert "cfg 3" in listed
     assert nodes.AMEDLoadPredictor.validate_inputs(listed) is True
     assert nodes.AMEDLoadPredictor.fingerprint_inputs(listed)
-    (made,) = nodes.AMEDLoadPredictor.execute(listed).args
+    made, _ = nodes.AMEDLoadPredictor.execute(listed).args
     applied, *_ = nodes.AMEDApplyPredictor.execute(family.model, made).args
     again = k_sample(family, applied, STEPS, CFG, "amed_multistep")
     scale = float(drawn.abs().max())

@@ -58,7 +58,11 @@ def load(pack: Any, name: str = "digits_amed_multistep_5.safetensors") -> Any:
 
 @pytest.mark.parametrize("name", ["digits_amed_5", "digits_amed_multistep_5", "pictures_amed_multistep"])
 def test_a_loaded_file_says_what_to_set(pack: Any, shown: list[str], name: str) -> None:
-    made = load(pack, f"{name}.safetensors")
+    made, plot = pack.nodes.AMEDLoadPredictor.execute(f"{name}.safetensors").args
+    assert float(plot.mean()) < 0.2, "dark, as the browser is"
+    for number in range(len(made.every.from_noise)):
+        color = torch.tensor(pack.nodes.sheets.SERIES[number % 6]) / 255
+        assert ((plot - color).abs().amax(-1) < 0.01).sum() > 100, "a line for each number of calls"
     pack.nodes.AMEDSavePredictor.execute(made, LONG_NAME)
     check(pack, shown)
     assert shown[0].startswith("Set steps ")

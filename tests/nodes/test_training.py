@@ -403,7 +403,7 @@ def test_two_files_are_merged_into_one_that_is_saved_and_loaded(pack: Any, flux:
     (both,) = pack.nodes.AMEDMergePredictors.execute(three, four).args
     (name,) = pack.nodes.AMEDSavePredictor.execute(both, "both").args
     assert (models / name).is_file()
-    (loaded,) = pack.nodes.AMEDLoadPredictor.execute(name).args
+    loaded, _ = pack.nodes.AMEDLoadPredictor.execute(name).args
     assert loaded.every.calls == (3, 4)
     applied = pack.nodes.AMEDApplyPredictor.execute(flux.model, loaded).args[0]
     for steps, made in ((3, three), (4, four)):
