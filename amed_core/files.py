@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,7 +23,7 @@ from .contents import (
     LARGEST_FILE,
     LARGEST_HEADER,
     VERSION,
-    PredictorFileError,  # noqa: F401 - whoever reads files catches it
+    PredictorFileError,
     described,
     missing,
     read_all,
@@ -32,7 +33,7 @@ from .contents import (
 from .predictor import Predictor, PredictorSet
 from .version import __version__
 
-STATE_FORMAT = "amed_training_state"
+STATE_FORMAT, STATE_VERSION = "amed_training_state", 1
 TEMPORARY = ".amed-{}.tmp"  # names of files that are being written
 LEFT_BEHIND = 24 * 60 * 60  # seconds after which nobody writes them any more
 
@@ -120,7 +121,9 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             return [split(item) for item in value]
         return value
 
-    _write(path, _tensor_bytes(tensors, STATE_FORMAT, {"version": VERSION, "state": split(state)}))
+    described = split(state)
+    header = {"version": VERSION, "state_version": STATE_VERSION, "state": described}
+    _write(path, _tensor_bytes(tensors, STATE_FORMAT, {**header, "checksum": _checksum(described, tensors)}))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -128,13 +131,31 @@ def load_state(path: Path) -> dict[str, Any]:
     header, tensors = _read(path, STATE_FORMAT)
 
     def join(value: Any) -> Any:
-        """The inverse of `save_state`'s `split`."""
+        """The inverse of `save_state`'s `split`. Tensors are copied, so that nothing holds on to the file."""
+        if isinstance(value, dict) and "tensor" in value:
+            return tensors[str(value["tensor"])].clone()
         if isinstance(value, dict):
-            return tensors[str(value["tensor"])] if "tensor" in value else {k: join(v) for k, v in value["items"]}
+            return {key: join(item) for key, item in value["items"]}
         return [join(item) for item in value] if isinstance(value, list) else value
 
-    state: dict[str, Any] = join(header["state"])
+    if header.get("state_version") != STATE_VERSION:
+        raise PredictorFileError(f"{path} was written by another version of this pack.")
+    try:
+        if header["checksum"] != _checksum(header["state"], tensors):
+            raise ValueError("its checksum is that of other content")
+        state: dict[str, Any] = join(header["state"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise PredictorFileError(f"{path} is damaged: {error}.") from error
     return state
+
+
+def _checksum(described: Any, tensors: Mapping[str, Tensor]) -> str:
+    """A digest of a state: of what its header says, and of every tensor to the bit."""
+    content = hashlib.sha256(json.dumps(described).encode())
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

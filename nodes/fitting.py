@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import comfy.samplers
@@ -19,7 +18,6 @@ from tqdm.auto import tqdm
 from ..amed_core.config import PredictorConfig
 from ..amed_core.driver import NoMidpoint, sample
 from ..amed_core.features import Look
-from ..amed_core.files import PredictorFileError, load_state, provenance, save_predictor, save_state
 from ..amed_core.fit.equivalent import calls_for
 from ..amed_core.fit.huber import squares
 from ..amed_core.fit.make import Settings, make_fit, make_passes, make_set
@@ -32,8 +30,9 @@ from ..amed_core.solvers import DpmSolverPP, Ipndm
 from ..amed_core.types import Answer, Denoiser, Method, Sample, Sigma, Source
 from .bridge import ComfyDenoiser, OnCall, look
 from .gradients import differentiable, marked_as_training
-from .places import UNFINISHED, folders
+from .places import UNFINISHED
 from .previews import Preview
+from .states import Unfinished, harmless
 from .streams import Balance, packed_shapes
 
 SAVED_EVERY = 60.0  # seconds between states, against a crash
@@ -60,7 +59,7 @@ class Job:
     seed: int  # of the noise, and of a network's first weights
     fitted_prompts: tuple[int, ...]  # numbers of those that are trained on
     held_out_prompts: tuple[int, ...]  # and of those that judge
-    state: Path  # the file of the unfinished fit
+    unfinished: Unfinished  # what is kept while it is under way
     spent: int = 0  # single-sample model calls before the fit, for its grid
     reverse: bool = False  # autograd is to run backwards through the model
     teacher: Teacher | None = None  # None: what the model itself says
@@ -76,11 +75,6 @@ class Job:
     def settings(self) -> Settings:
         """The same; of the others they are alike in trajectories, batches and the teacher."""
         return self.every_settings[max(self.every_settings)]
-
-    @property
-    def unfinished(self) -> Path:
-        """The file of the best so far, of a fit that somebody stopped."""
-        return folders()[0] / UNFINISHED / self.state.name
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -125,6 +119,7 @@ class Progress:
     total: int
     tell: Callable[[str], None]
     disabled: bool
+    told_of: set[str]  # what went wrong and was told
     bar: Any = field(init=False)
     begun: float = field(init=False)
     done: int = 0
@@ -146,18 +141,22 @@ class Progress:
         if self.at_begin is None:  # the first call also loads, and so tells little of the others
             self.at_begin, self.begun, self.told = done, now, now
         self.done, self.total = done, max(self.total, done)
-        self.browser.update_absolute(done, self.total, None if picture is None else ("JPEG", picture, 512))
-        self.bar.total = self.total
-        self.bar.update(done - self.bar.n)
+        with harmless("progress is not shown", self.told_of):
+            self.bar.total = self.total
+            self.bar.update(done - self.bar.n)
+            self.browser.update_absolute(done, self.total, None if picture is None else ("JPEG", picture, 512))
         if now - self.told >= TOLD_EVERY and done > self.at_begin:
             self.told = now
-            each = (now - self.begun) / (done - self.at_begin)
-            if not self.priced:
-                self.price, self.priced = self._price(each), done >= PRICED * self.total
-                logging.log(logging.INFO if self.priced else logging.DEBUG, f"AMED: {self.price}")
-            self.tell(
-                f"{done / self.total:.0%}, about {duration(each * (self.total - done))} left. {self.price}{self.text}"
-            )
+            with harmless("how far it is is not told", self.told_of):
+                self._tell((now - self.begun) / (done - self.at_begin))
+
+    def _tell(self, each: float) -> None:
+        """Tell how far it is, and what all of it costs, from the seconds of a call."""
+        if not self.priced:
+            self.price, self.priced = self._price(each), self.done >= PRICED * self.total
+            logging.log(logging.INFO if self.priced else logging.DEBUG, f"AMED: {self.price}")
+        left = duration(each * (self.total - self.done))
+        self.tell(f"{self.done / self.total:.0%}, about {left} left. {self.price}{self.text}")
 
     def _price(self, each: float) -> str:
         """What all of it costs, from the seconds of a call."""
@@ -198,6 +197,12 @@ class TrainSampler(comfy.samplers.Sampler):
         self.shown_from: tuple[Metered, int] | None = None  # what counts, and how many it had when the fit was finished
         self.progress: Progress | None = None  # while the fit runs
         self.early: tuple[Preview, float] | None = None  # until there is a student; and when it was last shown
+
+    @property
+    def finished(self) -> Fit:
+        """The fit, once it was run."""
+        assert self.fit is not None
+        return self.fit
 
     @property
     def model_calls(self) -> int:
@@ -246,27 +251,29 @@ class TrainSampler(comfy.samplers.Sampler):
         sources = [Metered(source) for source in self._sources(guider, extra_args, like, on_call, balance)]
         see = balance.look(look(job.config, guider))
         about = {"model_sigmas": getattr(guider.inner_model.model_sampling, "sigmas", None), "teacher": job.teacher}
-        if len(job.uses) > 1:
-            asked = (job.configs.__getitem__, job.every_settings.__getitem__)
-            fit: Fit = make_set(job.uses, *asked, sources, **about)
-        elif job.passes:
-            fit = make_passes(job.passes, job.configs.__getitem__, job.every_settings.__getitem__, sources[0], **about)
-        else:
+
+        def make() -> Fit:
+            if len(job.uses) > 1:
+                asked = (job.configs.__getitem__, job.every_settings.__getitem__)
+                return make_set(job.uses, *asked, sources, **about)
+            if job.passes:
+                of_calls = (job.configs.__getitem__, job.every_settings.__getitem__)
+                return make_passes(job.passes, *of_calls, sources[0], **about)
             more = {"seed": job.seed, "look": see, "device": like.device}
-            fit = make_fit(job.config, job.settings, sources, **about, **more)
+            return make_fit(job.config, job.settings, sources, **about, **more)
+
+        fit, self.resumed = job.unfinished.resumed(make)
         self.fit = fit
-        if state := self._saved_state():
-            fit.load_state_dict(state)
-            self.resumed = True
+        told = job.unfinished.told
 
         def shown() -> None:
             """What the fit is worth, on noise that it never saw."""
-            self.report = self._reported(fit, sources[0], see, balance)
-            self.equal = self._equal(fit, sources[0], guider.inner_model.model_sampling)
+            with harmless("there is no report", told):
+                self.report = self._reported(fit, sources[0], see, balance)
+            with harmless("there is no comparison with a stock pair", told):
+                self.equal = self._equal(fit, sources[0], guider.inner_model.model_sampling)
 
         self._run(fit, Preview(guider, like, balance), quiet, sources[0], shown)
-        job.state.unlink(missing_ok=True)
-        job.unfinished.unlink(missing_ok=True)
 
     def _run(self, fit: Fit, preview: Preview, quiet: bool, source: Metered, shown: Callable[[], None]) -> None:
         """Run the fit to its end, and show what it is worth; or until somebody stops it, which leaves its state.
@@ -274,14 +281,14 @@ class TrainSampler(comfy.samplers.Sampler):
         `source` counts all calls of the first guidance scale, at which it is shown.
         """
         begun = time.monotonic()
-        progress = self.progress = Progress(self._total(fit), self.tell, quiet)
+        progress = self.progress = Progress(self._total(fit), self.tell, quiet, self.job.unfinished.told)
         progress.saved_calls = max(USUAL_STEPS - self.job.uses[0].calls, 1)
         self.early = preview, 0.0
         self.until = begun + 60 * self.job.minutes if self.job.minutes else math.inf
         if self.resumed:
-            self.tell(f"going on from {fit.model_calls / progress.total:.0%}, where it was stopped")
+            self._say(f"going on from {fit.model_calls / progress.total:.0%}, where it was stopped")
         else:
-            self.tell(f"about {progress.total:,} sample calls; the time follows from the first")
+            self._say(f"about {progress.total:,} sample calls; the time follows from the first")
         try:
             try:
                 self._fitted(fit, preview, progress)
@@ -293,9 +300,8 @@ class TrainSampler(comfy.samplers.Sampler):
             shown()
             progress.update(self.model_calls)
             progress.finish()
-        except BaseException:
-            save_state(self.job.state, fit.state_dict())
-            self._keep_unfinished(fit, progress)
+        except BaseException as error:
+            self._leave(fit, progress, error)
             raise
         finally:
             progress.bar.close()
@@ -309,7 +315,7 @@ class TrainSampler(comfy.samplers.Sampler):
             self.early = None if finished else self.early
             progress.update(self.model_calls, preview(event.teacher, event.student) if finished else None)
             if time.monotonic() - saved_at >= SAVED_EVERY:
-                save_state(self.job.state, fit.state_dict())
+                self.job.unfinished.keep(fit)
                 saved_at = time.monotonic()
             self._stop_in_time()
 
@@ -336,20 +342,24 @@ class TrainSampler(comfy.samplers.Sampler):
         """How many held-out trajectories one batch shows, up to so many."""
         return min(most, self.job.settings.batch_size, self.job.settings.held_out)
 
-    def _keep_unfinished(self, fit: Fit, progress: Progress) -> None:
-        """Hand over what there is of a fit that somebody stopped, as a file among the predictors."""
-        stopped = f"stopped at {progress.done / progress.total:.0%}. Run it again to go on"
-        if not fit.begun:
-            self.tell(stopped)
+    def _leave(self, fit: Fit, progress: Progress, error: BaseException) -> None:
+        """Keep what there is of a fit that did not come to its end, and say what became of it.
+
+        Where the model answered what is not finite, the last state that was written stays as it is.
+        """
+        unfinished, stopped = self.job.unfinished, f"stopped at {progress.done / progress.total:.0%}"
+        if not unfinished.kept:
+            self._say(f"{stopped}. Nothing of it was kept, as keep_state says")
             return
-        about = fit.summary()
-        try:
-            save_predictor(fit.predictors, self.job.unfinished, provenance(about.header() | {"unfinished": True}))
-        except OSError as error:  # why it stopped counts more
-            logging.warning(f"AMED: the best so far could not be saved: {error}")
-            return
-        name = f"{UNFINISHED}/{self.job.unfinished.name}"
-        self.tell(f"{stopped}; the best so far is {name}, {about.headline()}")
+        there = unfinished.state.exists() if isinstance(error, FloatingPointError) else unfinished.keep(fit)
+        text = f"{stopped}. Run it again to go on" if there else f"{stopped}. It has no state to go on from"
+        if unfinished.keep_best(fit):
+            text += f"; the best so far is {UNFINISHED}/{unfinished.best.name}, {fit.summary().headline()}"
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        with harmless("how far it is is not told", self.job.unfinished.told):
+            self.tell(text)
 
     @torch.no_grad()
     def _equal(self, fit: Fit, source: Source, sampling: Any) -> dict[int, int | None]:
@@ -442,16 +452,6 @@ class TrainSampler(comfy.samplers.Sampler):
             )
             for names in kinds
         ]
-
-    def _saved_state(self) -> dict[str, Any]:
-        """The state of the same job that was stopped; empty if there is none that can be read."""
-        if not self.job.state.exists():
-            return {}
-        try:
-            return load_state(self.job.state)
-        except PredictorFileError as error:
-            logging.warning(f"AMED: {error} Training begins anew.")
-            return {}
 
 
 def prompt_names(count: int) -> list[str]:

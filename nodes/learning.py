@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def sample_learning(
         (note if settings.mode == NEVER else warn)([why])
         return run.plain()
     own = is_own(levels, guider.inner_model.model_sampling, made_for)
-    masked, learner = extra_args.get("denoise_mask") is not None, _learner(config, levels, own, guider, settings)
-    here = situation(guider.model_patcher, guider, levels, own, x, masked, learner.usual_calls)
-    learned = Learned.read(here, learner, settings)
+    masked, make = extra_args.get("denoise_mask") is not None, partial(_learner, config, levels, own, guider, settings)
+    here = situation(guider.model_patcher, guider, levels, own, x, masked, make().usual_calls)
+    learned = Learned.read(here, make, settings)
     why = _why_not_taught(x, learned) if learned.due else None
     if learned.due and why is None:
         return _teach(run, learned, guider)
@@ -149,14 +150,14 @@ def _learner(
 
 def predictor_of(path: Path) -> NotedPredictor:
     """What was learned, as a predictor. Raises ValueError if the file is damaged."""
-    state = load_state(path)
     try:
-        learner = _loaded(state["learner"])
+        state = load_state(path)
+        learner, date = _loaded(state["learner"]), str(state["date"])
         chosen, learned_from = learner.chosen, {"pictures": learner.pictures, "held_out_ratio": learner.held_out_ratio}
-    except (KeyError, TypeError) as error:
+    except Exception as error:  # whatever a file may hold
         raise ValueError(f"{path.name} is damaged. Let the sampler learn again. ({error})") from error
     about = {"method": f"learned while sampling: {chosen.name}", "teacher_calls": learner.teacher_calls}
-    return NotedPredictor(chosen.table, {**provenance(about | learned_from), "date": state["date"]})
+    return NotedPredictor(chosen.table, {**provenance(about | learned_from), "date": date})
 
 
 def _loaded(known: Mapping[str, Any]) -> Learner:
@@ -200,22 +201,24 @@ class Learned:
     date: Mapping[str, str] = field(default_factory=dict)  # of the first lesson, if that is past
 
     @classmethod
-    def read(cls, here: Situation, learner: Learner, settings: Learning) -> "Learned":
-        """From its file, if there is one that can be used; else a guess from the situation that is nearest."""
+    def read(cls, here: Situation, make: Callable[[], Learner], settings: Learning) -> "Learned":
+        """From its file, if there is one that can be used; else a guess from the situation that is nearest.
+
+        `make` makes a learner that knows nothing yet.
+        """
         path = situations.file_of(here)
-        one = cls(here, path, learner, settings)
         try:
             if state := situations.read(path):
+                learner = make()
                 learner.load_state_dict(state["learner"])
-                one.teach_next = bool(state["teach_next"])
-                one.date = {"date": str(state["date"])}
-            elif (near := situations.near(here)) is not None:
-                where, known = near
+                return cls(here, path, learner, settings, bool(state["teach_next"]), {"date": str(state["date"])})
+            if (near := situations.near(here)) is not None:
+                learner, (where, known) = make(), near
                 learner.guess(_loaded(known["learner"]), f"first guess from {where}", here.elements)
-                one.teach_next = False
-        except (ValueError, KeyError, TypeError) as error:
+                return cls(here, path, learner, settings, teach_next=False)
+        except Exception as error:  # whatever a file may hold
             situations.damaged(path, error)
-        return one
+        return cls(here, path, make(), settings)
 
     @property
     def due(self) -> bool:
@@ -235,7 +238,7 @@ class Learned:
                 os.utime(self.path)
             else:
                 self.keep(teach_next=True)
-        except OSError as error:
+        except Exception as error:  # the picture is finished
             logging.warning(f"AMED: what was learned could not be kept: {error}")
 
     def finished(self) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import comfy.model_sampling
@@ -108,15 +108,19 @@ def checkpoint(model: Any) -> str:
     Fine-tunes of one family differ in it, and what is loaded, where to, and how it is patched does not matter.
     It takes some 10 ms, so that nothing need remember it.
     """
+    return of_weights(model.model.diffusion_model.state_dict(), lambda key: model.backup.get(f"diffusion_model.{key}"))
+
+
+def of_weights(weights: Mapping[str, Tensor], kept: Callable[[str], Any] = lambda key: None) -> str:
+    """A digest of weights by their names. `kept` has the weight itself, while patches are in its place."""
     digest = hashlib.sha256()
-    weights = model.model.diffusion_model.state_dict()
     for number, (key, weight) in enumerate(weights.items()):
         if number % math.ceil(len(weights) / LOOKED_AT_WEIGHTS):
             digest.update(f"{key} {tuple(weight.shape)}".encode())
             continue
-        kept = model.backup.get(f"diffusion_model.{key}")  # the weight itself, while patches are in its place
+        unpatched = kept(key)
         try:
-            values = (weight if kept is None else kept.weight).detach().flatten()
+            values = (weight if unpatched is None else unpatched.weight).detach().flatten()
             shown = values[:: max(1, len(values) // LOOKED_AT)][:LOOKED_AT].float().tolist()
         except (NotImplementedError, RuntimeError, TypeError):  # a packed kind of another pack's
             shown = []

@@ -136,6 +136,13 @@ def levels_plot(every: PredictorSet, title: str) -> Tensor:
     return as_image(sheet)
 
 
+def notice(text: str) -> Tensor:
+    """A text as an IMAGE (1, height, width, 3), where there is nothing to draw."""
+    sheet = Image.new("RGB", (2 * WIDTH, HEIGHT + 30), GROUND)
+    ImageDraw.Draw(sheet).text((MARGIN, 8), text, INK, font=ImageFont.load_default(13))
+    return as_image(sheet)
+
+
 def _panel(
     draw: ImageDraw.ImageDraw,
     left: int,

@@ -14,8 +14,10 @@ from typing import Any
 import folder_paths
 
 from ..amed_core.config import plain_text
-from ..amed_core.files import PredictorFileError, load_state, save_state
+from ..amed_core.files import load_state, save_state
+from ..amed_core.fit.protocol import of_kind
 from . import pairing
+from .states import remove_half_written, written
 from .streams import packed_shapes
 
 FOLDER = "amed_learned"  # in the user folder
@@ -154,7 +156,7 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     try:
         return load_state(path)
-    except (PredictorFileError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a file may hold
         damaged(path, error)
         return {}
 
@@ -171,7 +173,8 @@ def keep(path: Path, one: Situation, state: Mapping[str, Any]) -> None:
     """
     about = {"weights": dict(one.weights), "facts": dict(one.facts), "elements": one.elements}
     save_state(path, {"situation": about, "date": datetime.date.today().isoformat(), **state})
-    files = sorted(folder().glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    remove_half_written(path.parent)
+    files = sorted(folder().glob("*.safetensors"), key=written)
     for old in [file for file in files if file != path][: max(0, len(files) - MOST_FILES)]:
         old.unlink(missing_ok=True)
 
@@ -183,12 +186,13 @@ def named() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Kept:
-    """What was learned in a situation, from one picture or more. Raises KeyError and the like if it is damaged."""
+    """What was learned in a situation, from one picture or more. Raises an Exception if that is not what it holds."""
 
     path: Path
     state: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        of_kind(self.facts["guider"]["guidance"], str)
         if self.state["learner"]["pictures"] < 1 or not self.name or self.elements < 1:
             raise ValueError(f"{self.path.name} has no picture.")
 
@@ -214,8 +218,11 @@ class Kept:
 def _kept(weights: str = "") -> Iterator[Kept]:
     """All that can be read, of all weights or of one digest."""
     for path in sorted(folder().glob(f"{weights}*.safetensors")):
-        with contextlib.suppress(PredictorFileError, KeyError, TypeError, ValueError):
-            yield Kept(path, load_state(path))
+        kept = None
+        with contextlib.suppress(Exception):  # whatever a file may hold
+            kept = Kept(path, load_state(path))
+        if kept is not None:
+            yield kept
 
 
 def forget(model: Any) -> int:

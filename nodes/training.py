@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from comfy_api.latest import io, ui
 
 from ..amed_core.files import provenance
 from ..amed_core.fit.equivalent import MOST
+from ..amed_core.fit.protocol import FitSummary
 from ..amed_core.fit.several import numbers_of
 from .fitting import FLOW_PAIR, USUAL_PAIR, TrainSampler, duration
 from .pairing import refuse_unfit
-from .previews import plot
+from .previews import notice, plot
 from .recipes import advice
 from .saving import saved, why_not
+from .states import harmless
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
-from .training_request import Asked, AskedPaper, AskedPredictor, empty, job_of, shapes_of, subject_of
+from .training_request import Asked, AskedPaper, AskedPredictor, Subject, empty, job_of, shapes_of, subject_of
 from .values import CATEGORY, WARNING, NotedPredictor, describe, fold, say, schema, settings, tell
 
 
@@ -104,6 +106,8 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     """
     begin = time.monotonic()
     asked.refuse_without_effect(len(positive))
+    if (refusal := _why_not_saved(asked.save_as, asked.NODE)) is not None:
+        raise ValueError(refusal)
     positives = [*positive, *encoded(asked.clip, asked.prompts, asked.NODE)]
     refuse_unfit(asked.model if asked.guider is None else asked.guider.model_patcher)
     # ComfyUI runs nodes in inference mode, where nothing can be trained.
@@ -114,51 +118,86 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
         with torch.enable_grad():
             noise, image = (empty(subject.latent, job.settings.batch_size) for _ in range(2))
             subject.guider.sample(noise, image, sampler, torch.tensor(job.config.sigmas), seed=asked.seed)
-    assert sampler.fit is not None
-    assert sampler.report is not None
-    summary, every = sampler.fit.summary(), sampler.fit.predictors
+    predictor, summary = _made(sampler, asked, subject)
+    file, safe = _saved(predictor, asked)
+    if safe:
+        job.unfinished.remove()
+    else:
+        job.unfinished.keep(sampler.finished)
+    return _shown(predictor, summary, file, sampler, subject, duration(time.monotonic() - begin), node)
+
+
+def _made(sampler: TrainSampler, asked: Asked, subject: Subject) -> tuple[NotedPredictor, FitSummary]:
+    """What was fitted, with notes on how, and the summary of the fit."""
+    summary, every = sampler.finished.summary(), sampler.finished.predictors
     for one in every.predictors:
         one.cpu()
-    about: dict[str, Any] = {"prompts": len(subject.prompts), "seed": asked.seed, "model_calls": sampler.model_calls}
-    size = [shape[1:] for shape in shapes_of(subject.latent)]
-    about |= {
-        "latents": size,
+    about = {
+        "prompts": len(subject.prompts),
+        "seed": asked.seed,
+        "model_calls": sampler.model_calls,
+        "latents": [shape[1:] for shape in shapes_of(subject.latent)],
         "effort": getattr(asked, "effort", ""),
         "equal_calls": {str(n): c for n, c in sampler.equal.items()},
     }
-    predictor = NotedPredictor.of(every, provenance(summary.header() | about))
-    usage, gained = describe(predictor), summary.sentence()
-    file = _saved(predictor, asked)
-    cost = f"{sampler.model_calls:,} sample calls of training in {duration(time.monotonic() - begin)}"
+    return NotedPredictor.of(every, provenance(summary.header() | about)), summary
+
+
+def _saved(predictor: NotedPredictor, asked: Asked) -> tuple[str, bool]:
+    """Save what was fitted, as a sentence, and whether it is where it should be. A full disk does not cost the fit."""
+    if not asked.save_as.strip():
+        return "", True
+    try:
+        return f"Saved as {saved(predictor, asked.save_as, asked.NODE)}", True
+    except Exception as error:  # whatever it is, what was fitted is worth more
+        logging.warning(f"AMED: the predictor is not saved: {error}")
+        why = getattr(error, "strerror", None) or error
+        return f'NOT saved ({why}): connect "AMED Save Predictor" and run again', False
+
+
+def _shown(
+    predictor: NotedPredictor,
+    summary: FitSummary,
+    file: str,
+    sampler: TrainSampler,
+    subject: Subject,
+    took: str,
+    node: type[io.ComfyNode],
+) -> io.NodeOutput:
+    """The outputs. What cannot be shown does not cost what was fitted."""
+    told = sampler.job.unfinished.told
+    usage, gained, config = describe(predictor), summary.sentence(), predictor.config
+    cost = f"{sampler.model_calls:,} sample calls of training in {took}"
     cost += f", {sampler.shown_calls:,} of them to see what it is worth"
     if sampler.resumed:
         cost += ", of which some before it was stopped"
     if sampler.stopped:
         cost += "; the budget stopped it"
-    config = every.main.config
+    equal = equalities(sampler.equal, config.flow)
+    fitted_at = made_at(predictor.notes["training"]["latents"], config.kind)
     price = f"a picture takes {config.calls} model calls, which are {config.passes} passes of the network"
-    equal, fitted_at = equalities(sampler.equal, config.flow), made_at(size, config.kind)
-    lines = [usage, gained, *equal, file, fitted_at, price, cost, advice(subject.model)]
-    report = "\n".join([*filter(None, lines), "", sampler.report.text()])
-    losses, drawn = {"loss": sampler.fit.losses}, plot(sampler.report, f"{usage}; {summary.headline()}")
+    lines = [usage, gained, *equal, file, fitted_at, price, cost, advice(subject.model), *_failed(told)]
+    table = "" if sampler.report is None else sampler.report.text()
+    report = "\n".join([*filter(None, lines), "", table])
+    drawn = notice("There is no report: the log says why.")
+    with harmless("there is no plot", told):
+        if sampler.report is not None:
+            drawn = plot(sampler.report, f"{usage}; {summary.headline()}")
     # What it means, in as few lines as a node shows: first of all, whether it is any good.
     sign = f"{WARNING} " if summary.gain is not None and summary.gain <= 0 else ""
     worth = sign + (summary.headline() or gained)
     meaning = "\n".join(filter(None, [worth, *equal, f"Choose {settings(predictor)}", file]))
-    say(node, meaning)
-    shown = ui.PreviewImage(drawn, cls=node).as_dict() | ui.PreviewText(meaning).as_dict()
-    return io.NodeOutput(predictor, losses, report, drawn, ui=shown)
+    shown: dict[str, Any] = dict(ui.PreviewText(meaning).as_dict())
+    with harmless("the plot is not shown", told):
+        shown |= ui.PreviewImage(drawn, cls=node).as_dict()
+    with harmless("what it means is not shown", told):
+        say(node, meaning)
+    return io.NodeOutput(predictor, {"loss": sampler.finished.losses}, report, drawn, ui=shown)
 
 
-def _saved(predictor: NotedPredictor, asked: Asked) -> str:
-    """Save what was fitted, as a sentence. A full disk costs the file, and not the fit."""
-    if not asked.save_as.strip():
-        return ""
-    try:
-        return f"Saved as {saved(predictor, asked.save_as, asked.NODE)}"
-    except OSError as error:
-        logging.warning(f"AMED: the predictor is not saved: {error}")
-        return f'NOT saved ({error.strerror or error}): connect "AMED Save Predictor" and run again'
+def _failed(told: Collection[str]) -> list[str]:
+    """What went wrong beside the fit, as sentences."""
+    return [f"{failure[0].upper()}{failure[1:]}: the log says why" for failure in sorted(told)]
 
 
 def equalities(equal: Mapping[int, int | None], flow: bool) -> list[str]:

@@ -12,6 +12,7 @@ from ..amed_core.fit.teacher import TEACHERS
 from ..amed_core.samplers import NAMES, TYPES
 from ..amed_core.schedules import SCHEDULES, SEARCHED
 from .saving import AUTOMATIC
+from .states import NEVER, WHILE_UNFINISHED
 from .values import SCHEDULER, LossMap, PredictorSocket
 
 AUTO = "auto"  # the preset's choice
@@ -27,11 +28,11 @@ OTHER_SIZES = (
 )
 # Inputs that are folded away, where the browser can.
 FITTED = ("batch_size", "held_out", "teacher_calls")
-ADVANCED = ("trajectories", "passes", *FITTED, "teacher_sampler", "teacher_scheduler", "teacher_steps")
+ADVANCED = ("trajectories", "passes", *FITTED, "teacher_sampler", "teacher_scheduler", "teacher_steps", "keep_state")
 PAPER_ADVANCED = (
     *FITTED,
     *("scheduler", "rho", "scale_dir", "scale_time", "features", "teacher", "teacher_points"),
-    *("learning_rate", "epochs", "gradient"),
+    *("learning_rate", "epochs", "gradient", "keep_state"),
 )
 
 
@@ -42,12 +43,12 @@ def defaults(inputs: list[Any]) -> dict[str, Any]:
 
 def predictor_inputs() -> list[Any]:
     """What "AMED Train Predictor" asks for."""
-    return [*_subject(_steps()), *_effort(), *_amount(), *_optional(), *_teacher(), _passes(), save_as()]
+    return [*_subject(_steps()), *_effort(), *_amount(), *_optional(), *_teacher(), _passes(), *_kept()]
 
 
 def paper_inputs() -> list[Any]:
     """What "AMED Train Paper Predictor" asks for."""
-    return [*_subject(_calls()), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional(), save_as()]
+    return [*_subject(_calls()), *_student(), *_amount(), *_recipe(), *_of_networks(), *_optional(), *_kept()]
 
 
 def outputs() -> list[Any]:
@@ -69,15 +70,26 @@ def outputs() -> list[Any]:
     ]
 
 
-def save_as() -> Any:
-    """The name of the predictor's file."""
-    return io.String.Input(
-        "save_as",
-        default=AUTOMATIC,
-        optional=True,
-        tooltip="What the finished predictor is saved as in models/amed_predictors, where KSampler with the sampler "
-        '"amed" finds it by itself. "auto" is a name that says model, steps and cfg; empty saves nothing.',
-    )
+def _kept() -> list[Any]:
+    """What is written to the disk."""
+    return [
+        io.String.Input(
+            "save_as",
+            default=AUTOMATIC,
+            optional=True,
+            tooltip="What the finished predictor is saved as in models/amed_predictors, where KSampler with the "
+            'sampler "amed" finds it by itself. "auto" is a name that says model, steps and cfg; empty saves nothing.',
+        ),
+        io.Combo.Input(
+            "keep_state",
+            options=[WHILE_UNFINISHED, NEVER],
+            default=WHILE_UNFINISHED,
+            optional=True,
+            tooltip=f'"{WHILE_UNFINISHED}" lets a training that was stopped go on: its state, which holds pictures of '
+            f'your prompts as latents, is in user/amed_training until it has finished, for 30 days at most. "{NEVER}" '
+            "writes nothing but the finished predictor, and what was stopped begins anew.",
+        ),
+    ]
 
 
 def _steps() -> Any:

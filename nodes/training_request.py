@@ -7,16 +7,16 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
 import comfy.sample
 import comfy.samplers
-import folder_paths
 import torch
+from comfyui_version import __version__ as COMFYUI_VERSION
 from torch import Tensor
 
 from ..amed_core.config import PredictorConfig
+from ..amed_core.files import STATE_VERSION
 from ..amed_core.fit.efforts import Effort
 from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES, search
 from ..amed_core.fit.make import Settings, usual_settings
@@ -26,11 +26,13 @@ from ..amed_core.fit.several import Use, numbers_of
 from ..amed_core.fit.trajectories import Metered
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.schedules import SEARCHED
+from ..amed_core.version import __version__
 from .bridge import ComfyDenoiser, leaves_out_negative, shows_guidance
 from .fitting import Job, noisy, prompt_names
 from .gradients import without_inference_tensors
-from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, on_several_gpus
+from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, of_weights, on_several_gpus
 from .recipes import Recipe, recipe
+from .states import NEVER, Unfinished
 from .streams import Balance, packed_shapes
 from .timesteps import with_interpolated_timesteps
 from .training_inputs import (
@@ -48,7 +50,6 @@ from .training_inputs import (
 )
 from .two_models import TwoModelsGuider
 
-FOLDER = "amed_training"  # in the user's folder: states of fits that were stopped
 CFG_POINTS = 3  # guidance scales of a range
 CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
 PROMPTS_AT_ONCE = 32  # trajectories among which every prompt has a batch of its own
@@ -60,6 +61,8 @@ ONLY_FOR = {
     NETWORK: ("features", "teacher", "teacher_points", "learning_rate", "epochs", "gradient"),
     TABLE: ("cfg_max",),
 }
+# What a ControlNet's answers depend on, beside its weights.
+OF_CONTROL = ("strength", "timestep_percent_range", "cond_hint_original", "extra_concat_orig", "previous_controlnet")
 WITHOUT_RHO = ("logsnr", SEARCHED)
 
 
@@ -93,6 +96,7 @@ class Asked:
     guider: Any
     teacher_calls: int
     save_as: str
+    keep_state: str
 
     NODE: ClassVar[str]
 
@@ -604,18 +608,16 @@ def job_of(asked: Asked, subject: Subject) -> Job:
         configs = {n: replace(config, sigmas=(teacher.levels[0], *config.sigmas[1:])) for n, config in configs.items()}
     most = numbers[-1]
     configs[most], spent = asked.on_grid(configs[most], subject, settings[most].batch_size)
-    about: list[Any] = [
+    about = [
         [asdict(configs[n]) for n in numbers],
         [asdict(settings[n]) for n in numbers],
-        asked.seed,
-        shapes_of(subject.latent),
+        [asked.seed, shapes_of(subject.latent), subject.digest, None if teacher is None else teacher.name],
+        [[use.calls, use.level] for use in uses],
+        passes,
+        # Prompts and settings are alike for all fine-tunes of a family.
+        [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))],
+        [__version__, STATE_VERSION, torch.__version__, COMFYUI_VERSION],
     ]
-    about += [subject.digest, [[use.calls, use.level] for use in uses], None if teacher is None else teacher.name]
-    about += [passes] if passes else []
-    # Prompts and settings are alike for all fine-tunes of a family.
-    about += [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))]
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    state = Path(folder_paths.get_user_directory()) / FOLDER / f"{name}.safetensors"
     return Job(
         uses,
         configs,
@@ -623,13 +625,18 @@ def job_of(asked: Asked, subject: Subject) -> Job:
         asked.seed,
         fitted,
         held_out,
-        state,
+        Unfinished(_name(about), asked.keep_state != NEVER),
         spent,
         reverse=asked.reverse,
         teacher=teacher,
         minutes=asked.minutes,
         passes=passes,
     )
+
+
+def _name(about: Any) -> str:
+    """A name for what JSON can say."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -657,8 +664,11 @@ def digest(value: Any) -> str:
                 add(one)
         elif isinstance(part, (str, int, float, bool, type(None))):
             content.update(repr(part).encode())
-        else:  # a ControlNet or a hook: its kind must do
+        else:  # of a ControlNet what it shows and its weights; of a hook, or what else there is, its kind must do
             content.update(type(part).__qualname__.encode())
+            add([getattr(part, name, None) for name in OF_CONTROL])
+            if (weights := getattr(part, "control_model", None)) is not None:
+                add(of_weights(weights.state_dict()))
 
     add(value)
     return content.hexdigest()
