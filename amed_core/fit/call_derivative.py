@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..types import Sample
+from .finite import finite
 
 Gradient = Literal["reverse", "finite difference"]
 GRADIENTS: tuple[Gradient, ...] = ("reverse", "finite difference")
@@ -38,10 +39,12 @@ def disagreement(derivative: Sample, other: Sample) -> float:
 def reverse_disagreement(ask: Ask, at: Tensor, derivative: Sample) -> float:
     """How far autograd's derivative at `at` (batch, 1, ..., 1) is from another (batch, ...), along and relative to it.
 
-    Raises RuntimeError where an operation of the model has no derivative.
+    Raises RuntimeError where an operation of the model has no derivative, FloatingPointError for NaN or infinity.
     """
     with torch.enable_grad():
         value = at.detach().requires_grad_(True)
-        (along,) = torch.autograd.grad(ask(value), value, derivative)
+        answer = ask(value)
+        finite(answer.detach(), "The model's answers")
+        (along,) = torch.autograd.grad(answer, value, derivative)
     squared = derivative.square().sum().clamp(min=torch.finfo(derivative.dtype).tiny)
     return abs(float(along.sum() / squared) - 1)

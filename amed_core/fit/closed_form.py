@@ -15,6 +15,7 @@ from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
 from ..spectrum import AT_ONCE, BANDS, bands, carried, filled, spectrum
 from ..types import Denoiser, Evaluation, History, Sample
+from .finite import finite
 from .huber import squares
 from .teacher import PIECE, TeacherPath, left_of_errors
 from .workers import ALONE, Workers
@@ -27,6 +28,9 @@ LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
 GAINS = (0.5, 2.0)  # of an aim, between which one may give samples its energy
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
+
+
+LEARNED_FROM = "The model's answers, from which a method was to learn,"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class NormalEquations:
             for n in sizes.nonzero().flatten().tolist():
                 part = coefficients[..., places == n].flatten(2)
                 products[rows, n] += (part @ part.mT).cpu()
-        return cls(products, sizes)
+        return cls(finite(products, LEARNED_FROM), sizes)
 
     def total(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Products (bands, ...) and sizes (bands,) summed over trajectories, each times its weight (trajectories,)."""
@@ -128,12 +132,13 @@ class Lessons:
 def inner_products(vectors: Sequence[Sample]) -> Tensor:
     """Those of vectors (batch, ...) with one another: (batch, vectors, vectors), in float64 on the CPU.
 
-    They are added up in pieces, which take little memory beside the vectors.
+    They are added up in pieces, which take little memory beside the vectors. Raises FloatingPointError if they are not
+    finite.
     """
     flat = [vector.flatten(1) for vector in vectors]
     size = max(PIECE // len(flat[0]), 1)
     parts = ([v[:, begin : begin + size] for v in flat] for begin in range(0, flat[0].shape[1], size))
-    return torch.stack([part @ part.mT for part in map(_stacked, parts)]).sum(0).cpu()
+    return finite(torch.stack([part @ part.mT for part in map(_stacked, parts)]).sum(0).cpu(), LEARNED_FROM)
 
 
 def _pieces(like: Sample, vectors: int) -> Iterator[tuple[slice, slice]]:

@@ -23,6 +23,7 @@ from ..driver import Resume, asked
 from ..predictor import Predictor, build
 from ..types import Method, Sample, Step
 from .closed_form import inner_products
+from .finite import finite
 from .huber import compared, huber, linear_from
 from .parameters import Acts, Parameters
 from .protocol import (
@@ -30,6 +31,7 @@ from .protocol import (
     FitSummary,
     ForOneUse,
     StateError,
+    of_finite,
     of_kind,
     of_shape,
     reading_state,
@@ -145,6 +147,8 @@ class FitState:
                 raise StateError("This training state holds a table of other settings.")
             made = build(config).to(next(like.parameters()))
             made.load_state_dict(learned)
+            for values in made.state_dict().values():
+                of_finite(values, values.shape)
             return made
 
         saved, settings = state["progress"], runs.settings
@@ -155,7 +159,7 @@ class FitState:
         batches = range(len(runs.fitted.batches()))
         linearised = {}
         for number, (numbers, normal, gradient) in state["linearised"].items():
-            parts = of_shape(numbers, (count,)), of_shape(normal, (count, count)), of_shape(gradient, (count,))
+            parts = of_finite(numbers, (count,)), of_finite(normal, (count, count)), of_finite(gradient, (count,))
             linearised[batches[int(number)]] = Linearised(*parts)
         sizes = dict(zip(DISTANCES, (fitted, both, both), strict=True))
         values: dict[str, Any] = {name: of_kind(saved[name], kind) for name, kind in PLAIN.items()}
@@ -288,6 +292,7 @@ class EndToEnd(ForOneUse):
         """
         both, event = self._measured(at, method)
         if not at.history:
+            finite(both, "The base solver's pictures")
             at = replace(at, best_distances=both, base_distances=both, best=at.current, best_is_table=is_table)
         elif not at.best_is_table:
             at = replace(at, best_distances=both, best=at.current, best_is_table=True)
@@ -424,6 +429,7 @@ class EndToEnd(ForOneUse):
             "starts": self.start.names,
             **self.at.state_dict(),
             "model_calls": self.model_calls,
+            "not_finite": self.runs.source.not_finite,
             "all_calls": self._all_calls,
             "targets": [] if self.runs.shared else [t.state_dict() for t in (self.runs.fitted, self.runs.judged)],
         }
@@ -436,11 +442,11 @@ class EndToEnd(ForOneUse):
             if state["starts"] != self.start.names:
                 raise StateError("This training state was made with other starts.")
             at = FitState.of(state, self.runs, self.parameters, self.initial)
-            calls = [of_kind(state[name], int) for name in ("model_calls", "all_calls")]
+            calls = [of_kind(state[name], int) for name in ("model_calls", "not_finite", "all_calls")]
             own = () if self.runs.shared else (self.runs.fitted, self.runs.judged)
             ends = [targets.read(saved, shape) for targets, saved in zip(own, state["targets"], strict=True)]
         self.at, self._cache = at, RunCache(0)
-        self._earlier_calls, self._all_calls = calls
+        self._earlier_calls, self.runs.source.earlier_not_finite, self._all_calls = calls
         for targets, found in zip(own, ends, strict=True):
             targets.refine(at.teacher_calls or self.settings.teacher_calls)
             targets.ends = found
@@ -459,7 +465,8 @@ class EndToEnd(ForOneUse):
         if self.at.teacher_error:
             details["teacher_error"] = self.at.teacher_error
         settings = asdict(self.settings)
-        return FitSummary("end to end", teacher, self.at.baseline, self._all_calls, *errors, settings, details)
+        calls, faults = self._all_calls, self.runs.source.not_finite
+        return FitSummary("end to end", teacher, self.at.baseline, calls, *errors, settings, details, faults)
 
 
 def resumed(target: Target, varied: Method, steps: Sequence[Step], interval: int, where: Acts) -> Resume:

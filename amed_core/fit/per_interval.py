@@ -22,18 +22,20 @@ from ..network import AMEDPredictor
 from ..samplers import TYPES, sampler_name
 from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Source, StepPlan
 from .call_derivative import AGREES, GRADIENTS, STEPS, central, disagreement, reverse_disagreement
+from .finite import finite
 from .protocol import (
     FitEvent,
     FitSummary,
     ForOneUse,
     StateError,
     TrainConfig,
+    of_finite,
     of_kind,
     of_shape,
     reading_state,
     refuse_other_settings,
 )
-from .targets import Target, Targets, rmse
+from .targets import SLOW, Target, Targets, rmse
 from .teacher import Heun, papers_teacher
 from .trajectories import HELD_OUT, Metered, out_of_memory
 from .workers import ALONE, Workers
@@ -91,10 +93,10 @@ class Batch:
         interval = of_kind(saved["interval"], int)
         if (len(saved["targets"]), len(saved["starts"])) != (planned, starts) or interval not in range(planned + 1):
             raise StateError("This training state holds a batch of another grid.")
-        targets = [of_shape(target, like.shape).to(like) for target in saved["targets"]]
+        targets = [of_finite(target, like.shape).to(like) for target in saved["targets"]]
         run = TeacherRun(targets, [_evaluation(one, like) for one in saved["starts"]])
         history = tuple(_evaluation(one, like) for one in saved["history"])
-        return cls(rows, denoiser, run, of_shape(saved["x"], like.shape).to(like), history, interval)
+        return cls(rows, denoiser, run, of_finite(saved["x"], like.shape).to(like), history, interval)
 
 
 class PerInterval(ForOneUse):
@@ -217,7 +219,8 @@ class PerInterval(ForOneUse):
         config = self.predictor.config
         if self.base is None:
             plain = config.plain_method(call_sigmas(config, config.calls))
-            self.base = min(self._error(config.base_method()), self._error(plain))
+            base = min(self._error(config.base_method()), self._error(plain))
+            self.base = float(finite(torch.tensor(base, dtype=torch.float64), "The base solver's pictures"))
         error = self._error(self.student)
         if not self.errors or error < min(self.errors):
             self._best = {name: weight.detach().clone() for name, weight in self.predictor.state_dict().items()}
@@ -256,7 +259,7 @@ class PerInterval(ForOneUse):
             if step.index % (self.teacher_points + 1) == 0:
                 starts.append(step.start)
             if (step.index + 1) % (self.teacher_points + 1) == 0:
-                targets.append(step.x)
+                targets.append(finite(step.x, SLOW))
         # A multistep student follows its own path, which leaves the teacher's after the first call.
         return TeacherRun(targets, starts[:1] if self.student.solver.multistep else starts)
 
@@ -276,7 +279,7 @@ class PerInterval(ForOneUse):
         loss.backward(inputs=list(self.predictor.parameters()))  # type: ignore[no-untyped-call]
         for weight in self.predictor.parameters():
             if weight.grad is not None:
-                self.workers.sum(weight.grad)
+                finite(self.workers.sum(weight.grad), "The derivatives of the model's answers")
         self.optimizer.step()
         batch.x, batch.history, batch.interval = student, history, interval + 1
         self.interval_losses[interval].append(total)
@@ -319,6 +322,8 @@ class PerInterval(ForOneUse):
         smaller one says the same; if none does, as in half precision, the one that comes nearest is taken.
         """
         differences = [near.differences(step) for step in STEPS]
+        for one in (one for listed in differences for one in listed):
+            finite(one, "The derivatives of the model's answers")
         if self.config.step == 0:
             apart = [max(map(disagreement, *pair)) for pair in pairwise(differences)]
             good = [n for n, distance in enumerate(apart) if distance <= AGREES] or [apart.index(min(apart))]
@@ -341,6 +346,7 @@ class PerInterval(ForOneUse):
             "optimizer": copy.deepcopy(self.optimizer.state_dict()["state"]),
             "trajectory": self.trajectory,
             "model_calls": self.model_calls,
+            "not_finite": self.metered.not_finite,
             "losses": [list(losses) for losses in self.interval_losses],
             "errors": list(self.errors),
             "base": self.base,
@@ -361,7 +367,7 @@ class PerInterval(ForOneUse):
             weights = loaded_weights(state["predictor"], self.predictor)
             best = None if state["best"] is None else loaded_weights(state["best"], self.predictor)
             optimizer = optimizer_state_of(state["optimizer"], self.predictor)
-            trajectory, calls = (of_kind(state[name], int) for name in ("trajectory", "model_calls"))
+            trajectory, calls, faults = (of_kind(state[n], int) for n in ("trajectory", "model_calls", "not_finite"))
             planned = range(self.predictor.config.planned)
             losses = [[of_kind(one, float) for one in state["losses"][interval]] for interval in planned]
             errors = [of_kind(one, float) for one in state["errors"]]
@@ -374,7 +380,7 @@ class PerInterval(ForOneUse):
             batch = None if saved is None else Batch.of(saved, rows, x, denoiser, len(planned), starts)
         self.predictor.load_state_dict(weights)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
-        self.trajectory, self._earlier_calls = trajectory, calls
+        self.trajectory, self._earlier_calls, self.metered.earlier_not_finite = trajectory, calls, faults
         self.interval_losses, self.errors, self.base, self._best = losses, errors, base, best
         self.gradient, self.step, self._checked = gradient, step, self._checked or bool(checked)
         self.judged.ends, self._batch = targets, batch
@@ -393,7 +399,8 @@ class PerInterval(ForOneUse):
         error = min(self.errors) if self.errors else None
         calls = self.model_calls * self.workers.count
         baseline = f"plain {self.predictor.config.solver}"
-        return FitSummary("per interval", teacher, baseline, calls, error, self.base, asdict(self.config), details)
+        errors, settings = (error, self.base), asdict(self.config)
+        return FitSummary("per interval", teacher, baseline, calls, *errors, settings, details, self.metered.not_finite)
 
 
 @dataclass(frozen=True)
@@ -465,7 +472,7 @@ def _fields(evaluation: Evaluation) -> dict[str, Any]:
 
 def loaded_weights(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
     """The weights of a predictor, from a state. Raises TypeError for other shapes."""
-    return {name: of_shape(saved[name], own.shape) for name, own in predictor.state_dict().items()}
+    return {name: of_finite(saved[name], own.shape) for name, own in predictor.state_dict().items()}
 
 
 def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> dict[int, dict[str, Tensor]]:
@@ -475,7 +482,7 @@ def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> di
     """
     shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in predictor.parameters()]
     return {
-        number: {name: of_shape(saved[number][name], shape).clone() for name, shape in names.items()}
+        number: {name: of_finite(saved[number][name], shape).clone() for name, shape in names.items()}
         for number, names in enumerate(shapes if of_kind(saved, dict) else ())
     }
 
@@ -487,7 +494,7 @@ def _evaluation(saved: Mapping[str, Any], like: Tensor) -> Evaluation:
         value = saved[name]
         return None if value is None else of_shape(value, (len(like), *value.shape[1:])).to(like)
 
-    x, denoised = (of_shape(saved[name], like.shape).to(like) for name in ("x", "denoised"))
+    x, denoised = (of_finite(saved[name], like.shape).to(like) for name in ("x", "denoised"))
     of_each = saved["sigma"].ndim > 0
     sigma = of_shape(saved["sigma"], (len(like), *[1] * (like.ndim - 1)) if of_each else ()).to(like)
     return Evaluation(x, sigma, denoised, rows("features"), of_kind(saved["analytic"], bool), rows("guidance"))

@@ -122,6 +122,7 @@ class FitSummary:
     baseline_error: float | None
     settings: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    not_finite: int = 0  # samples to which the model answered NaN or infinity
 
     @property
     def gain(self) -> float | None:
@@ -146,6 +147,18 @@ class FitSummary:
         if self.gain is None:
             return ""
         return "NOT better than its base solver" if self.gain <= 0 else f"{self.gain:.0%} less error than unlearned"
+
+    def warnings(self) -> list[str]:
+        """What was wrong with the model's answers or its derivatives, as sentences."""
+        found = []
+        if self.not_finite:
+            found.append(
+                f"The model answered NaN or infinity to {self.not_finite:,} samples: methods that met it counted as "
+                "infinitely bad, so that another one may have been chosen. Check the model's precision."
+            )
+        if self.settings.get("gradient") == "reverse" and self.details.get("gradient") == "finite difference":
+            found.append("Autograd failed its check on this model, so finite differences took its place.")
+        return found
 
     def header(self) -> dict[str, Any]:
         """The same as JSON values, for the header of a predictor file."""
@@ -304,6 +317,13 @@ def of_shape(value: Any, shape: Sequence[int]) -> Tensor:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"a tensor of shape {tuple(shape)} was expected, but found {found}")
     return value
+
+
+def of_finite(value: Any, shape: Sequence[int]) -> Tensor:
+    """A tensor of a state, if it has the shape that belongs there and is finite. Raises TypeError or ValueError."""
+    if not bool(of_shape(value, shape).isfinite().all()):
+        raise ValueError("some of its values are NaN or infinite")
+    return of_shape(value, shape)
 
 
 def refuse_other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

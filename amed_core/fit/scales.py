@@ -92,5 +92,6 @@ class SeveralScales(ForOneUse):
         error, base = means or (None, None)
         calls = sum(summary.model_calls for summary in found)
         details = {"scales": {str(self.scales[n]): one.error for n, one in zip(sorted(self.fits), found, strict=True)}}
-        own: dict[str, Any] = {"model_calls": calls, "error": error, "baseline_error": base, "details": details}
-        return replace(found[0], baseline="the best baselines", **own)
+        faults = sum(summary.not_finite for summary in found)
+        own: dict[str, Any] = {"model_calls": calls, "not_finite": faults, "error": error, "baseline_error": base}
+        return replace(found[0], baseline="the best baselines", details=details, **own)

@@ -8,7 +8,7 @@ from typing import Any
 from ..config import PredictorConfig
 from ..predictor import Predictor, PredictorSet, build
 from .end_to_end import FOUND
-from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateError, of_kind, reading_state
+from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateError, of_finite, of_kind, reading_state
 from .targets import Targets
 from .trajectories import Metered
 
@@ -81,6 +81,8 @@ class Finished(ForOneUse):
                 raise StateError("This training state holds a table of other settings.")
             predictor = build(config)
             predictor.load_state_dict(learned)
+            for values in predictor.state_dict().values():
+                of_finite(values, values.shape)
             summary = FitSummary(**state["summary"])
             for name, kind in OF_SUMMARY.items():
                 of_kind(getattr(summary, name), kind)
@@ -216,4 +218,5 @@ class FitSet:
         found = {str(use): self.fits[use].summary() for use in self.uses if use in self.fits}
         first = next(iter(found.values()))
         about = {one.name: getattr(first, one.name) for one in fields(FitSummary)}
-        return SetSummary(**{**about, "model_calls": self.model_calls}, uses=found)
+        counts = {"model_calls": self.model_calls, "not_finite": sum(source.not_finite for source in self.sources)}
+        return SetSummary(**(about | counts), uses=found)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..types import Denoiser, Sample
+from .finite import finite
 from .huber import squares
-from .protocol import of_shape
+from .protocol import of_finite
 from .teacher import AsKnown, Teacher, TeacherPath, path_bytes
 from .trajectories import Metered
 from .workers import ALONE, Workers
 
 STATE_BYTES = 400_000_000  # of ends in a state of training; those that exceed it are made again
+SLOW = "The slow sampler's pictures"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Targets:
             end = self.ends.get(str(number))
             if end is None:
                 end = self.teacher.samples(denoiser, x).cpu()
-                self.ends[str(number)] = finite(end)
+                self.ends[str(number)] = finite(end, SLOW)
             yield Target(number, rows, x, denoiser, end.to(x))
 
     def taught(self) -> dict[int, TeacherPath]:
@@ -90,8 +92,8 @@ class Targets:
                     break
                 if count < len(rows):
                     x, denoiser = self.source(rows[:count])
-                self.paths[number] = self.teacher.path(denoiser, x, half=half)
-                end = finite(self.paths[number].end)
+                path = self.teacher.path(denoiser, x, half=half)
+                end, self.paths[number] = finite(path.end, SLOW), path
                 if count == len(rows):
                     self.ends[str(number)] = end.clone()  # which outlives the path
             left -= self.paths[number].bytes
@@ -173,25 +175,16 @@ class Targets:
     def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Tensor]:
         """The slow sampler's samples of a state, (rows of a batch, *shape) each, which `ends` may become.
 
-        `shape` is that of one sample. Raises TypeError or IndexError if they are not of these trajectories.
+        `shape` is that of one sample. Raises TypeError or IndexError if they are not of these trajectories, and
+        ValueError if they are not finite.
         """
         batches = self.batches()
-        return {number: of_shape(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
+        return {number: of_finite(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
 
 
 def beginning(count: int, rows: int, batch_size: int) -> int:
     """How many of so many trajectories the batches hold that begin before number `count`."""
     return min(-(-count // batch_size) * batch_size, rows)
-
-
-def finite(end: Sample) -> Sample:
-    """The slow sampler's samples (batch, ...). Raises FloatingPointError if they are not finite."""
-    if not bool(end.isfinite().all()):
-        raise FloatingPointError(
-            "The slow sampler's pictures are not finite. Check the model's precision (try --force-fp32 or another "
-            "weight dtype) and its LoRAs."
-        )
-    return end
 
 
 def rmse(distances: Tensor) -> float:

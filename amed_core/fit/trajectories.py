@@ -52,10 +52,26 @@ class Metered:
         self.calls = 0  # single-sample model calls,
         self.passes = 0  # and passes of the network in them: two where both answers of a guided model are shown
         self.most: int | None = None  # samples that fit into memory at once; None: it was never short
+        self.earlier_not_finite = 0  # of a state
+        self._not_finite: Tensor | int = 0  # counted where the answers are, so that no call waits for a GPU
 
     def __call__(self, rows: range) -> tuple[Sample, Denoiser]:
         x, denoiser = self.source(rows)
         return x, MeteredDenoiser(self, rows, denoiser)
+
+    @property
+    def not_finite(self) -> int:
+        """The samples so far to which the model answered NaN or infinity, though they were finite."""
+        return self.earlier_not_finite + int(self._not_finite)
+
+    def count(self, x: Sample, answer: Answer) -> None:
+        """Count one call of the model for samples x (batch, ...)."""
+        denoised, _, guidance = in_full(answer)
+        self.calls += len(x)
+        self.passes += len(x) * (1 if guidance is None else 2)
+        with torch.no_grad():
+            faults = _finite(x) & ~_finite(denoised)
+        self._not_finite = self._not_finite + faults.sum()
 
 
 class MeteredDenoiser:
@@ -86,10 +102,9 @@ class MeteredDenoiser:
                 if size == 1 or not (alone or out_of_memory(error)):
                     raise
             else:
-                self.meter.calls += count
                 denoised, features, guidance = (_join(values) for values in zip(*answers, strict=True))
                 assert denoised is not None
-                self.meter.passes += count * (1 if guidance is None else 2)
+                self.meter.count(x, (denoised, features, guidance))
                 return denoised, features, guidance
             # Outside of the handler, where the failed call's tensors are gone.
             self.meter.most = 1 if alone else -(-size // 2)
@@ -112,6 +127,11 @@ def out_of_memory(error: Exception) -> bool:
     """Whether a device had no memory left: CUDA has its own error, others only say so."""
     words = str(error).lower()
     return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in words or "allocate memory" in words
+
+
+def _finite(samples: Sample) -> Tensor:
+    """Which samples (rows,) of x (rows, ...) are finite."""
+    return samples.isfinite().flatten(1).all(1)
 
 
 def _part_of(sigma: Sigma, part: slice) -> Sigma:
