@@ -448,7 +448,7 @@ class EndToEnd(ForOneUse):
         self.at, self._cache = at, RunCache(0)
         self._earlier_calls, self.runs.source.earlier_not_finite, self._all_calls = calls
         for targets, found in zip(own, ends, strict=True):
-            targets.refine(at.teacher_calls or self.settings.teacher_calls)
+            targets.refine(at.teacher_calls or targets.teacher.calls)
             targets.ends = found
         needed = self.begun and not self.at.finished
         self._repeated = sum(targets.missing * targets.teacher.model_calls for targets in own) if needed else 0

@@ -159,6 +159,7 @@ class Counting:
         self.calls = 0
         self.samples = 0  # answered
         self.look: Callable[[], object] = lambda: None  # is called in every call
+        self.answered: Callable[[Any], Any] = lambda answer: answer  # what it answers instead
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Any:
         self.calls += 1
@@ -167,7 +168,7 @@ class Counting:
             raise KeyboardInterrupt
         answer = self.denoiser(x, sigma)
         self.samples += len(x)
-        return answer
+        return self.answered(answer)
 
     def conditional(self, x: Tensor, sigma: Tensor) -> Any:
         """The answer without guidance, counted as any."""
