@@ -17,7 +17,7 @@ from ..amed_core.config import plain_text
 from ..amed_core.files import load_state, save_state
 from ..amed_core.fit.protocol import of_kind
 from . import pairing
-from .states import remove_half_written, written
+from .states import written
 from .streams import packed_shapes
 
 FOLDER = "amed_learned"  # in the user folder
@@ -173,7 +173,6 @@ def keep(path: Path, one: Situation, state: Mapping[str, Any]) -> None:
     """
     about = {"weights": dict(one.weights), "facts": dict(one.facts), "elements": one.elements}
     save_state(path, {"situation": about, "date": datetime.date.today().isoformat(), **state})
-    remove_half_written(path.parent)
     files = sorted(folder().glob("*.safetensors"), key=written)
     for old in [file for file in files if file != path][: max(0, len(files) - MOST_FILES)]:
         old.unlink(missing_ok=True)

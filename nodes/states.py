@@ -18,11 +18,9 @@ from ..amed_core.fit.protocol import Fit
 from .places import UNFINISHED, folders
 
 STATES = "amed_training"  # in the user's folder
-OURS = re.compile(r"[0-9a-f]{16}\.safetensors")  # names of states,
-HALF_WRITTEN = re.compile(r"\..*\.tmp")  # and of what a process that was killed was writing
+OURS = re.compile(r"[0-9a-f]{16}\.safetensors")  # names of states
 MOST_BYTES = 500_000_000  # of a state's tensors
 MOST_STATES, MOST_DAYS = 10, 30
-HALF_WRITTEN_DAYS = 1  # in which it may still be written
 DAY = 86_400.0  # seconds
 WHILE_UNFINISHED, NEVER = "while unfinished", "never"  # how long states are kept
 
@@ -119,19 +117,11 @@ def bytes_of(state: Any) -> int:
 
 
 def tidy(newest: Path) -> None:
-    """Remove states beside the newest one that are too many or too old, and what was left half written."""
-    remove_half_written(newest.parent)
+    """Remove states beside the newest one that are too many or too old."""
     found = {path: written(path) for path in newest.parent.iterdir() if OURS.fullmatch(path.name) and path != newest}
     states = sorted(found, key=found.__getitem__, reverse=True)
     for number, path in enumerate(states, start=1):
         if number >= MOST_STATES or time.time() - found[path] > MOST_DAYS * DAY:
-            path.unlink(missing_ok=True)
-
-
-def remove_half_written(folder: Path) -> None:
-    """Remove what processes that were killed left half written, unless it is so young that one may be at it."""
-    for path in folder.iterdir():
-        if HALF_WRITTEN.fullmatch(path.name) and time.time() - written(path) > HALF_WRITTEN_DAYS * DAY:
             path.unlink(missing_ok=True)
 
 
