@@ -214,6 +214,6 @@ def _check_weights(one: Predictor, weights: Mapping[str, Tensor]) -> None:
         raise ValueError("some of its weights are NaN or infinite")
     for values in weights.values():
         lowest, highest = torch.tensor(one.config.limits, dtype=torch.float64)
-        rounding = torch.finfo(values.dtype).eps
+        rounding = max(torch.finfo(dtype).eps for dtype in (values.dtype, torch.float32))
         if bool(((values < lowest - rounding) | (values > highest + rounding)).any()):
             raise ValueError("some of its weights are out of their range")

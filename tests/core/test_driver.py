@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, midpoint_config, mixture, noise, on
+from problems import SIGMA_MAX, SIGMA_MIN, FlowGaussian, Gaussian, midpoint_config, mixture, noise, on, table_on
 from torch import Tensor
 
 from amed_core import (
@@ -131,6 +131,22 @@ def test_a_bad_answer_names_the_interval_and_the_call() -> None:
 
     with pytest.raises(FloatingPointError, match="interval 3, model call 2"):  # sigma 2.5, then 0.22
         sample(broken, X, on(GRID, Dpm2(), FixedMidpoint(0.9)))
+
+
+@pytest.mark.trust("files")
+def test_weights_that_lead_too_far_are_told_in_words_though_the_model_answered_well() -> None:
+    """As numbers may be in a file: each is usual, and all together are too much for half of float32's range."""
+    table = table_on()
+    table.weights.fill_(1e4).tril_()
+    with pytest.raises(FloatingPointError, match="finished sample is NaN or infinite") as caught:
+        sample(lambda x, sigma: torch.zeros_like(x), (X * 1e20).float(), table.method())
+    assert len(str(caught.value)) <= 300
+
+
+def test_weights_that_are_all_zero_leave_the_sample_as_it_is() -> None:
+    table = table_on()
+    table.weights.fill_(0.0)
+    assert (sample(mixture, X, table.method()) == X).all()
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -10,11 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import SIGMA_MAX, SIGMA_MIN, mixture, multistep_config, noise, same
+from problems import SIGMA_MAX, SIGMA_MIN, midpoint_config, mixture, multistep_config, noise, same
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from amed_core import AMEDPredictor, MultistepTable, PredictorConfig, load_predictor, polynomial, sample, save_predictor
+from amed_core import (
+    AMEDPredictor,
+    MidpointTable,
+    MultistepTable,
+    PredictorConfig,
+    load_predictor,
+    polynomial,
+    sample,
+    save_predictor,
+)
+from amed_core.config import MOST_UNITS
+from amed_core.contents import LARGEST_FILE
 from amed_core.files import PredictorFileError, load_predictors, load_state, read_notes, save_state, write_json
 from amed_core.predictor import PredictorSet
 
@@ -56,6 +67,25 @@ def test_a_cut_file_is_damaged(file: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(PredictorFileError, match=r"p\.safetensors is damaged"):
         load_predictor(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("end", [0, 1])
+def test_plans_at_the_ends_of_their_ranges_survive_rounding(tmp_path: Path, dtype: torch.dtype, end: int) -> None:
+    table = MidpointTable(midpoint_config("amed_dpm_2"))
+    table.plans.copy_(torch.tensor([bounds[end] for bounds in table.config.bounds]))
+    save_predictor(table.to(dtype), tmp_path / "p.safetensors")
+    assert same(load_predictor(tmp_path / "p.safetensors"), table)
+
+
+def test_what_is_shipped_and_what_was_not_trained_is_far_within_the_limits(tmp_path: Path) -> None:
+    for path in sorted((ROOT / "predictors").glob("*.safetensors")):
+        assert max(float(w.abs().max()) for one in load_predictors(path).predictors for w in one.parameters()) < 100
+        assert path.stat().st_size < LARGEST_FILE / 100
+    for hidden in (1, MOST_UNITS):
+        predictor = AMEDPredictor(replace(CONFIG, hidden=hidden))
+        save_predictor(predictor, tmp_path / "p.safetensors")
+        assert same(load_predictor(tmp_path / "p.safetensors"), predictor)
 
 
 @pytest.mark.trust("files")
