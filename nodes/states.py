@@ -85,7 +85,7 @@ class Unfinished:
         with harmless("the state of this training is not kept", self.told):
             state = fit.state_dict()
             if (size := bytes_of(state)) > MOST_BYTES:
-                raise ValueError(f"it takes {size / 1e6:,.0f} MB, and at most {MOST_BYTES / 1e6:,.0f} are kept")
+                raise ValueError(f"it takes {size / 1e6:,.1f} MB, and at most {MOST_BYTES / 1e6:,.1f} MB are kept")
             save_state(self.state, state)
             tidy(self.state)
         return self.state.exists()

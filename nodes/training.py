@@ -176,7 +176,10 @@ def _shown(
     equal = equalities(sampler.equal, config.flow)
     fitted_at = made_at(predictor.notes["training"]["latents"], config.kind)
     price = f"a picture takes {config.calls} model calls, which are {config.passes} passes of the network"
-    lines = [usage, gained, *equal, file, fitted_at, price, cost, advice(subject.model), *_failed(told)]
+    warnings = summary.warnings()
+    for one in warnings:
+        logging.warning(f"AMED: {one}")
+    lines = [usage, gained, *warnings, *equal, file, fitted_at, price, cost, advice(subject.model), *_failed(told)]
     table = "" if sampler.report is None else sampler.report.text()
     report = "\n".join([*filter(None, lines), "", table])
     drawn = notice("There is no report: the log says why.")
@@ -185,8 +188,8 @@ def _shown(
             drawn = plot(sampler.report, f"{usage}; {summary.headline()}")
     # What it means, in as few lines as a node shows: first of all, whether it is any good.
     sign = f"{WARNING} " if summary.gain is not None and summary.gain <= 0 else ""
-    worth = sign + (summary.headline() or gained)
-    meaning = "\n".join(filter(None, [worth, *equal, f"Choose {settings(predictor)}", file]))
+    short = [sign + (summary.headline() or gained), *(f"{WARNING} {one}" for one in warnings), *equal]
+    meaning = "\n".join(filter(None, [*short, f"Choose {settings(predictor)}", file]))
     shown: dict[str, Any] = dict(ui.PreviewText(meaning).as_dict())
     with harmless("the plot is not shown", told):
         shown |= ui.PreviewImage(drawn, cls=node).as_dict()

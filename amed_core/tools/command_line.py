@@ -176,6 +176,8 @@ def _train(
         print(f"{summary.model_calls:,} sample calls of training")
         if summary.sentence():
             print(summary.sentence())
+        for warning in summary.warnings():
+            print(f"amed_core: {warning}", file=sys.stderr)
 
 
 def _passes_fit(

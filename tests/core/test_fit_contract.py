@@ -36,6 +36,7 @@ def stopped(name: str, call: int) -> tuple[Fit, Counting]:
 
 
 @every_fit
+@pytest.mark.trust("resumed")
 def test_from_its_state_in_any_model_call_it_goes_on_as_if_it_had_not_been_stopped(name: str, tmp_path: Path) -> None:
     """A stop inside a call leaves the state that there is in it. From equal states a fit goes on equally: one of each
     is enough.
@@ -63,6 +64,7 @@ def test_from_its_state_in_any_model_call_it_goes_on_as_if_it_had_not_been_stopp
 
 
 @every_fit
+@pytest.mark.trust("resumed")
 def test_stopped_inside_a_model_call_it_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
     whole, model = finished(name)
     for call in range(1, model.calls + 1, model.calls // STOPS):
@@ -79,6 +81,7 @@ def test_stopped_inside_a_model_call_it_goes_on_as_if_it_had_not_been(name: str,
 
 
 @every_fit
+@pytest.mark.trust("resumed")
 def test_stopped_at_any_model_call_the_same_fit_can_go_on(name: str) -> None:
     whole, model = finished(name)
     for call in (model.calls // 2, model.calls):
@@ -191,6 +194,7 @@ def complete(summary: FitSummary) -> None:
 
 
 @every_fit
+@pytest.mark.trust("states")
 def test_a_state_of_other_settings_is_refused(name: str) -> None:
     state = finished(name)[0].state_dict()
     for changes in ({"trajectories": 12}, {"batch_size": 1}, {"teacher_calls": 10}):
@@ -230,6 +234,7 @@ def damaged(state: Any) -> Iterator[tuple[str, Any]]:
 
 
 @every_fit
+@pytest.mark.trust("states")
 def test_a_damaged_state_is_refused_and_leaves_the_fit_as_new(name: str) -> None:
     part, _ = stopped(name, finished(name)[1].calls - 1)
     new, model = CASES[name].fit()
@@ -260,6 +265,7 @@ def refusal(fit: Fit, state: Any) -> str:
 
 
 @every_fit
+@pytest.mark.trust("training")
 def test_a_model_that_answers_nan_is_an_error_that_keeps_the_predictor_finite(name: str) -> None:
     def broken(denoiser: Denoiser) -> Denoiser:
         def answer(x: Tensor, sigma: Tensor) -> Any:

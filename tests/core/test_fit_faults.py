@@ -71,7 +71,7 @@ def as_undisturbed(name: str, fit: Fit) -> bool:
 @every_kind
 @pytest.mark.trust("resumed")
 def test_stopped_at_model_calls_and_resumed_it_is_the_same_predictor(name: str, trials: Trials, tmp_path: Path) -> None:
-    for call in some_calls(name, trials.many(2, 10**6), "stopped"):
+    for call in some_calls(name, trials.many(1, 10**6), "stopped"):
         fit, model = KINDS[name].fit(interrupted_at=call)
         with pytest.raises(KeyboardInterrupt):
             list(fit.events())

@@ -723,7 +723,7 @@ def of_another_run(pack: Any, file: Path) -> None:
     pack.amed_core.files.save_state(file, state)
 
 
-@pytest.mark.trust("sampling")
+@pytest.mark.trust("states")
 @pytest.mark.parametrize("damage", [cut, nan, of_another_kind, of_another_run])
 def test_a_damaged_file_is_told_and_learning_begins_anew(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, damage: Any
@@ -745,7 +745,7 @@ def test_a_damaged_file_is_told_and_learning_begins_anew(
     assert len(asked) == STEPS
 
 
-@pytest.mark.trust("sampling")
+@pytest.mark.trust("states")
 def test_if_what_was_learned_cannot_be_written_the_slow_picture_is_there(
     pack: Any, demo: Family, kept: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

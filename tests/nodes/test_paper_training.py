@@ -136,6 +136,7 @@ def test_the_model_is_byte_for_byte_as_it_was(pack: Any, flux: Family, how: dict
     ("how", "call"),
     [(TABLE, 25), (TABLE, 90), ({"trajectories": 8}, 40), ({"trajectories": 8, "epochs": 3}, 60)],
 )
+@pytest.mark.trust("resumed")
 def test_cancelled_within_one_call_it_goes_on_where_it_was(
     pack: Any, flux: Family, user: Path, how: dict[str, Any], call: int
 ) -> None:
@@ -143,6 +144,7 @@ def test_cancelled_within_one_call_it_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("predictor_type", ["network", "table"])
+@pytest.mark.trust("training")
 def test_running_out_of_memory_halves_the_batch_and_goes_on(pack: Any, flux: Family, predictor_type: str) -> None:
     survives_little_memory(pack, flux, paper=True, predictor_type=predictor_type)
 

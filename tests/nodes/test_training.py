@@ -34,10 +34,12 @@ def test_the_model_is_byte_for_byte_as_it_was(pack: Any, flux: Family) -> None:
 
 
 @pytest.mark.parametrize("call", [25, 300])
+@pytest.mark.trust("resumed")
 def test_cancelled_within_one_call_it_goes_on_where_it_was(pack: Any, flux: Family, user: Path, call: int) -> None:
     goes_on(pack, flux, user, call, **SHORT)
 
 
+@pytest.mark.trust("states")
 def test_a_damaged_state_is_not_used(pack: Any, flux: Family, user: Path) -> None:
     import comfy.model_management as mm  # noqa: PLC0415
 
@@ -49,6 +51,7 @@ def test_a_damaged_state_is_not_used(pack: Any, flux: Family, user: Path) -> Non
     assert "before it was stopped" not in train(pack, flux, model, **SHORT)[2]
 
 
+@pytest.mark.trust("states")
 def test_other_settings_do_not_go_on_from_a_state(pack: Any, flux: Family, user: Path) -> None:
     import comfy.model_management as mm  # noqa: PLC0415
 
@@ -60,6 +63,7 @@ def test_other_settings_do_not_go_on_from_a_state(pack: Any, flux: Family, user:
     assert len(list(user.glob("*.safetensors"))) == 1
 
 
+@pytest.mark.trust("training")
 def test_running_out_of_memory_halves_the_batch_and_goes_on(pack: Any, flux: Family) -> None:
     survives_little_memory(pack, flux, steps=3)
 
