@@ -85,9 +85,9 @@ def _kept() -> list[Any]:
             options=[WHILE_UNFINISHED, NEVER],
             default=WHILE_UNFINISHED,
             optional=True,
-            tooltip=f'"{WHILE_UNFINISHED}" lets a training that was stopped go on: its state, which holds pictures of '
-            f'your prompts as latents, is in user/amed_training until it has finished, for 30 days at most. "{NEVER}" '
-            "writes nothing but the finished predictor, and what was stopped begins anew.",
+            tooltip=f'"{WHILE_UNFINISHED}" keeps in user/amed_training what lets a stopped training go on, until it '
+            f'has finished. That holds pictures of your prompts as latents. "{NEVER}" writes nothing but the finished '
+            "predictor; a training that was stopped begins anew.",
         ),
     ]
 
