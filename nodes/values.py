@@ -163,13 +163,12 @@ def _tell(sentences: Sequence[str], level: int) -> None:
 
 
 def _show(text: str, node_id: str) -> None:
-    """The one place through which texts reach a browser, which takes them for HTML.
+    """The one place through which texts reach a browser, which takes them for HTML: the one whose graph it is.
 
-    It is the browser that queued the graph: others may have a node of the same number.
+    Another one may have a node of the same number. What no browser queued is told to all.
     """
-    server = _server()
-    if (client := getattr(server, "client_id", None)) is not None:
-        server.send_progress_text(html.escape(text, quote=False), node_id, client)
+    if (server := _server()) is not None:
+        server.send_progress_text(html.escape(text, quote=False), node_id, server.client_id)
 
 
 def input_of_running(name: str) -> Any:

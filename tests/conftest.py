@@ -1,6 +1,7 @@
 """The repository root goes last on the path: first, our `nodes` folder would hide ComfyUI's nodes.py."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The last lines of the run say how many node tests ran and where, or why they did not."""
     counts = [
         sum(
-            "nodes/" in getattr(report, "nodeid", "").partition("::")[0]
+            re.search("(nodes|browser)/", getattr(report, "nodeid", "").partition("::")[0]) is not None
             for report in terminalreporter.stats.get(outcome, [])
         )
         for outcome in ("passed", "failed", "skipped", "error")

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "nodes")]
 from comfyui import version_of
 from trials import FULL, PROMISES
-from versions import TESTS, make_environment, places, run_quietly
+from versions import SUITES, TESTS, make_environment, places, run_quietly
 
 Result = tuple[str, int, list[str]]  # a promise, tries, and what broke
 
@@ -41,12 +41,14 @@ def results(file: Path, where: str) -> Iterator[Result]:
         yield str(noted["promise"]), int(noted.get("tried") or 1), [f"{name}: {one}" for one in broken]
 
 
-def run(python: str, folder: str, chosen: Sequence[str], environment: dict[str, str], where: str) -> list[Result]:
-    """Run the tests of these promises in a folder of tests with an interpreter."""
+def run(
+    python: str, folders: Sequence[str], chosen: Sequence[str], environment: dict[str, str], where: str
+) -> list[Result]:
+    """Run the tests of these promises in folders of tests with an interpreter."""
     print(f"\n{where}", flush=True)
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "results.xml"
-        command = [python, "-m", "pytest", str(TESTS / folder), "-m", "trust", f"--junitxml={file}"]
+        command = [python, "-m", "pytest", *folders, "-m", "trust", f"--junitxml={file}"]
         command += [argument for one in chosen for argument in ("--promise", one)]
         subprocess.run(command, env={**os.environ, **environment}, check=False)
         if not file.exists():
@@ -76,11 +78,11 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     chosen = asked.promises or list(PROMISES)
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), FULL: "" if asked.few else "1"}
-    rows = run(sys.executable, "core", chosen, environment, "core")
+    rows = run(sys.executable, [str(TESTS / "core")], chosen, environment, "core")
     for place in places(()):
         python = str(make_environment(place, run_quietly))
         version = version_of(place)
-        rows += run(python, "nodes", chosen, {**environment, "COMFYUI_PATH": str(place)}, f"ComfyUI {version}")
+        rows += run(python, SUITES, chosen, {**environment, "COMFYUI_PATH": str(place)}, f"ComfyUI {version}")
     text, well = table(rows)
     print(f"\n{text}")
     if asked.json:

@@ -35,6 +35,7 @@ if shutil.which("chromium"):  # what a person sees is tested where there is a br
 # Only the Python parts of these are used, so their compiled parts may be made for another torch, or for a GPU. With
 # their dependencies they would bring another torch.
 APART = ("torchvision==0.16.2", "torchaudio==2.11.0", "spandrel==0.4.2")
+SUITES = [str(TESTS / "nodes"), str(TESTS / "browser")]  # of a ComfyUI
 NOTHING_SELECTED = 5  # pytest's exit code
 
 
@@ -114,7 +115,7 @@ def node_tests(place: Path, python: Future[Path], extra: Sequence[str]) -> tuple
     print(f"\nnode tests in ComfyUI {version_of(place)} ({place})", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
-        command = [str(interpreter), "-m", "pytest", str(TESTS / "nodes"), f"--junitxml={results}", *extra]
+        command = [str(interpreter), "-m", "pytest", *SUITES, f"--junitxml={results}", *extra]
         code = subprocess.run(command, env={**os.environ, "COMFYUI_PATH": str(place)}, check=False).returncode
         if not results.exists():
             return f"{none}pytest ended with exit code {code}", False

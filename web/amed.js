@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const OURS = /AMED|"amed/;
+const FOLDER = `/${decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2))}/`; // of this pack
 const LIFE = 30000; // of a toast, in ms
 const ABOUT = "made for"; // the name of the text on AMED Load Predictor
 const TELL = "AMED.Errors.Tell"; // the ids of our settings
@@ -19,19 +20,20 @@ function toast(severity, summary, detail) {
 // ComfyUI from 0.16 on shows only that a node failed; what it said stands behind "View details".
 function tellFailure({ detail }) {
   const said = detail?.exception_message?.trim();
-  if (said && chosen(TELL) && (detail.node_type?.startsWith("AMED") || OURS.test(said))) {
+  const raised = detail?.traceback?.at(-1)?.replaceAll("\\", "/").includes(FOLDER);
+  if (said && chosen(TELL) && (raised || detail.node_type?.startsWith("AMED") || OURS.test(said))) {
     toast("error", detail.node_type, said);
   }
 }
 
 // Nodes 2.0 folds advanced inputs by itself, the old canvas those whose widgets say so; it leaves their places empty
 // unless they have no height.
-function foldAdvanced(node) {
+function foldAdvanced(node, folds = chosen(FOLD)) {
   const inputs = node.constructor?.nodeData?.input;
   const every = { ...inputs?.required, ...inputs?.optional };
   for (const widget of node.widgets ?? []) {
     if (!every[widget.name]?.[1]?.advanced) continue;
-    widget.advanced = chosen(FOLD);
+    widget.advanced = folds;
     widget.computeSize = (width) => [
       width ?? 0,
       widget.advanced && !node.showAdvanced ? NO_ROOM : LiteGraph.NODE_WIDGET_HEIGHT,
@@ -41,10 +43,11 @@ function foldAdvanced(node) {
 
 const isOurs = (node) => (node.comfyClass ?? "").startsWith("AMED");
 
-function foldAgain() {
+// ComfyUI tells of a setting before it keeps it.
+function foldAgain(folds) {
   for (const node of app.graph?._nodes ?? []) {
     if (!isOurs(node)) continue;
-    foldAdvanced(node);
+    foldAdvanced(node, folds);
     node.expandToFitContent?.();
   }
   app.graph?.setDirtyCanvas(true, true);
