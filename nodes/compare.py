@@ -35,6 +35,7 @@ from .values import CATEGORY, WARNING, PredictorSocket, fold, say, schema, setti
 
 AGAINST = "dpmpp_2m karras, uni_pc_bh2 kl_optimal, euler simple"
 ADVANCED = ("teacher_calls", "amplify")
+LEAST_STEPS = "2"  # as steps may be that come from another node
 
 
 class AMEDCompare(io.ComfyNode):
@@ -64,9 +65,9 @@ class AMEDCompare(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: str = "5", against: str = AGAINST) -> bool | str:
+    def validate_inputs(cls, steps: str = LEAST_STEPS, against: str = AGAINST, teacher_calls: int = 0) -> bool | str:
         try:
-            steps_of(steps)
+            _teacher_calls(teacher_calls, steps_of(steps))
             pairs_of(against)
         except ValueError as error:
             return str(error)

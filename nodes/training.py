@@ -45,13 +45,12 @@ class AMEDTrainPredictor(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: Any = "5", passes: Any = 0, save_as: Any = "") -> bool | str:
-        steps, passes, save_as = map(_only, (steps, passes, save_as))
+    def validate_inputs(cls, steps: Any = "5", passes: Any = 0, prompts: Any = "", save_as: Any = "") -> bool | str:
         try:
-            None if passes else numbers_of(str(steps))
+            None if _only(passes) else numbers_of(str(_only(steps)))
         except ValueError as error:
             return f'steps is {error} Set it in "{AskedPredictor.NODE}".'
-        return _why_not_saved(save_as, AskedPredictor.NODE) or True
+        return _known_before(prompts, save_as, AskedPredictor.NODE)
 
     @classmethod
     def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
@@ -76,8 +75,8 @@ class AMEDTrainPaperPredictor(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, save_as: Any = "") -> bool | str:
-        return _why_not_saved(_only(save_as), AskedPaper.NODE) or True
+    def validate_inputs(cls, prompts: Any = "", save_as: Any = "") -> bool | str:
+        return _known_before(prompts, save_as, AskedPaper.NODE)
 
     @classmethod
     def execute(cls, positive: list[Any], **inputs: Any) -> io.NodeOutput:
@@ -94,9 +93,17 @@ def _only(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-def _why_not_saved(save_as: Any, node: str) -> str | None:
-    """Why the result could not be saved under this name; None if it can, or is not to be."""
-    return why_not(save_as, node) if isinstance(save_as, str) and save_as.strip() else None
+def _known_before(prompts: Any, save_as: Any, node: str) -> bool | str:
+    """What is wrong with a widget by itself, before anything runs; True if nothing is.
+
+    What contradicts another widget is refused when the node begins: ComfyUI marks every widget that is looked at here.
+    """
+    try:
+        lines_of(str(_only(prompts) or ""), node)
+    except ValueError as error:
+        return str(error)
+    name = str(_only(save_as) or "")
+    return (why_not(name, node) or True) if name.strip() else True
 
 
 def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.NodeOutput:
@@ -222,9 +229,17 @@ def made_at(size: Sequence[Sequence[int]], kind: str) -> str:
 
 
 def encoded(clip: Any, text: str, node: str = AskedPredictor.NODE) -> list[Any]:
+    """The prompts of a text. Raises ValueError as `lines_of` does, and for prompts without a text encoder."""
+    lines = lines_of(text, node)
+    if lines and clip is None:
+        raise ValueError(f'prompts need a text encoder: connect clip of "{node}", or clear prompts.')
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+
+
+def lines_of(text: str, node: str) -> list[str]:
     """The prompts of a text, one per line, or of a .txt file in ComfyUI's input folder that it names.
 
-    Raises ValueError for a file that is not there or empty, and for prompts without a text encoder.
+    Raises ValueError for a file that is not there or empty.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1 and lines[0].lower().endswith(".txt"):
@@ -238,6 +253,4 @@ def encoded(clip: Any, text: str, node: str = AskedPredictor.NODE) -> list[Any]:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
         if not lines:
             raise ValueError(f'{path} holds no prompt (prompts of "{node}").')
-    if lines and clip is None:
-        raise ValueError(f'prompts need a text encoder: connect clip of "{node}", or clear prompts.')
-    return [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+    return lines

@@ -251,6 +251,13 @@ def test_steps_that_are_none_are_refused(pack: Any, steps: str) -> None:
     assert 'steps of "AMED Compare"' in said
 
 
+def test_a_teacher_of_too_few_calls_is_refused_before_anything_runs(pack: Any) -> None:
+    check = pack.nodes.AMEDCompare.validate_inputs
+    assert "A teacher of 10 calls cannot judge 5 calls" in check(steps="3, 5", against=AGAINST, teacher_calls=10)
+    assert check(steps="3", against=AGAINST, teacher_calls=10) is True
+    assert check(against=AGAINST, teacher_calls=10) is True, "of steps that another node says nothing is known"
+
+
 def test_what_is_not_of_this_model_is_refused_before_anything_runs(pack: Any, demo: Family) -> None:
     asked: list[Any] = []
     model, vae = heard(demo.model, asked.append), pack.nodes.AMEDDemoCheckpoint.execute().args[2]

@@ -113,6 +113,23 @@ def travels(name: str) -> bool:
     return name.isprintable() and not any(odd)
 
 
+def test_a_list_of_prompts_that_is_not_there_is_refused_before_anything_runs(
+    pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths  # noqa: PLC0415
+
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    for node in (pack.nodes.AMEDTrainPredictor, pack.nodes.AMEDTrainPaperPredictor):
+        check = node.validate_inputs
+        assert "There is no file list.txt" in check(prompts="list.txt")
+        assert "There is no file list.txt" in check(prompts=["list.txt"]), "as a node that takes lists may be given it"
+        assert check(prompts="a cat\na dog") is True
+    (tmp_path / "list.txt").write_text("a cat\na dog\n", encoding="utf-8")
+    assert pack.nodes.AMEDTrainPredictor.validate_inputs(prompts="list.txt") is True
+    (tmp_path / "list.txt").write_text("\n", encoding="utf-8")
+    assert "holds no prompt" in pack.nodes.AMEDTrainPredictor.validate_inputs(prompts="list.txt")
+
+
 @pytest.mark.trust("saving")
 def test_of_many_that_save_at_once_none_is_lost(pack: Any, flux: Family, models: Path) -> None:
     made = predictor(pack, flux)
