@@ -113,7 +113,7 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
     """
     begin = time.monotonic()
     asked.refuse_without_effect(len(positive))
-    if (refusal := _why_not_saved(asked.save_as, asked.NODE)) is not None:
+    if asked.save_as.strip() and (refusal := why_not(asked.save_as, asked.NODE)) is not None:
         raise ValueError(refusal)
     positives = [*positive, *encoded(asked.clip, asked.prompts, asked.NODE)]
     refuse_unfit(asked.model if asked.guider is None else asked.guider.model_patcher)
