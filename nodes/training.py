@@ -25,6 +25,9 @@ from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, pap
 from .training_request import Asked, AskedPaper, AskedPredictor, Subject, empty, job_of, shapes_of, subject_of
 from .values import CATEGORY, WARNING, NotedPredictor, describe, fold, say, schema, settings, tell
 
+LONGEST_LIST = 1_000_000  # bytes of a file of prompts
+LONGEST_NAME = 80  # characters of its name in an error
+
 
 class AMEDTrainPredictor(io.ComfyNode):
     @classmethod
@@ -239,18 +242,30 @@ def encoded(clip: Any, text: str, node: str = AskedPredictor.NODE) -> list[Any]:
 def lines_of(text: str, node: str) -> list[str]:
     """The prompts of a text, one per line, or of a .txt file in ComfyUI's input folder that it names.
 
-    Raises ValueError for a file that is not there or empty.
+    Raises ValueError for a file that is not there, is empty or too long, or is no text.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) == 1 and lines[0].lower().endswith(".txt"):
-        folder = Path(folder_paths.get_input_directory()).resolve()
-        path = (folder / lines[0]).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
-            raise ValueError(
-                f'There is no file {lines[0]} in {folder} (prompts of "{node}"). Put it there, or write the prompts '
-                "themselves, one per line."
-            )
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        name = f'{lines[0][:LONGEST_NAME]} (prompts of "{node}")'
+        lines = [line.strip() for line in _text_of(lines[0], name).splitlines() if line.strip()]
         if not lines:
-            raise ValueError(f'{path} holds no prompt (prompts of "{node}").')
+            raise ValueError(f"{name} holds no prompt.")
     return lines
+
+
+def _text_of(file: str, name: str) -> str:
+    """The text of a file in ComfyUI's input folder, which errors call `name`. Raises ValueError if there is none."""
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    try:
+        path = (folder / file).resolve()
+        there = path.is_relative_to(folder) and path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise ValueError(f"There is no file {name} in {folder}. Put it there, or write the prompts themselves.")
+    if path.stat().st_size > LONGEST_LIST:
+        raise ValueError(f"{name} has more than {LONGEST_LIST:,} bytes. Take fewer prompts.")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is no text in UTF-8. Save it anew in that encoding.") from None

@@ -107,9 +107,16 @@ def test_prompts_come_from_lines_or_from_a_file(pack: Any, tmp_path: Path, monke
     assert encoded(None, "  ") == []
     with pytest.raises(ValueError, match="connect clip"):
         encoded(None, "a cat")
-    for name in ("none.txt", "../secret.txt"):
-        with pytest.raises(ValueError, match="There is no file"):
+    for name in ("none.txt", "../secret.txt", "nul\0.txt", f"{'long' * 100}.txt"):
+        with pytest.raises(ValueError, match="There is no file") as error:
             encoded(Clip(), name)
+        assert len(str(error.value)) < 300 + len(str(tmp_path))
+    (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt .* is no text in UTF-8"):
+        encoded(Clip(), "latin.txt")
+    (tmp_path / "long.txt").write_text("a cat\n" * 200_000)
+    with pytest.raises(ValueError, match="Take fewer prompts"):
+        encoded(Clip(), "long.txt")
 
 
 def test_batches_hold_whole_sets_of_a_conditionings_rows(pack: Any, flux: Family) -> None:
