@@ -40,6 +40,8 @@ from .teacher import Heun, papers_teacher
 from .trajectories import HELD_OUT, Metered, out_of_memory
 from .workers import ALONE, Workers
 
+DERIVATIVES = "The derivatives of the model's answers"
+
 
 @dataclass(frozen=True)
 class TeacherRun:
@@ -279,7 +281,7 @@ class PerInterval(ForOneUse):
         loss.backward(inputs=list(self.predictor.parameters()))  # type: ignore[no-untyped-call]
         for weight in self.predictor.parameters():
             if weight.grad is not None:
-                finite(self.workers.sum(weight.grad), "The derivatives of the model's answers")
+                finite(self.workers.sum(weight.grad), DERIVATIVES)
         self.optimizer.step()
         batch.x, batch.history, batch.interval = student, history, interval + 1
         self.interval_losses[interval].append(total)
@@ -322,8 +324,6 @@ class PerInterval(ForOneUse):
         smaller one says the same; if none does, as in half precision, the one that comes nearest is taken.
         """
         differences = [near.differences(step) for step in STEPS]
-        for one in (one for listed in differences for one in listed):
-            finite(one, "The derivatives of the model's answers")
         if self.config.step == 0:
             apart = [max(map(disagreement, *pair)) for pair in pairwise(differences)]
             good = [n for n, distance in enumerate(apart) if distance <= AGREES] or [apart.index(min(apart))]
@@ -428,8 +428,12 @@ class Neighbourhood:
         return evaluate(self.denoiser, *asked).denoised
 
     def differences(self, step: float) -> list[Sample]:
-        """The answer's derivatives (batch, ...) by every unknown, by finite differences."""
-        return [central(partial(self.ask, name), value, low, high, step) for name, value, low, high in self.unknowns]
+        """The answer's derivatives (batch, ...) by every unknown, by finite differences.
+
+        Raises FloatingPointError if they are not finite.
+        """
+        found = [central(partial(self.ask, name), value, low, high, step) for name, value, low, high in self.unknowns]
+        return [finite(one, DERIVATIVES) for one in found]
 
     def reverse_agrees(self, differences: Sequence[Sequence[Sample]]) -> bool:
         """Whether autograd finds the derivatives (batch, ...) that finite differences of some step find.
