@@ -1,4 +1,4 @@
-"""The tables of both READMEs and of docs/experiments.md, written from the JSON files that measurements left.
+"""The tables of both READMEs and of docs/experiments.md and docs/trust.md, written from the JSON files that measurements left.
 
     python benchmarks/tables.py                                           # rewrites every marked table
     python benchmarks/tables.py --check                                   # fails if any is not what it would write
@@ -22,12 +22,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+import trials
+
 from benchmarks import everyday_rows, evidence_rows
 from benchmarks.quality_rows import Row, cells, load, summary
 
 HERE = Path(__file__).parent
-DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "experiments.md")
+DOCS = HERE.parent / "docs"
+DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md", DOCS / "experiments.md", DOCS / "trust.md")
 MARKED = re.compile(r"(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 
 STUDENTS = {  # and the solver that each is without a fit
@@ -272,6 +275,11 @@ def sizes() -> str:
     return markdown([*head, "Loss", "Loss of medians"], (line(*cell) for cell in of_cell))
 
 
+def trust() -> str:
+    """What was tried to break the pack, and how often that went well."""
+    return trials.table(trials.Tried(**row | {"broken": tuple(row["broken"])}) for row in read("trust"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comfyui_quality": comfyui_quality,
     "everyday": everyday,
@@ -290,6 +298,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "robustness": robustness,
     "model_matrix": model_matrix,
     "digits": digits,
+    "trust": trust,
 }
 
 

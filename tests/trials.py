@@ -5,6 +5,7 @@ the fixture `trials`, counts each try, and says what broke. The suite tries a fe
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 FULL = "AMED_TRIALS"  # an environment variable: set, all is tried
@@ -45,3 +46,29 @@ class Trials:
         self.tried += 1
         if not well:
             self.broken.append(f"{name}: {why}"[:LONGEST])
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a promise in one place: the core, or a version of ComfyUI."""
+
+    promise: str
+    where: str
+    full: bool  # all tries, or as few as the suite makes
+    tried: int
+    broken: tuple[str, ...]
+    commit: str
+    date: str
+
+
+def table(every: Iterable[Tried]) -> str:
+    """In Markdown, a line for each promise: tries of the suite, tries in full, and how many of all broke it."""
+    rows = list(every)
+    lines = ["| Promise | Tries in the suite | Tries in full | Broken |", "|---|---|---|---|"]
+    for promise, sentence in PROMISES.items():
+        own = [one for one in rows if one.promise == promise]
+        counts = [sum(one.tried for one in own if one.full is full) for full in (False, True)]
+        few, full = (f"{count:,}" if count else "" for count in counts)
+        if own:
+            lines.append(f"| {sentence} | {few} | {full} | {sum(len(one.broken) for one in own)} |")
+    return "\n".join(lines)
