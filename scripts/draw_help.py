@@ -24,6 +24,7 @@ from graphs import Graph, node
 
 PAGES = PACK / "web" / "docs"
 WIDTH, SCALE, AROUND = 600, 1.5, 12  # pixels of a picture, of one of the canvas, and around the nodes
+LARGEST = 60 * 1024  # bytes of a picture
 LEFT, TOP = 260, 220  # where the first node is, clear of the browser's bars
 STEP, GAP = 60, 70  # from node to node
 READY = "() => window.app?.graph && Object.keys(LiteGraph.registered_node_types).length > 100"
@@ -167,7 +168,15 @@ def draw(page: Any, server: str, shot: Shot) -> None:
     picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
     tall = round(picture.height * WIDTH / picture.width)
     file = PAGES / shot.page / f"{shot.name}.jpg"
-    picture.resize((WIDTH, tall), Image.Resampling.LANCZOS).save(file, quality=85)
+    keep(picture.resize((WIDTH, tall), Image.Resampling.LANCZOS), file)
+
+
+def keep(picture: Image.Image, file: Path) -> None:
+    """Write a picture, as well as its size allows."""
+    for quality in range(85, 30, -5):
+        picture.save(file, quality=quality, optimize=True)
+        if file.stat().st_size <= LARGEST:
+            return
 
 
 def opened(page: Any, server: str) -> None:
