@@ -35,7 +35,7 @@ from .protocol import (
     reading_state,
     refuse_other_settings,
 )
-from .targets import SLOW, Target, Targets, rmse
+from .targets import Target, Targets, rmse
 from .teacher import Heun, papers_teacher
 from .trajectories import HELD_OUT, Metered, out_of_memory
 from .workers import ALONE, Workers
@@ -256,12 +256,12 @@ class PerInterval(ForOneUse):
         return Batch(rows, denoiser, teacher.to(x.device), x)
 
     def _teach(self, x: Sample, denoiser: Denoiser) -> TeacherRun:
-        targets, starts = [], []
+        targets, starts = list[Sample](), list[Evaluation]()
         for step in trajectory(denoiser, x, self.teacher):
             if step.index % (self.teacher_points + 1) == 0:
                 starts.append(step.start)
             if (step.index + 1) % (self.teacher_points + 1) == 0:
-                targets.append(finite(step.x, SLOW))
+                targets.append(finite(step.x, f"The teacher's samples at the end of interval {len(targets) + 1}"))
         # A multistep student follows its own path, which leaves the teacher's after the first call.
         return TeacherRun(targets, starts[:1] if self.student.solver.multistep else starts)
 

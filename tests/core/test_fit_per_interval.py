@@ -64,6 +64,24 @@ def test_finite_differences_give_the_gradient_of_autograd(name: str, scale_time:
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 2e-3
 
 
+def test_a_loss_that_is_not_finite_names_the_interval_and_keeps_the_weights() -> None:
+    """The teacher has answers that are, and the student's second interval has none."""
+    broken = False
+
+    def breaking(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        denoised, features = mixture(x, sigma)
+        return (math.nan * denoised if broken else denoised), features
+
+    fitted = per_interval_fit(denoiser=breaking)
+    running = fitted.events()
+    assert next(running).interval == 0
+    kept = [p.detach().clone() for p in fitted.predictor.parameters()]
+    broken = True
+    with pytest.raises(FloatingPointError, match="interval 2"):
+        next(running)
+    assert all((a == b).all() for a, b in zip(kept, fitted.predictor.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("gradient", ["reverse", "finite difference"])
 @pytest.mark.parametrize(("name", "calls"), [("amed", 5), ("amed", 4), ("amed_ipndm", 5), ("amed_dpmpp_2m", 6)])
 def test_model_calls_are_counted_truly(name: str, calls: int, gradient: Any) -> None:
@@ -94,17 +112,16 @@ def test_training_leaves_the_models_weights_and_torchs_generator_alone() -> None
     assert (torch.get_rng_state() == state).all()
 
 
-def test_a_loss_that_is_not_finite_names_the_interval_and_keeps_the_weights() -> None:
+def test_a_teacher_that_is_not_finite_names_the_interval_and_keeps_the_weights() -> None:
     def broken(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         denoised, features = mixture(x, sigma)
         return torch.where(sigma < 2.0, math.nan, denoised), features
 
     fitted = per_interval_fit(denoiser=broken)
-    running = fitted.events()
-    assert next(running).interval == 0
     kept = [p.detach().clone() for p in fitted.predictor.parameters()]
     with pytest.raises(FloatingPointError, match="interval 2"):
-        next(running)
+        next(fitted.events())
+    assert not fitted.losses, "not even the intervals before, whose batch a state would hold"
     assert all((a == b).all() for a, b in zip(kept, fitted.predictor.parameters(), strict=True))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from families import Family, control_net, make, prompt
 from stock import stock
 from test_modes import lora
 from toys import dual_cfg, flat, guided, heard, image, inside, k_sample, stopped_at
+from trials import Trials
 
 CFG, STEPS, TEACHER = 3.0, 4, 24
 
@@ -699,6 +701,57 @@ def test_a_model_that_is_changed_meanwhile_teaches_nothing(
     assert k_sample(demo, model, STEPS, 1.0).isfinite().all()
     assert "changed meanwhile" in caplog.text
     assert not files(kept)
+
+
+@pytest.mark.trust("sampling")
+def test_a_fault_in_any_call_leaves_a_picture_or_is_named_and_the_next_run_is_well(
+    pack: Any, demo: Family, kept: Path, trials: Trials
+) -> None:
+    """While it learns: what is kept afterwards is what is kept without a fault, or nothing."""
+    model, asked = counted(demo)
+    well = k_sample(demo, model, STEPS, 1.0)
+    (file,) = files(kept)
+    whole = pack.amed_core.files.load_state(file)["learner"]
+    chance = random.Random(0)
+    for call in sorted(chance.sample(range(1, len(asked) + 1), trials.many(4, len(asked)))):
+        for error in ERRORS:
+            learning(pack, demo.model, forget=True)
+            where = f"{'NaN' if error is None else error} at call {call}"
+            drawn = k_sample(demo, failing(demo, range(call, call + 1), error), STEPS, 1.0)
+            trials.held(where, bool(drawn.isfinite().all()), "the picture is not finite")
+            learned = [pack.amed_core.files.load_state(one)["learner"] for one in files(kept)]
+            trials.held(where, all(alike(one, whole) for one in learned), "another set is kept")
+            learning(pack, demo.model, forget=True)
+            trials.held(where, bool((k_sample(demo, demo.model, STEPS, 1.0) == well).all()), "the next run is another")
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two states are the same but for rounding, which a halved batch changes."""
+    if isinstance(one, torch.Tensor):
+        return torch.allclose(one, other, rtol=1e-2, atol=1e-4)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == pytest.approx(other, rel=1e-2)) if isinstance(one, float) else bool(one == other)
+
+
+@pytest.mark.trust("states")
+def test_a_flipped_bit_in_what_was_learned_is_seen_wherever_it_is(
+    pack: Any, demo: Family, kept: Path, trials: Trials
+) -> None:
+    """It is told, and learned anew."""
+    k_sample(demo, demo.model, STEPS, 1.0)
+    (file,) = files(kept)
+    whole, chance = file.read_bytes(), random.Random(0)
+    state = str(pack.amed_core.files.load_state(file))
+    for _ in range(trials.many(50, 3000)):
+        bit = chance.randrange(8 * len(whole))
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bytes(data))
+        found = pack.nodes.situations.read(file)
+        trials.held(f"bit {bit}", not found or str(found) == state, "goes unnoticed")
 
 
 def cut(pack: Any, file: Path) -> None:
