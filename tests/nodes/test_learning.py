@@ -713,7 +713,7 @@ def test_a_fault_in_any_call_leaves_a_picture_or_is_named_and_the_next_run_is_we
     (file,) = files(kept)
     whole = pack.amed_core.files.load_state(file)["learner"]
     chance = random.Random(0)
-    for call in sorted(chance.sample(range(1, len(asked) + 1), trials.many(4, len(asked)))):
+    for call in sorted(chance.sample(range(1, len(asked) + 1), trials.many(1, len(asked)))):
         for error in ERRORS:
             learning(pack, demo.model, forget=True)
             where = f"{'NaN' if error is None else error} at call {call}"
