@@ -265,6 +265,7 @@ class EndToEnd(ForOneUse):
             at, event = self._judged(at, found.method, is_table=table is not None)
             events.append(event)
             at = replace(at, iteration=at.iteration + 1, teacher_error=found.teacher_error)
+        finite(at.fitted, "The pictures of the table to begin with")
         begun, _ = self._held_out_errors(at.best_distances, at.base_distances)
         calls = self.runs.fitted.teacher.calls
         at = replace(at, iteration=1, used=self.start.model_calls, begun_error=begun, teacher_calls=calls)
