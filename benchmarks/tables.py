@@ -1,4 +1,4 @@
-"""The tables of both READMEs and of docs/experiments.md and docs/trust.md, written from the JSON files that measurements left.
+"""The tables of both READMEs, docs/experiments.md and docs/trust.md, written from what measurements left as JSON.
 
     python benchmarks/tables.py                                           # rewrites every marked table
     python benchmarks/tables.py --check                                   # fails if any is not what it would write
