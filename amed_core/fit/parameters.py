@@ -189,7 +189,10 @@ class MultistepParameters:
         if not self.grid:
             return self.config
         first, *between, last = self.config.sigmas
-        return replace(self.config, sigmas=(first, *numbers[len(numbers) - len(between) :].exp().tolist(), last))
+        logs = torch.tensor(between, dtype=torch.float64).log()  # what is as it was stays to the bit
+        moved = numbers[-len(between) :]
+        levels = torch.where(moved == logs, torch.tensor(between, dtype=torch.float64), moved.exp())
+        return replace(self.config, sigmas=(first, *levels.tolist(), last))
 
     def differences(self, numbers: Tensor) -> Tensor:
         """WEIGHT_DIFFERENCE (count,), downward for the very first told level.
@@ -198,10 +201,12 @@ class MultistepParameters:
         """
         steps = torch.full_like(numbers, WEIGHT_DIFFERENCE)
         steps[self.layout.index(Number("scale_time", 0))] *= -1  # the model may know no level above
-        below, above = numbers - self.low, self.high - numbers  # infinite, but for levels
-        most = torch.maximum(below, above) / 2
-        down = (below >= above) & most.isfinite()
-        return torch.where(down, -1, 1) * torch.minimum(steps.abs(), most) * steps.sign()
+        if self.grid:
+            levels = slice(1 - self.config.intervals, None)
+            below, above = (numbers - self.low)[levels], (self.high - numbers)[levels]
+            room = torch.maximum(below, above).div(2).clamp(max=WEIGHT_DIFFERENCE)
+            steps[levels] = torch.where(below >= above, -room, room)
+        return steps
 
     def acts(self) -> list[tuple[int, Acts]]:
         """Told levels act at an interval's start; weights, and the level where it ends, on its update."""

@@ -8,17 +8,17 @@ import pytest
 
 from benchmarks import tables
 
-BENCHMARKS, MAIN, EXPERIMENTS = tables.DOCUMENTS
+BENCHMARKS, MAIN, EXPERIMENTS, TRUST = tables.DOCUMENTS
 
 
-@pytest.mark.parametrize("file", tables.DOCUMENTS, ids=["benchmarks", "main", "experiments"])
+@pytest.mark.parametrize("file", tables.DOCUMENTS, ids=["benchmarks", "main", "experiments", "trust"])
 def test_marked_tables_are_those_of_their_files(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert tables.written(text) == text
 
 
 def test_every_table_stands_in_a_document_and_every_marker_is_closed() -> None:
-    texts = [file.read_text(encoding="utf-8") for file in (BENCHMARKS, EXPERIMENTS)]
+    texts = [file.read_text(encoding="utf-8") for file in (BENCHMARKS, EXPERIMENTS, TRUST)]
     names = [found[1] for text in texts for found in tables.MARKED.finditer(text)]
     assert len(set(names)) == len(names)
     main = {found[1] for found in tables.MARKED.finditer(MAIN.read_text(encoding="utf-8"))}

@@ -101,11 +101,12 @@ def test_levels_between_the_first_and_the_last_move_and_stay_in_order() -> None:
     parameters, table = MOVING(config), build(config)
     here = parameters.of(table)
     torch.testing.assert_close(here[-3:].exp(), torch.tensor(config.sigmas[1:-1], dtype=torch.float64))
-    for bounds in (parameters.low, parameters.high):
-        limit = torch.where(bounds.isfinite(), bounds, here)
-        limit[-2] = (parameters.low if bounds is parameters.high else parameters.high)[-2]
+    for outer, inner in ((parameters.low, parameters.high), (parameters.high, parameters.low)):
+        limit = torch.where(outer.isfinite(), outer, here)
+        limit[-2] = inner[-2]
         sigmas = parameters.table(table, limit).config.sigmas
         assert sigmas == tuple(sorted(sigmas, reverse=True))
         assert len(set(sigmas)) == 5
         assert (sigmas[0], sigmas[-1]) == (config.sigmas[0], 0.0)
-        assert all(a != b for a, b in zip(sigmas[1:-1], config.sigmas[1:-1], strict=True))
+        moved = [a != b for a, b in zip(sigmas[1:-1], config.sigmas[1:-1], strict=True)]
+        assert moved == [True, True, outer[-1] > here[-1]], "the last one is the model's smallest level"
