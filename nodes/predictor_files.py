@@ -3,6 +3,7 @@
 What the samplers have learned is listed with them.
 """
 
+import difflib
 import hashlib
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .situations import named
 from .values import CATEGORY, NotedPredictor, PredictorSocket, at_a_glance, describe, say, schema, shortened
 
 NONE_FOUND = "(no predictor found)"
+NEAREST = 3  # names that are told where one is not there
 LOOKED_AT = 1 << 20  # bytes: more than the header of a predictor
 
 
@@ -120,9 +122,10 @@ class AMEDLoadPredictor(io.ComfyNode):
         names = _names()
         if predictor_name in names:
             return True
-        listed = f"choose one of the {len(names)} that are listed" if names else "there is none at all"
+        near = difflib.get_close_matches(predictor_name, names, n=NEAREST, cutoff=0.0)
+        listed = f"there are {len(names)}, as {', '.join(map(shortened, near))}" if names else "there is none at all"
         return (
-            f"No predictor {predictor_name!r:.80}: {listed}. Press R to list the folders anew, train one with "
+            f"No predictor {predictor_name!r:.36}: {listed}. Press R to list the folders anew, train one with "
             f'"AMED Train Predictor", or copy a file into models/{FOLDER}.'
         )
 

@@ -252,7 +252,7 @@ def _saves(found: dict[str, Any]) -> str:
     if "AMEDLoadPredictor" not in found:
         return "there is none to save"
     try:
-        (predictor,) = found["AMEDLoadPredictor"].execute("digits_amed_5.safetensors").args
+        predictor, _ = found["AMEDLoadPredictor"].execute("digits_amed_5.safetensors").args
         return "saved as " + str(found["AMEDSavePredictor"].execute(predictor, "again").args[0])
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -176,7 +176,7 @@ def test_all_texts_reach_the_browser_as_text(pack: Any, monkeypatch: pytest.Monk
     from types import SimpleNamespace  # noqa: PLC0415
 
     sent: list[str] = []
-    instance = SimpleNamespace(send_progress_text=lambda text, node: sent.append(text))
+    instance = SimpleNamespace(send_progress_text=lambda text, node, client: sent.append(text), client_id="a browser")
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     node = SimpleNamespace(hidden=SimpleNamespace(unique_id="1"))
     pack.nodes.values.say(node, SCRIPT)

@@ -163,8 +163,9 @@ def test_another_sampler_with_our_scheduler_draws_soundly_and_says_what_it_lacks
 
 def test_k_sampler_alone_learns_and_the_learned_set_is_listed(server: Any, converged: torch.Tensor) -> None:
     """The first run draws slowly; the next one, of another seed, is nearer to the truth than stock is."""
-    for file in (server.base / "models" / "amed_predictors").rglob("*.safetensors"):
-        file.unlink()  # of other tests: KSampler alone would take one that fits
+    for folder in ("models/amed_predictors", "user/amed_learned"):
+        for file in (server.base / folder).rglob("*.safetensors"):
+            file.unlink()  # of other tests: KSampler alone would take one that fits
     sampler = graphs.k_sampler(MODEL, "amed", "amed", 5)
     first = sampled(server, graphs.demo(), sampler)
     again = sampled(server, graphs.demo(), sampler | {"inputs": sampler["inputs"] | {"seed": 8}})

@@ -348,15 +348,15 @@ def test_the_newest_ten_states_are_kept_for_thirty_days(pack: Any, flux: Family,
     now, day = time.time(), 86_400
     ages = {f"{number:016x}.safetensors": number * day for number in range(1, 13)}
     ages |= {"f" * 16 + ".safetensors": 31 * day, "of the user.safetensors": 99 * day}
-    ages |= {".a.safetensors.1.tmp": 2 * day, ".b.safetensors.2.tmp": 60}
+    ages |= {".amed-1.tmp": 2 * day, ".amed-2.tmp": 60}
     for name, age in ages.items():
         (user / name).write_bytes(b"")
         os.utime(user / name, (now - age, now - age))
     cancelled(pack, flux)
     left = {path.name for path in user.iterdir()}
     assert "of the user.safetensors" in left
-    assert ".b.safetensors.2.tmp" in left, "somebody may be writing it"
-    assert ".a.safetensors.1.tmp" not in left
+    assert ".amed-2.tmp" in left, "somebody may be writing it"
+    assert ".amed-1.tmp" not in left
     assert {f"{number:016x}.safetensors" for number in range(1, 10)} <= left
     assert len(left) == 10 + 2
 

@@ -67,7 +67,7 @@ def everything(place: Path) -> None:
     with torch.inference_mode():
         trained = ours["AMEDTrainPredictor"].execute(**{name: [value] for name, value in asked.items()}).args[0]
         name = ours["AMEDSavePredictor"].execute(trained, "watched").args[0]
-        (loaded,) = ours["AMEDLoadPredictor"].execute(name).args
+        loaded, _ = ours["AMEDLoadPredictor"].execute(name).args
         sampled(ours["AMEDApplyPredictor"].execute(model, loaded).args[0], "amed", "amed")
         for _ in range(2):  # where there is no file that fits, the first teaches
             (place / "models" / "amed_predictors" / name).unlink(missing_ok=True)
