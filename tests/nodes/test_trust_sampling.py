@@ -18,12 +18,12 @@ class BrokenError(Exception):
     """What nobody expects."""
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[type[Exception], str] | None] = {  # an exception, if that is what happens
     "NaN": None,
     "infinity": None,
-    "memory": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
-    "kernel": RuntimeError("a kernel"),
-    "an exception": BrokenError("of another pack"),
+    "memory": (torch.cuda.OutOfMemoryError, "CUDA out of memory. Tried to allocate 20 MiB"),
+    "kernel": (RuntimeError, "a kernel"),
+    "an exception": (BrokenError, "of another pack"),
     "Cancel": None,
 }
 
@@ -38,8 +38,8 @@ def faulty(model: Any, fault: str, call: int) -> Any:
         made.append(1)
         if len(made) == call and fault == "Cancel":
             mm.interrupt_current_processing()
-        if len(made) == call and (error := FAULTS[fault]) is not None:
-            raise error
+        if len(made) == call and (raised := FAULTS[fault]) is not None:
+            raise raised[0](raised[1])
         answer: torch.Tensor = apply_model(parameters["input"], parameters["timestep"], **parameters["c"])
         return answer * float(fault) if len(made) == call and fault in ("NaN", "infinity") else answer
 
@@ -65,7 +65,9 @@ def well(fault: str, answer: Any) -> bool:
 
     if fault in ("NaN", "infinity"):
         return isinstance(answer, FloatingPointError) and "NaN or infinity" in str(answer)
-    return answer is FAULTS[fault] or (fault == "Cancel" and isinstance(answer, mm.InterruptProcessingException))
+    if (raised := FAULTS[fault]) is not None:
+        return type(answer) is raised[0] and str(answer) == raised[1]
+    return isinstance(answer, mm.InterruptProcessingException)
 
 
 @pytest.mark.trust("sampling")
