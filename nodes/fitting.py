@@ -273,7 +273,7 @@ class TrainSampler(comfy.samplers.Sampler):
             with harmless("there is no comparison with a stock pair", told):
                 self.equal = self._equal(fit, sources[0], guider.inner_model.model_sampling)
 
-        self._run(fit, Preview(guider, like, balance), quiet, sources[0], shown)
+        self._run(fit, Preview(guider, like, balance, told), quiet, sources[0], shown)
 
     def _run(self, fit: Fit, preview: Preview, quiet: bool, source: Metered, shown: Callable[[], None]) -> None:
         """Run the fit to its end, and show what it is worth; or until somebody stops it, which leaves its state.

@@ -1,12 +1,9 @@
 """Pictures of a fit: a preview while it runs, and a plot of what it learned."""
 
-import contextlib
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import comfy.model_management
 import latent_preview
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -16,8 +13,10 @@ from ..amed_core.fit.report import IntervalReport
 from ..amed_core.predictor import PredictorSet, asked_levels
 from ..amed_core.types import COLUMNS
 from .sheets import SERIES, Color, as_image, wrapped
+from .states import harmless
 from .streams import Balance, streams
 
+NO_PREVIEW = "there is no preview of this model's latents"
 SHOWN = 4  # samples side by side
 SIDE = 128  # pixels of each at least
 WIDTH, HEIGHT, MARGIN = 480, 300, 46  # of one panel of the plot
@@ -33,40 +32,28 @@ class Preview:
     Of packed latents it shows the first stream. A preview that fails is the last one, and ends no fit.
     """
 
-    def __init__(self, guider: Any, like: Tensor, balance: Balance) -> None:
+    def __init__(self, guider: Any, like: Tensor, balance: Balance, told: set[str]) -> None:
         self.previewer: Any = None
         self.balance = balance
+        self.told = told  # of what went wrong beside the fit
         if (len(balance.shapes[0]) if balance.shapes else like.ndim) in (4, 5):
-            with self._harmless():
+            with harmless(NO_PREVIEW, told):
                 self.previewer = previewer_of(like.device, guider.inner_model.latent_format)
 
     def __call__(self, teacher: Tensor, student: Tensor) -> Image.Image | None:
-        if self.previewer is None:
-            return None
-        with self._harmless():
-            return self._sheet(**{"slow sampler": teacher.detach(), "predictor": student.detach()})
-        return None
-
-    @contextlib.contextmanager
-    def _harmless(self) -> Iterator[None]:
-        """Whatever goes wrong inside, a latent of an unusual shape or a lack of memory, is logged and is the end of it.
-
-        But for Cancel, which newer ComfyUI raises in the middle of any operation.
-        """
-        try:
-            yield
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:
-            self.previewer = None
-            logging.warning(f"AMED: no preview of this model's latents, training goes on without ({error}).")
+        return self._drawn(**{"slow sampler": teacher.detach(), "predictor": student.detach()})
 
     def before(self, denoised: Tensor) -> Image.Image | None:
         """What the slow sampler is at, before there is a student."""
+        return self._drawn(**{"slow sampler": self.balance.scaled(denoised.detach())})
+
+    def _drawn(self, **samples: Tensor) -> Image.Image | None:
+        """A sheet of samples by name; None without a previewer, which one that fails is no longer."""
         if self.previewer is None:
             return None
-        with self._harmless():
-            return self._sheet(**{"slow sampler": self.balance.scaled(denoised.detach())})
+        with harmless(NO_PREVIEW, self.told):
+            return self._sheet(**samples)
+        self.previewer = None
         return None
 
     def _sheet(self, **named: Tensor) -> Image.Image:

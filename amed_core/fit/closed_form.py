@@ -28,8 +28,6 @@ LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
 GAINS = (0.5, 2.0)  # of an aim, between which one may give samples its energy
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
-
-
 LEARNED_FROM = "The model's answers, from which a method was to learn,"
 
 

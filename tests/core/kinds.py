@@ -171,11 +171,16 @@ every_fit = pytest.mark.parametrize("name", CASES)
 
 
 @cache
-def finished(name: str) -> tuple[Fit, Counting]:
+def undisturbed(case: Case) -> tuple[Fit, Counting]:
     """A fit that nothing stopped, and its model."""
-    fit, model = CASES[name].fit()
+    fit, model = case.fit()
     list(fit.events())
     return fit, model
+
+
+def finished(name: str) -> tuple[Fit, Counting]:
+    """The same of one of CASES."""
+    return undisturbed(CASES[name])
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kinds import CASES, Case, multistep, uses_at_scales
+from kinds import CASES, Case, multistep, undisturbed, uses_at_scales
 from problems import SIGMA_MAX, Counting, Guided, mixture, multistep_config, noise, same
 from torch import Tensor
 from trials import Trials
@@ -38,17 +38,9 @@ KINDS = {name: small(case) for name, case in (CASES | MORE).items()}
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 
-@cache
-def undisturbed(name: str) -> tuple[Fit, Counting]:
-    """A fit that nothing stopped, and its model."""
-    fit, model = KINDS[name].fit()
-    list(fit.events())
-    return fit, model
-
-
 def some_calls(name: str, count: int, what: str) -> list[int]:
     """So many of a fit's model calls, which chance chooses for `what` is tried; all of them if there are no more."""
-    every = range(1, undisturbed(name)[1].calls + 1)
+    every = range(1, undisturbed(KINDS[name])[1].calls + 1)
     return sorted(random.Random(f"{name}, {what}").sample(every, min(count, len(every))))
 
 
@@ -63,7 +55,7 @@ def gone_on(name: str, state: Any, file: Path) -> tuple[Fit, Counting]:
 
 def as_undisturbed(name: str, fit: Fit) -> bool:
     """Whether a finished fit is as if nothing had happened."""
-    whole = undisturbed(name)[0]
+    whole = undisturbed(KINDS[name])[0]
     alike = all(map(same, fit.predictors.predictors, whole.predictors.predictors))
     return alike and fit.losses == whole.losses and fit.summary().error == whole.summary().error
 
@@ -189,6 +181,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_predictor(name: str, trials
                 fit, _ = KINDS[name].fit()
                 fit.load_state_dict(load_state(state))  # whole, whenever that was
         found = load_predictor(folder / "predictor.safetensors")
-        whole = undisturbed(name)[0].predictor
+        whole = undisturbed(KINDS[name])[0].predictor
         trials.held(f"{name}, attempt {attempt}", same(found, whole), f"another predictor after {kills} processes")
         trials.held(f"{name}, attempt {attempt}", not (folder / "state.safetensors").exists(), "its state is left")
