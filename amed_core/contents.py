@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
 
 from .config import LONGEST_TEXT, PredictorConfig
-from .predictor import MOST_PREDICTORS, Predictor, PredictorSet, outline
+from .predictor import MOST_PREDICTORS, PredictorSet, check_numbers, outline
 
 FORMAT, VERSION = "amed_predictor", 2
 LARGEST_FILE, LARGEST_HEADER = 64 << 20, 1 << 20  # bytes
@@ -35,9 +34,7 @@ class PredictorFileError(ValueError):
 def refusal(path: Path, why: str, remedy: str = AGAIN) -> PredictorFileError:
     """The error that says which file cannot be used, why, and what to do: LONGEST_ERROR characters without markup."""
     name = _shown(path)
-    left = LONGEST_ERROR - len(f"{name} . {remedy}")
-    why = why.rstrip(".")
-    why = why if len(why) <= left else f"{why[: left - 3]}..."
+    why = in_short(why.rstrip("."), LONGEST_ERROR - len(f"{name} . {remedy}"))
     return PredictorFileError(_printable(f"{name} {why}. {remedy}"))
 
 
@@ -49,6 +46,12 @@ def missing(path: Path) -> PredictorFileError:
 def _shown(path: Path) -> str:
     name = str(path)
     return name if len(name) <= LONGEST_PATH else f"...{name[3 - LONGEST_PATH :]}"
+
+
+def in_short(text: str, longest: int) -> str:
+    """The text without markup and control characters, cut to so many characters."""
+    text = _printable(" ".join(text.split()))
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _printable(text: str) -> str:
@@ -81,7 +84,7 @@ def read_all(path: Path) -> Contents:
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         for number, one in enumerate(contents.every.predictors):
             own = {name: weights[f"{number}.{name}"] for name in one.state_dict()}
-            _check_weights(one, own)
+            check_numbers(one, own)
             one.load_state_dict(own, assign=True)
             one.to(dtype).requires_grad_(False)
     except (SafetensorError, ValueError) as error:
@@ -206,14 +209,3 @@ def _check_entries(every: PredictorSet, entries: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is not of the shape {shape}")
         if entry.get("dtype") not in DTYPES:
             raise ValueError(f"{name} is of the type {str(entry.get('dtype'))[:20]}, and not of {', '.join(DTYPES)}")
-
-
-def _check_weights(one: Predictor, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for numbers that no fit gives."""
-    if not all(bool(values.isfinite().all()) for values in weights.values()):
-        raise ValueError("some of its weights are NaN or infinite")
-    for values in weights.values():
-        lowest, highest = torch.tensor(one.config.limits, dtype=torch.float64)
-        rounding = max(torch.finfo(dtype).eps for dtype in (values.dtype, torch.float32))
-        if bool(((values < lowest - rounding) | (values > highest + rounding)).any()):
-            raise ValueError("some of its weights are out of their range")

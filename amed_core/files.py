@@ -23,7 +23,6 @@ from .contents import (
     LARGEST_FILE,
     LARGEST_HEADER,
     VERSION,
-    PredictorFileError,
     described,
     missing,
     read_all,
@@ -139,13 +138,13 @@ def load_state(path: Path) -> dict[str, Any]:
         return [join(item) for item in value] if isinstance(value, list) else value
 
     if header.get("state_version") != STATE_VERSION:
-        raise PredictorFileError(f"{path} was written by another version of this pack.")
+        raise refusal(path, "was written by another version of this pack", "Remove it.")
     try:
         if header["checksum"] != _checksum(header["state"], tensors):
             raise ValueError("its checksum is that of other content")
         state: dict[str, Any] = join(header["state"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise PredictorFileError(f"{path} is damaged: {error}.") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise refusal(path, f"is damaged ({error})", "Remove it.") from error
     return state
 
 

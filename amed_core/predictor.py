@@ -1,10 +1,11 @@
 """Which predictor a config stands for, one of several guidance scales, and sets of them for several uses."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .call_list import call_sigmas
 from .config import TOLERANCE, PredictorConfig
@@ -32,6 +33,17 @@ def outline(config: PredictorConfig) -> Predictor:
     """The predictor of these settings without its numbers: names and shapes alone, on the meta device."""
     with torch.device("meta"):
         return build(config)
+
+
+def check_numbers(predictor: Predictor, numbers: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for numbers of a predictor, by name, that no fit gives."""
+    if not all(bool(values.isfinite().all()) for values in numbers.values()):
+        raise ValueError("some of its weights are NaN or infinite")
+    for values in numbers.values():
+        lowest, highest = torch.tensor(predictor.config.limits, dtype=torch.float64)
+        rounding = max(torch.finfo(dtype).eps for dtype in (values.dtype, torch.float32))
+        if bool(((values < lowest - rounding) | (values > highest + rounding)).any()):
+            raise ValueError("some of its weights are out of their range")
 
 
 @torch.no_grad()

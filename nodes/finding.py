@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..amed_core.call_list import call_sigmas
-from ..amed_core.files import PredictorFileError, load_with_notes, read_configs
+from ..amed_core.contents import PredictorFileError
+from ..amed_core.files import load_with_notes, read_configs
 from ..amed_core.predictor import Predictor, PredictorSet
 from ..amed_core.samplers import sampler_name
 from . import pairing

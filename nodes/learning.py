@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..amed_core.call_list import run_of
 from ..amed_core.config import PredictorConfig, plain_facts
+from ..amed_core.contents import LONGEST_ERROR, in_short
 from ..amed_core.driver import raise_if_not_finite
 from ..amed_core.files import load_state, provenance
 from ..amed_core.fit.learner import GOOD, GOOD_IN_A_ROW, MOST_PICTURES, Learner
@@ -152,20 +153,13 @@ def predictor_of(path: Path) -> NotedPredictor:
     """What was learned, as a predictor. Raises ValueError if the file is damaged."""
     try:
         state = load_state(path)
-        learner, date = _loaded(state["learner"]), str(state["date"])
+        learner, date = Learner.of(state["learner"]), str(state["date"])
         chosen, learned_from = learner.chosen, {"pictures": learner.pictures, "held_out_ratio": learner.held_out_ratio}
     except Exception as error:  # whatever a file may hold
-        raise ValueError(f"{path.name} is damaged. Let the sampler learn again. ({error})") from error
+        told = f"{path.name} is damaged. Let the sampler learn again. ({error})"
+        raise ValueError(in_short(told, LONGEST_ERROR)) from error
     about = {"method": f"learned while sampling: {chosen.name}", "teacher_calls": learner.teacher_calls}
     return NotedPredictor(chosen.table, {**provenance(about | learned_from), "date": date})
-
-
-def _loaded(known: Mapping[str, Any]) -> Learner:
-    """A learner of any situation, from its state. Raises ValueError, or a KeyError or TypeError, if it is damaged."""
-    config, calls = PredictorConfig.from_header(known["config"]), int(known["usual_calls"])
-    learner = Learner(config, known["levels"], end=known["end"], teacher_calls=calls)
-    learner.load_state_dict(known)
-    return learner
 
 
 @dataclass(frozen=True)
@@ -214,7 +208,7 @@ class Learned:
                 return cls(here, path, learner, settings, bool(state["teach_next"]), {"date": str(state["date"])})
             if (near := situations.near(here)) is not None:
                 learner, (where, known) = make(), near
-                learner.guess(_loaded(known["learner"]), f"first guess from {where}", here.elements)
+                learner.guess(Learner.of(known["learner"]), f"first guess from {where}", here.elements)
                 return cls(here, path, learner, settings, teach_next=False)
         except Exception as error:  # whatever a file may hold
             situations.damaged(path, error)

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ..amed_core.files import PredictorFileError
+from ..amed_core.contents import PredictorFileError
 from .predictor_files import loaded
 from .values import briefly, describe
 

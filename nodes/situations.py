@@ -15,7 +15,7 @@ import folder_paths
 
 from ..amed_core.config import plain_text
 from ..amed_core.files import load_state, save_state
-from ..amed_core.fit.protocol import of_kind
+from ..amed_core.fit.reading import of_count, of_kind
 from . import pairing
 from .states import written
 from .streams import packed_shapes
@@ -192,7 +192,8 @@ class Kept:
 
     def __post_init__(self) -> None:
         of_kind(self.facts["guider"]["guidance"], str)
-        if self.state["learner"]["pictures"] < 1 or not self.name or self.elements < 1:
+        _digest(self.facts)  # which others are compared with
+        if of_count(self.state["learner"]["pictures"]) < 1 or not self.name or self.elements < 1:
             raise ValueError(f"{self.path.name} has no picture.")
 
     @property
@@ -203,7 +204,7 @@ class Kept:
     @property
     def elements(self) -> int:
         """Those of one sample."""
-        return int(self.state["situation"]["elements"])
+        return of_count(self.state["situation"]["elements"])
 
     @property
     def name(self) -> str:

@@ -10,8 +10,10 @@ what is minimised grows only linearly beyond some times the usual distance (Hube
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from ..config import PredictorConfig
 from ..driver import Resume, asked
-from ..predictor import Predictor, build
+from ..predictor import Predictor, build, check_numbers
 from ..types import Method, Sample, Step
 from .closed_form import inner_products
 from .finite import finite
@@ -31,18 +33,26 @@ from .protocol import (
     FitSummary,
     ForOneUse,
     StateError,
+)
+from .reading import (
+    of_count,
+    of_distances,
     of_finite,
     of_kind,
-    of_shape,
+    of_number,
+    of_squares,
+    of_text,
     reading_state,
     refuse_other_settings,
 )
 from .runs import RunCache, Runs
 from .targets import Target, rmse
+from .teacher import MOST_CALLS
 from .turns import Turns
 
 DAMPING, EASIER, HARDER = 1e-2, 0.2, 5.0  # Levenberg's and Marquardt's: at first, after a gain, after a failure
 ATTEMPTS = 5  # at a smaller error, per iteration
+LEAST_DAMPING, MOST_DAMPING = 1e-100, 1e100  # in a state: no fit comes near to either
 MUCH_NEARER = 0.8  # times the baseline's geometric mean of what is held out
 TOLERATED = 1.02  # of the error, for what looks more like the teacher's samples
 
@@ -147,28 +157,37 @@ class FitState:
                 raise StateError("This training state holds a table of other settings.")
             made = build(config).to(next(like.parameters()))
             made.load_state_dict(learned)
-            for values in made.state_dict().values():
-                of_finite(values, values.shape)
+            check_numbers(made, made.state_dict())
             return made
 
         saved, settings = state["progress"], runs.settings
-        history = tuple((of_kind(fitted, float), of_kind(held_out, float)) for fitted, held_out in state["history"])
+        history = tuple((of_number(fitted, 0.0), of_number(held_out, 0.0)) for fitted, held_out in state["history"])
         fitted, both = (settings.trajectories, settings.trajectories + settings.held_out) if history else (0, 0)
         best, current = (table(*one) for one in state["tables"])
         count = len(parameters(current.config).of(current))
-        batches = range(len(runs.fitted.batches()))
+        batches = {str(number): number for number in range(len(runs.fitted.batches()))}
         linearised = {}
         for number, (numbers, normal, gradient) in state["linearised"].items():
-            parts = of_finite(numbers, (count,)), of_finite(normal, (count, count)), of_finite(gradient, (count,))
-            linearised[batches[int(number)]] = Linearised(*parts)
+            vectors = (of_finite(one, (count,)).double() for one in (numbers, gradient))
+            linearised[batches[number]] = Linearised(next(vectors), of_squares(normal, (count, count)), next(vectors))
         sizes = dict(zip(DISTANCES, (fitted, both, both), strict=True))
-        values: dict[str, Any] = {name: of_kind(saved[name], kind) for name, kind in PLAIN.items()}
-        values |= {name: of_shape(saved[name], (size,)) for name, size in sizes.items()}
+        most = max(runs.fitted.teacher.calls, MOST_CALLS)
+        values: dict[str, Any] = {name: read(saved[name]) for name, read in PLAIN.items()}
+        values |= {name: of_distances(saved[name], size) for name, size in sizes.items()}
+        of_count(values["teacher_calls"], most)
+        of_finite(values["base_distances"], (both,))
         return cls(best, current, history=history, linearised=linearised, **values)
 
 
-# What of it a state holds as it is, and of which kind.
-PLAIN = {one.name: type(one.default) for one in fields(FitState) if isinstance(one.default, str | int | float)}
+# What of it a state holds as it is, and how each is read.
+PLAIN: Mapping[str, Callable[[Any], Any]] = {
+    "baseline": of_text,
+    **dict.fromkeys(("iteration", "used", "teacher_calls"), of_count),
+    **dict.fromkeys(("done", "finished", "best_is_table"), partial(of_kind, kind=bool)),
+    "damping": partial(of_number, least=LEAST_DAMPING, most=MOST_DAMPING),
+    "begun_error": partial(of_number, least=0.0),
+    "teacher_error": partial(of_number, least=0.0, most=sys.float_info.max),
+}
 FOUND: Mapping[str, type] = {"sigmas": tuple, "first_sigma": float, "channels": int, "spectral": bool}  # by a start
 DISTANCES = ("fitted", "best_distances", "base_distances")
 
@@ -443,7 +462,7 @@ class EndToEnd(ForOneUse):
             if state["starts"] != self.start.names:
                 raise StateError("This training state was made with other starts.")
             at = FitState.of(state, self.runs, self.parameters, self.initial)
-            calls = [of_kind(state[name], int) for name in ("model_calls", "not_finite", "all_calls")]
+            calls = [of_count(state[name]) for name in ("model_calls", "not_finite", "all_calls")]
             own = () if self.runs.shared else (self.runs.fitted, self.runs.judged)
             ends = [targets.read(saved, shape) for targets, saved in zip(own, state["targets"], strict=True)]
         self.at, self._cache = at, RunCache(0)

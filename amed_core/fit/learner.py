@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import PredictorConfig
+from ..config import LARGEST_NUMBER, PredictorConfig, same_levels
 from ..driver import Resume, trajectory
+from ..predictor import check_numbers
 from ..schedules import fine
 from ..spectrum import BANDS
 from ..types import Denoiser, Evaluation, Sample
@@ -22,7 +23,8 @@ from .baselines import solvers
 from .candidates import Candidate, Grid, Span, best_of, best_of_kinds, capped_mean, moments_of, over_plain
 from .closed_form import Lessons, Walk, along, cost_on_paper, taught
 from .huber import squares
-from .protocol import StateError, of_kind, of_shape, reading_state
+from .protocol import StateError
+from .reading import of_count, of_errors, of_finite, of_kind, of_number, of_shape, of_squares, of_text, reading_state
 from .teacher import MOST_CALLS, TeacherPath, levels, own_errors, path_of, refined_calls, teacher
 
 LEARNED_FIRST, PLAIN_FIRST = 16, 11  # candidates that run on the first picture, at most, in
@@ -71,6 +73,16 @@ class Learner:
         self.pictures = 0
         self.good_in_a_row = 0
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Learner":
+        """One of any situation, from its state. Raises StateError, a ValueError, if that is damaged."""
+        with reading_state():
+            config, calls = PredictorConfig.from_header(state["config"]), of_count(state["usual_calls"])
+            levels = [of_number(level, 0.0, LARGEST_NUMBER) for level in of_kind(state["levels"], list)]
+            made = cls(config, levels, end=of_number(state["end"], 0.0, config.sigmas[0]), teacher_calls=calls)
+        made.load_state_dict(state)
+        return made
+
     @property
     def teacher_levels(self) -> tuple[float, ...]:
         """The levels of the teacher, from where pictures start to where they end."""
@@ -109,7 +121,7 @@ class Learner:
     @property
     def held_out_ratio(self) -> float | None:
         """The learned candidate's held-out error over the best plain one's on the same pictures; None without any."""
-        return self.ratio_of(self._best(plain=False))
+        return self.ratio_of(self._best(plain=False)) if self.pictures else None  # a guess may be a plain one
 
     def ratio_of(self, one: Candidate) -> float | None:
         """The same of any candidate that learns."""
@@ -279,33 +291,53 @@ class Learner:
             found = (config, tuple(state["levels"]), state["end"], state["usual_calls"])
             if found != (self.config, self.levels, self.end, self.usual_calls):
                 raise StateError("This state of learning was made in another situation.")
-            candidates = [self._loaded(saved) for saved in state["candidates"]]
-            pictures, good, calls = (
-                of_kind(state[name], int) for name in ("pictures", "good_in_a_row", "teacher_calls")
-            )
-            errors = [of_kind(error, float) for error in state["teacher_errors"]]
-            if not self.usual_calls <= calls <= max(self.usual_calls, MOST_CALLS):
+            pictures, good = of_count(state["pictures"]), of_count(state["good_in_a_row"], GOOD_IN_A_ROW)
+            calls = of_count(state["teacher_calls"], max(self.usual_calls, MOST_CALLS))
+            errors = of_errors(state["teacher_errors"])
+            if calls < self.usual_calls:
                 raise StateError(f"This state of learning is damaged: its teacher takes {calls} calls.")
+            most = LEARNED_NEXT + PLAIN_NEXT if pictures else 1
+            if len(of_kind(state["candidates"], list)) > most:
+                raise StateError("This state of learning is damaged: it holds too many candidates.")
+            candidates = [self._loaded(saved) for saved in state["candidates"]]
+            kinds = {one.plain for one in candidates if _judged(one)}
+            if pictures and not (kinds == {True, False} and all(map(_judged, candidates))):
+                raise StateError("This state of learning is damaged: there is nothing that it could choose among.")
         self.candidates, self.pictures, self.good_in_a_row = candidates, pictures, good
         self.teacher_calls, self.teacher_errors = calls, errors
 
     def _loaded(self, saved: Mapping[str, Any]) -> Candidate:
-        shown = None
-        for kept in saved["moments"]:
-            shown = of_shape(kept, (2, *kept.shape[1:-1], BANDS))
-        table = self.span.table(Grid(tuple(saved["sigmas"]), of_kind(saved["first_sigma"], float)), shown=shown)
-        for name, kept in (("weights", table.weights), ("first", table.first)):
-            kept.copy_(of_shape(saved[name], kept.shape))
+        """A candidate of a state. Raises StateError if it is not of this situation; `reading_state` tells the rest."""
+        sigmas = tuple(of_number(level, 0.0, LARGEST_NUMBER) for level in saved["sigmas"])
+        ends = (sigmas[0], sigmas[-1]), (self.config.sigmas[0], self.end)
+        if len(sigmas) != self.config.calls + 1 or not same_levels(*ends):
+            raise StateError("This state of learning is damaged: it holds levels of another run.")
+        shown = None if (kept := _one(saved["moments"])) is None else of_finite(kept, (2, kept.shape[1], BANDS))
+        table = self.span.table(Grid(sigmas, of_kind(saved["first_sigma"], float)), shown=shown)
+        for name, own in (("weights", table.weights), ("first", table.first)):
+            own.copy_(of_shape(saved[name], own.shape))
+        check_numbers(table, table.learned)
         lessons = None
-        for products in saved["lessons"]:
+        if (products := _one(saved["lessons"])) is not None:
             lessons = Lessons.none(table.asked)
-            shaped = of_shape(products, (len(products), *lessons.products.shape[1:]))
-            lessons = replace(lessons, products=shaped, size=of_kind(saved["size"], int))
-        numbers = [*table.learned.values(), *([] if lessons is None else [lessons.products])]
-        if not all(part.isfinite().all() for part in numbers):
-            raise StateError("This state of learning is damaged: some of its weights are NaN or infinite.")
-        errors = [[float(e) for e in saved[name]] for name in ("seen", "held_out", "ends")]
-        return Candidate(of_kind(saved["name"], str), table, lessons, shown, *errors)
+            shape, size = (len(products), *lessons.products.shape[1:]), of_count(saved["size"])
+            lessons = replace(lessons, products=of_squares(products, shape), size=size)
+            if not (len(products) and size):
+                raise StateError("This state of learning is damaged: it holds a lesson of no picture.")
+        errors = [of_errors(saved[name]) for name in ("seen", "held_out", "ends")]
+        return Candidate(of_text(saved["name"]), table, lessons, shown, *errors)
+
+
+def _one(kept: Any) -> Any:
+    """What is in a list of a state that holds one thing or none; None of none."""
+    if len(of_kind(kept, list)) > 1:
+        raise StateError("This state of learning is damaged: it holds one thing twice.")
+    return kept[0] if kept else None
+
+
+def _judged(one: Candidate) -> bool:
+    """Whether a candidate's errors are known: of a plain one with pictures that it had not learned from."""
+    return bool(one.held_out or (one.seen and one.ends and not one.plain))
 
 
 def _walking(candidates: Sequence[Candidate]) -> int:

@@ -22,8 +22,9 @@ from .closed_form import Walk, inner_products, solved
 from .end_to_end import EndToEnd
 from .huber import compared, huber, linear_from
 from .multistep_start import MultistepStart
-from .protocol import FitEvent, FitSummary, ForOneUse, PassesSummary, StateError, of_kind, reading_state
-from .targets import beginning
+from .protocol import FitEvent, FitSummary, ForOneUse, PassesSummary, StateError
+from .reading import of_count, of_kind, reading_state
+from .targets import as_before, beginning
 from .teacher import TeacherPath
 from .workers import ALONE, Workers
 
@@ -242,13 +243,13 @@ class UnderPasses(ForOneUse):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
-        saving = None
-        with reading_state():
+        saving, runs = None, self.plain.runs
+        with as_before([runs.source], [runs.fitted, runs.judged]), reading_state():
             if state["passes"] != self.passes:
                 raise StateError("This training state was made for another number of passes.")
-            if state["saving"]:
+            if of_kind(state["saving"], list):
                 calls, negatives, own = state["saving"]
-                pattern = tuple(of_kind(k, int) for k in negatives)
+                pattern = tuple(map(of_count, negatives))
                 if calls not in self.numbers or len(pattern) != self.passes - calls:
                     raise StateError("This training state holds a table of other settings.")
                 saving = self.make(calls, pattern)

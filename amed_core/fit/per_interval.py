@@ -6,6 +6,7 @@ nothing and stops when its caller stops iterating.
 
 import copy
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -19,9 +20,10 @@ from ..call_list import call_sigmas
 from ..driver import Decided, advance, evaluate, midpoint, trajectory
 from ..features import Look
 from ..network import AMEDPredictor
+from ..predictor import check_numbers
 from ..samplers import TYPES, sampler_name
-from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Source, StepPlan
-from .call_derivative import AGREES, GRADIENTS, STEPS, central, disagreement, reverse_disagreement
+from ..types import Denoiser, Evaluation, History, Method, Sample, Sigma, Solver, Source, StepPlan
+from .call_derivative import AGREES, GRADIENTS, STEPS, Gradient, central, disagreement, reverse_disagreement
 from .finite import finite
 from .protocol import (
     FitEvent,
@@ -29,9 +31,13 @@ from .protocol import (
     ForOneUse,
     StateError,
     TrainConfig,
+)
+from .reading import (
+    of_count,
+    of_errors,
     of_finite,
     of_kind,
-    of_shape,
+    of_number,
     reading_state,
     refuse_other_settings,
 )
@@ -85,15 +91,16 @@ class Batch:
 
     @classmethod
     def of(
-        cls, saved: Mapping[str, Any], rows: range, like: Sample, denoiser: Denoiser, planned: int, starts: int
+        cls, saved: Mapping[str, Any], rows: range, like: Sample, denoiser: Denoiser, planned: int, solver: Solver
     ) -> "Batch":
-        """The batch of a state, with so many planned intervals and starts that the teacher has asked for.
+        """The batch of a state, with so many planned intervals that a solver crosses.
 
         `like` (rows, ...) are its noisy samples, drawn again. Raises StateError if it is of another grid, and
         TypeError for tensors of other shapes.
         """
-        interval = of_kind(saved["interval"], int)
-        if (len(saved["targets"]), len(saved["starts"])) != (planned, starts) or interval not in range(planned + 1):
+        interval = of_count(saved["interval"], planned)
+        found = (len(saved["targets"]), len(saved["starts"]), len(saved["history"]))
+        if found != (planned, 1 if solver.multistep else planned, min(solver.memory, 2 * interval)):
             raise StateError("This training state holds a batch of another grid.")
         targets = [of_finite(target, like.shape).to(like) for target in saved["targets"]]
         run = TeacherRun(targets, [_evaluation(one, like) for one in saved["starts"]])
@@ -360,29 +367,29 @@ class PerInterval(ForOneUse):
         with reading_state():
             refuse_other_settings(state, {"config": self.config, "predictor_config": self.predictor.config})
             saved = state["batch"]
-            begin, end = (0, 1) if saved is None else (of_kind(row, int) for row in saved["rows"])
-            rows = range(self.config.trajectories)[begin:end]
+            rows = range(1) if saved is None else rows_of(saved["rows"], self.config.trajectories)
         x, denoiser = self.metered(self.workers.share(rows))  # a denoiser is in no state: the source gives it again
         with reading_state():
             weights = loaded_weights(state["predictor"], self.predictor)
             best = None if state["best"] is None else loaded_weights(state["best"], self.predictor)
             optimizer = optimizer_state_of(state["optimizer"], self.predictor)
-            trajectory, calls, faults = (of_kind(state[n], int) for n in ("trajectory", "model_calls", "not_finite"))
-            planned = range(self.predictor.config.planned)
-            losses = [[of_kind(one, float) for one in state["losses"][interval]] for interval in planned]
-            errors = [of_kind(one, float) for one in state["errors"]]
-            base = None if state["base"] is None else of_kind(state["base"], float)
-            gradient, step = self.gradient, self.step
-            if checked := state["checked"]:
-                gradient, step = GRADIENTS[GRADIENTS.index(checked[0])], of_kind(checked[1], float)
+            trajectory = of_count(state["trajectory"], self.total)
+            calls, faults = (of_count(state[name]) for name in ("model_calls", "not_finite"))
+            planned, solver = self.predictor.config.planned, self.student.solver
+            errors = of_errors(state["errors"])
+            base = None if state["base"] is None else of_number(state["base"], 0.0, sys.float_info.max)
+            checked = state["checked"] is not None
+            gradient, step = derivatives_of(state["checked"], self.config) if checked else (self.gradient, self.step)
             targets = self.judged.read(state["targets"], x.shape[1:])
-            starts = 1 if self.student.solver.multistep else len(planned)
-            batch = None if saved is None else Batch.of(saved, rows, x, denoiser, len(planned), starts)
+            batch = None if saved is None else Batch.of(saved, rows, x, denoiser, planned, solver)
+            for start in () if batch is None else batch.teacher.starts:
+                self.planner.look(start)  # which says what is wrong with it
+            losses = losses_of(state["losses"], planned, 0 if batch is None else batch.interval)
         self.predictor.load_state_dict(weights)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": optimizer})
         self.trajectory, self._earlier_calls, self.metered.earlier_not_finite = trajectory, calls, faults
         self.interval_losses, self.errors, self.base, self._best = losses, errors, base, best
-        self.gradient, self.step, self._checked = gradient, step, self._checked or bool(checked)
+        self.gradient, self.step, self._checked = gradient, step, self._checked or checked
         self.judged.ends, self._batch = targets, batch
 
     def summary(self) -> FitSummary:
@@ -474,21 +481,56 @@ def _fields(evaluation: Evaluation) -> dict[str, Any]:
     return {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
 
 
+def rows_of(saved: Any, trajectories: int) -> range:
+    """The trajectories of a batch, from a state, of so many. Raises StateError if it has none, or others."""
+    begin, end = map(of_count, saved)
+    if not begin < end <= trajectories:
+        raise StateError("This training state holds a batch of other trajectories.")
+    return range(begin, end)
+
+
+def derivatives_of(saved: Any, config: TrainConfig) -> tuple[Gradient, float]:
+    """How the model call is differentiated, and the step of differences, from a state in which that is settled.
+
+    Raises ValueError for what no check of derivatives leads to.
+    """
+    gradient, step = saved
+    gradients, steps = (config.gradient, GRADIENTS[1]), (*STEPS, config.step)
+    return gradients[gradients.index(gradient)], steps[steps.index(step)]
+
+
+def losses_of(saved: Any, planned: int, crossed: int) -> list[list[float]]:
+    """The losses of every planned interval, from a state whose batch has crossed so many of them.
+
+    Raises ValueError if an interval has more of them than it was crossed.
+    """
+    found = [of_errors(losses) for losses in of_kind(saved, list)]
+    batches = {len(losses) - (interval < crossed) for interval, losses in enumerate(found)}
+    if len(found) != planned or len(batches) != 1:
+        raise ValueError("its losses are not those of its batches")
+    return found
+
+
 def loaded_weights(saved: Mapping[str, Any], predictor: AMEDPredictor) -> dict[str, Tensor]:
-    """The weights of a predictor, from a state. Raises TypeError for other shapes."""
-    return {name: of_finite(saved[name], own.shape) for name, own in predictor.state_dict().items()}
+    """The weights of a predictor, from a state. Raises TypeError for other shapes, ValueError for odd numbers."""
+    found = {name: of_finite(saved[name], own.shape) for name, own in predictor.state_dict().items()}
+    check_numbers(predictor, found)
+    return found
 
 
 def optimizer_state_of(saved: Mapping[int, Any], predictor: AMEDPredictor) -> dict[int, dict[str, Tensor]]:
     """What Adam knows of every weight, from a state; nothing before its first step.
 
-    Raises TypeError for other shapes.
+    Raises TypeError for other shapes, and ValueError for squares and counts below 0.
     """
     shapes = [{"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape} for weight in predictor.parameters()]
-    return {
+    found = {
         number: {name: of_finite(saved[number][name], shape).clone() for name, shape in names.items()}
         for number, names in enumerate(shapes if of_kind(saved, dict) else ())
     }
+    if not all(bool((one[name] >= 0).all()) for one in found.values() for name in ("step", "exp_avg_sq")):
+        raise ValueError("its optimizer has squares or counts below 0")
+    return found
 
 
 def _evaluation(saved: Mapping[str, Any], like: Tensor) -> Evaluation:
@@ -496,9 +538,9 @@ def _evaluation(saved: Mapping[str, Any], like: Tensor) -> Evaluation:
 
     def rows(name: str) -> Tensor | None:
         value = saved[name]
-        return None if value is None else of_shape(value, (len(like), *value.shape[1:])).to(like)
+        return None if value is None else of_finite(value, (len(like), *value.shape[1:])).to(like)
 
     x, denoised = (of_finite(saved[name], like.shape).to(like) for name in ("x", "denoised"))
     of_each = saved["sigma"].ndim > 0
-    sigma = of_shape(saved["sigma"], (len(like), *[1] * (like.ndim - 1)) if of_each else ()).to(like)
+    sigma = of_finite(saved["sigma"], (len(like), *[1] * (like.ndim - 1)) if of_each else ()).to(like)
     return Evaluation(x, sigma, denoised, rows("features"), of_kind(saved["analytic"], bool), rows("guidance"))

@@ -1,11 +1,8 @@
 """What every fit offers: its settings, what it tells while it runs, what came of it, and how it goes on."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol, TypeVar
-
-from torch import Tensor
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 from ..predictor import Predictor, PredictorSet
 from ..types import Sample, StepPlan
@@ -283,56 +280,5 @@ class ForOneUse:
         return PredictorSet((self.predictor,))
 
 
-Value = TypeVar("Value")
-
-
 class StateError(ValueError):
     """A training state is damaged, or of another fit. The message says which."""
-
-
-@contextmanager
-def reading_state() -> Iterator[None]:
-    """Turn whatever goes wrong where a state is read into a StateError.
-
-    Change no fit before all of the state is read.
-    """
-    try:
-        yield
-    except StateError:
-        raise
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise StateError(f"This training state cannot be used ({error!r}): begin the training anew.") from error
-
-
-def of_kind(value: Any, kind: type[Value]) -> Value:
-    """A value of a state, if it is of the kind that belongs there. Raises TypeError if it is not."""
-    if type(value) is not kind:
-        raise TypeError(f"a {kind.__name__} was expected, but found a {type(value).__name__}")
-    return value
-
-
-def of_shape(value: Any, shape: Sequence[int]) -> Tensor:
-    """A tensor of a state, if it has the shape that belongs there. Raises TypeError if it has not."""
-    if not isinstance(value, Tensor) or value.shape != tuple(shape):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"a tensor of shape {tuple(shape)} was expected, but found {found}")
-    return value
-
-
-def of_finite(value: Any, shape: Sequence[int]) -> Tensor:
-    """A tensor of a state, if it has the shape that belongs there and is finite. Raises TypeError or ValueError."""
-    if not bool(of_shape(value, shape).isfinite().all()):
-        raise ValueError("some of its values are NaN or infinite")
-    return of_shape(value, shape)
-
-
-def refuse_other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise StateError if a state was made with other settings than these dataclasses."""
-
-    def plain(value: Any) -> Any:
-        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
-
-    for part, values in settings.items():
-        saved = state[part]
-        if differing := [k for k, v in asdict(values).items() if plain(saved.get(k)) != plain(v)]:
-            raise StateError(f"This training state was made with other settings: {', '.join(differing)} differ.")

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..config import PredictorConfig
 from ..predictor import Predictor, stacked
-from .protocol import Fit, FitEvent, FitSummary, ForOneUse, StateError, reading_state
+from .protocol import Fit, FitEvent, FitSummary, ForOneUse, StateError
+from .reading import reading_state
 
 # Makes the fit of a scale by its number, on the grid of the first one's table if there is one.
 MakeFit = Callable[[int, PredictorConfig | None], Fit]
@@ -74,14 +75,13 @@ class SeveralScales(ForOneUse):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         with reading_state():
-            saved = {int(n): one for n, one in state["fits"].items()}
-            if not {self.order[0]} <= set(saved) <= set(self.order):
+            saved, fits = dict(state["fits"].items()), dict[int, Fit]()
+            if not {str(self.order[0])} <= set(saved) <= set(map(str, self.order)):
                 raise StateError("This training state was made with other guidance scales.")
-        fits: dict[int, Fit] = {}
-        for n in self.order:
-            if n in saved:
-                fits[n] = self.make(n, fits[self.order[0]].predictor.config if fits else None)
-                fits[n].load_state_dict(saved[n])
+            for n in self.order:
+                if str(n) in saved:
+                    fits[n] = self.make(n, fits[self.order[0]].predictor.config if fits else None)
+                    fits[n].load_state_dict(saved[str(n)])
         self.fits = fits
 
     def summary(self) -> FitSummary:

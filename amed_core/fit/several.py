@@ -3,20 +3,22 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from ..config import PredictorConfig
-from ..predictor import Predictor, PredictorSet, build
+from ..predictor import Predictor, PredictorSet, build, check_numbers
 from .end_to_end import FOUND
-from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateError, of_finite, of_kind, reading_state
-from .targets import Targets
+from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateError
+from .reading import of_count, of_errors, of_kind, of_number, of_text, reading_state
+from .targets import Targets, as_before
 from .trajectories import Metered
 
 LEAST_CALLS, USUAL_CALLS, MOST_CALLS = 2, 5, 100
-OF_SUMMARY: Mapping[str, type] = {
-    **dict.fromkeys(("objective", "teacher", "baseline"), str),
-    **dict.fromkeys(("error", "baseline_error"), float),
-    "model_calls": int,
+OF_SUMMARY: Mapping[str, Callable[[Any], Any]] = {  # and how each is read from a state
+    **dict.fromkeys(("objective", "teacher", "baseline"), of_text),
+    **dict.fromkeys(("error", "baseline_error"), partial(of_number, least=0.0)),
+    "model_calls": of_count,
 }
 
 
@@ -81,12 +83,9 @@ class Finished(ForOneUse):
                 raise StateError("This training state holds a table of other settings.")
             predictor = build(config)
             predictor.load_state_dict(learned)
-            for values in predictor.state_dict().values():
-                of_finite(values, values.shape)
-            summary = FitSummary(**state["summary"])
-            for name, kind in OF_SUMMARY.items():
-                of_kind(getattr(summary, name), kind)
-            return cls(predictor, summary, [of_kind(loss, float) for loss in state["losses"]])
+            check_numbers(predictor, predictor.state_dict())
+            summary = FitSummary(**{name: read(state["summary"][name]) for name, read in OF_SUMMARY.items()})
+            return cls(predictor, summary, of_errors(state["losses"]))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """It is read by `of`. Raises StateError."""
@@ -188,14 +187,13 @@ class FitSet:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Raises StateError, and changes nothing, if it is damaged or of other settings."""
         with reading_state():
-            if [Use(int(calls), float(level)) for calls, level in state["uses"]] != self._order:
+            if state["uses"] != [[use.calls, use.level] for use in self._order]:
                 raise StateError("This training state was made for other uses.")
-            saved, earlier = list(state["fits"]), of_kind(state["model_calls"], int)
+            saved, earlier = of_kind(state["fits"], list), of_count(state["model_calls"])
             if not 1 <= len(saved) <= len(self._order):
                 raise StateError("This training state is damaged: it holds no fit, or too many.")
-        before = [(targets, targets.teacher, dict(targets.ends)) for targets in self.targets]
         fits: dict[Use, Fit] = {}
-        try:
+        with as_before(self.sources, self.targets), reading_state():
             for use, one in zip(self._order, saved, strict=False):
                 if use.level:
                     finished = Finished.of(one, use, fits[self._order[0]].predictor.config)
@@ -203,10 +201,6 @@ class FitSet:
                 else:
                     fits[use] = self.make(use)
                     fits[use].load_state_dict(one)
-        except StateError:
-            for targets, teacher, ends in before:
-                targets.teacher, targets.ends = teacher, ends
-            raise
         self.fits, self._earlier_calls = fits, earlier
 
     def _whole(self, level: float, count: int) -> bool:

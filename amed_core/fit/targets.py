@@ -1,6 +1,7 @@
 """Where trajectories should end: a slow sampler's samples, made once and kept on the CPU."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..types import Denoiser, Sample
 from .finite import finite
 from .huber import squares
-from .protocol import of_finite
+from .reading import of_finite
 from .teacher import AsKnown, Teacher, TeacherPath, path_bytes
 from .trajectories import Metered
 from .workers import ALONE, Workers
@@ -175,11 +176,26 @@ class Targets:
     def read(self, state: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Tensor]:
         """The slow sampler's samples of a state, (rows of a batch, *shape) each, which `ends` may become.
 
-        `shape` is that of one sample. Raises TypeError or IndexError if they are not of these trajectories, and
+        `shape` is that of one sample. Raises TypeError or KeyError if they are not of these trajectories, and
         ValueError if they are not finite.
         """
-        batches = self.batches()
-        return {number: of_finite(end, (len(batches[int(number)]), *shape)) for number, end in state.items()}
+        rows = {str(number): len(rows) for number, rows in enumerate(self.batches())}
+        return {number: of_finite(end, (rows[number], *shape)) for number, end in state.items()}
+
+
+@contextmanager
+def as_before(sources: Sequence[Metered], targets: Sequence[Targets]) -> Iterator[None]:
+    """What several fits share is as it was if one of them raises an error inside."""
+    counts = [source.earlier_not_finite for source in sources]
+    known = [(one.teacher, dict(one.ends), dict(one.paths)) for one in targets]
+    try:
+        yield
+    except BaseException:
+        for source, count in zip(sources, counts, strict=True):
+            source.earlier_not_finite = count
+        for one, before in zip(targets, known, strict=True):
+            one.teacher, one.ends, one.paths = before
+        raise
 
 
 def beginning(count: int, rows: int, batch_size: int) -> int:

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from amed_core import AMEDPredictor, MidpointTable, MultistepTable, PredictorConfig, sample, student_config
 from amed_core.call_list import call_sigmas, run_of
+from amed_core.contents import PredictorFileError
 from amed_core.features import MAPS
-from amed_core.files import PredictorFileError, load_with_notes, read_configs, read_notes, save_predictor
+from amed_core.files import load_with_notes, read_configs, read_notes, save_predictor
 from amed_core.predictor import Predictor, PredictorSet, outline
 from amed_core.solvers import SOLVERS
 from amed_core.types import Run
@@ -255,7 +256,8 @@ def in_another_frame(draw: Draw, parts: Parts) -> None:
     other = odd(draw)
     formats = [{"format": other}, {"format": "amed_training_state"}]
     parts.metadata = draw(st.sampled_from([other, *formats, parts.metadata]))
-    parts.header = draw(st.sampled_from([parts.header, other, {**parts.header, "version": other}]))
+    versions = [{**parts.header, "version": other}] if isinstance(parts.header, dict) else []
+    parts.header = draw(st.sampled_from([parts.header, other, *versions]))
 
 
 def fitting(draw: Draw, parts: Parts) -> None:
@@ -326,7 +328,7 @@ def with_other_tensors(draw: Draw, parts: Parts) -> None:
         {name: values.to(draw(st.sampled_from(FLOATS + OTHERS)))},
         {name: values.reshape(-1), other: values},
         {name: values[None]},
-        {name: values[:0]},
+        {name: values.reshape(-1)[:0]},
         {name: torch.zeros(draw(st.integers(0, 3)), draw(st.integers(0, 70)))},
         {name: values, "extra": torch.zeros(3)},
     ]

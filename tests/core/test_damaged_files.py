@@ -1,4 +1,4 @@
-"""What a damaged predictor file costs: one error that names it, or nothing, as its sample is finite."""
+"""What a damaged file costs, a predictor or a state: one error, or nothing, as its sample is finite."""
 
 import json
 import subprocess
@@ -15,32 +15,48 @@ if sys.platform != "linux":
     pytest.skip("memory is limited as Linux does it", allow_module_level=True)
 
 import mutations
+import state_mutations
 from mutations import DEEP, DIGITS, NAME, WHOLE, Parts
 from trials import Trials
 
-from amed_core.contents import LARGEST_FILE
-from amed_core.files import PredictorFileError, load_with_notes, read_configs, read_notes
+from amed_core.contents import LARGEST_FILE, PredictorFileError
+from amed_core.files import load_with_notes, read_configs, read_notes
 
 pytestmark = pytest.mark.trust("files")
-AT_ONCE = 1000  # in a process
-SECONDS = 600  # for that
+PREDICTORS, STATES = 700, 300  # files in a process
+PROCESSES = 20  # of each, where all is tried
+SECONDS = 600  # for one
 
 
-def test_a_mutant_is_refused_in_words_or_gives_a_finite_sample(trials: Trials) -> None:
+def tried(trials: Trials, script: str, count: int, most: int) -> Counter[str]:
+    """Try so many files in each of some processes. What came of them, by name."""
     came: Counter[str] = Counter()
-    for number in range(trials.many(1000, 20_000) // AT_ONCE):
-        command = [sys.executable, mutations.__file__, str(number), str(AT_ONCE)]
+    for number in range(trials.many(1, PROCESSES)):
+        command = [sys.executable, script, str(number), str(count)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         for told, what, why in lines:
             came[what] += 1
             trials.held(f"{number}: {told}", not why, f"{what}: {why}")
-        if done.returncode or len(lines) != AT_ONCE:
+        if done.returncode or len(lines) != most:
             trials.held(f"{number}: after {len(lines)} files", False, f"the process ended: {done.stderr[-200:]}")
     print(trials.tried, dict(came))
+    return came
+
+
+def test_a_mutant_is_refused_in_words_or_gives_a_finite_sample(trials: Trials) -> None:
+    came = tried(trials, mutations.__file__, PREDICTORS, PREDICTORS)
     assert came["refused"] > 0.5 * trials.tried
     assert came["sampled"] > 0.1 * trials.tried, "many can be read, so that what they say is looked at, too"
     assert came["not finite"], "and some have numbers that lead too far"
+
+
+def test_a_mutated_state_is_refused_in_words_or_is_gone_on_from(trials: Trials) -> None:
+    """What refuses one is as it was, and ends as if it had met none."""
+    readers = len(state_mutations.FITS) + len(state_mutations.LEARNERS)
+    came = tried(trials, state_mutations.__file__, STATES, STATES + readers)
+    assert came["refused"] > 0.5 * trials.tried
+    assert came["taken"] > 0.05 * trials.tried, "some can be read, so that what they say is looked at, too"
 
 
 LIMITS = """

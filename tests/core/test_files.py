@@ -25,8 +25,8 @@ from amed_core import (
     save_predictor,
 )
 from amed_core.config import MOST_UNITS
-from amed_core.contents import LARGEST_FILE
-from amed_core.files import PredictorFileError, load_predictors, load_state, read_notes, save_state, write_json
+from amed_core.contents import LARGEST_FILE, PredictorFileError
+from amed_core.files import load_predictors, load_state, read_notes, save_state, write_json
 from amed_core.predictor import PredictorSet
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ import torch
 from problems import SMALL
 
 from amed_core import FitSummary, TrainConfig
-from amed_core.fit.protocol import StateError, of_kind, of_shape, reading_state, refuse_other_settings
+from amed_core.fit.protocol import StateError
+from amed_core.fit.reading import of_kind, of_shape, reading_state, refuse_other_settings
 from amed_core.fit.teacher import TEACHERS
 
 SUMMARY = FitSummary("end to end", "iPNDM, 24 calls", "euler polynomial", 1000, None, None)
