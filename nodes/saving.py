@@ -1,10 +1,13 @@
 """Names of predictor files, and saving under them: nothing is overwritten, and a name travels to every system."""
 
+import contextlib
+import errno
 import re
 from pathlib import Path
 
 import folder_paths
 
+from ..amed_core.contents import in_short
 from ..amed_core.files import save_new
 from ..amed_core.samplers import MULTISTEP_STUDENT, sampler_name
 from .places import FOLDER, UNFINISHED, folders
@@ -18,6 +21,11 @@ DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b
 LONGEST = 120  # characters of a part of a name, so that the number and the ending fit,
 LONGEST_BYTES = 200  # of a part as file systems store it,
 LONGEST_NAME = 200  # and characters of a name with its folders
+LONGEST_PATH, LONGEST_REASON = 100, 60  # characters in an error
+REMEDIES = {  # of what a system says
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space in"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Let ComfyUI write in"),
+}
 LONGEST_FAMILY = 40  # characters of a model's family in a name
 
 
@@ -72,17 +80,43 @@ def telling(predictor: NotedPredictor) -> str:
     return f"{family}{sampler}_{spans(every.calls).replace(' to ', '-').replace(', ', '+')}_cfg{ends}{images}"
 
 
+class NotSavedError(ValueError):
+    """A predictor cannot be written. The message has the system's reason, `why`, and what to do, `remedy`."""
+
+    def __init__(self, folder: Path, error: OSError, node: str) -> None:
+        self.why = in_short(error.strerror or str(error), LONGEST_REASON)
+        self.remedy = f"{REMEDIES.get(error.errno or 0, 'See what is wrong with')} {_shown(folder)}"
+        if (way := _in_the_way(folder)) is not None:
+            self.remedy = f"{_shown(way)} is a file where a folder belongs: move it away"
+        super().__init__(f'The predictor is not saved ({self.why}). {self.remedy}, then run "{node}" again.')
+
+
+def _shown(path: Path) -> str:
+    """The end of a path, which says most."""
+    return in_short(str(path)[-LONGEST_PATH:], LONGEST_PATH)
+
+
+def _in_the_way(folder: Path) -> Path | None:
+    """The file that stands where a folder, or one that it lies in, should be; None if there is none."""
+    with contextlib.suppress(OSError):
+        return next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    return None
+
+
 def saved(predictor: NotedPredictor, prefix: str, node: str) -> str:
     """Write a predictor under the next free number of a name, and return how it is listed.
 
-    Raises ValueError for a name that `why_not` refuses.
+    Raises ValueError for a name that `why_not` refuses, and NotSavedError if nothing can be written there.
     """
     if (refusal := why_not(prefix, node)) is not None:
         raise ValueError(refusal)
     name = telling(predictor) if prefix.strip() == AUTOMATIC else portable(prefix)
     root = folders()[0]
-    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root))
-    path = save_new(
-        predictor.every, lambda number: Path(folder) / f"{stem}_{number:05}_{ENDING}", predictor.notes, counter
-    )
+    try:
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root))
+        path = save_new(
+            predictor.every, lambda number: Path(folder) / f"{stem}_{number:05}_{ENDING}", predictor.notes, counter
+        )
+    except OSError as error:
+        raise NotSavedError((root / name).parent, error, node) from error
     return (Path(subfolder) / path.name).as_posix()

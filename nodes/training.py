@@ -19,7 +19,7 @@ from .fitting import FLOW_PAIR, USUAL_PAIR, TrainSampler, duration
 from .pairing import refuse_unfit
 from .previews import notice, plot
 from .recipes import advice
-from .saving import saved, why_not
+from .saving import NotSavedError, saved, why_not
 from .states import harmless
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
 from .training_request import Asked, AskedPaper, AskedPredictor, Subject, empty, job_of, shapes_of, subject_of
@@ -161,8 +161,9 @@ def _saved(predictor: NotedPredictor, asked: Asked) -> tuple[str, bool]:
         return f"Saved as {saved(predictor, asked.save_as, asked.NODE)}", True
     except Exception as error:  # whatever it is, what was fitted is worth more
         logging.warning(f"AMED: the predictor is not saved: {error}")
-        why = getattr(error, "strerror", None) or error
-        return f'NOT saved ({why}): connect "AMED Save Predictor" and run again', False
+        why = getattr(error, "why", None) or getattr(error, "strerror", None) or error
+        first = f"{error.remedy}, then " if isinstance(error, NotSavedError) else ""
+        return f'NOT saved ({why}): {first}connect "AMED Save Predictor" and run again', False
 
 
 def _shown(

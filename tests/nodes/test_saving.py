@@ -1,6 +1,7 @@
 """Names of predictor files: what travels to every system, what is refused, and that nothing is overwritten."""
 
 import itertools
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,89 @@ def test_training_saves_by_itself_under_a_telling_name(pack: Any, flux: Family, 
     assert f"Saved as {file.name}" in report
     loaded = pack.amed_core.files.load_predictors(file)
     assert loaded.main.config == made.config
+
+
+def in_its_place(models: Path, patch: pytest.MonkeyPatch, files: Any) -> None:
+    del patch, files
+    models.write_text("a file")
+
+
+def in_a_subfolders_place(models: Path, patch: pytest.MonkeyPatch, files: Any) -> None:
+    del patch, files
+    models.mkdir()
+    (models / "sub").write_text("a file")
+
+
+def read_only(models: Path, patch: pytest.MonkeyPatch, files: Any) -> None:
+    """The superuser may write anywhere, so that the system is made to say it."""
+    del models, files
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system", "sub")
+
+    patch.setattr(os, "mkdir", refuse)
+
+
+def full(models: Path, patch: pytest.MonkeyPatch, files: Any) -> None:
+    """Full as soon as something was written."""
+    del models
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(files.os, "fsync", refuse)
+
+
+UNWRITABLE = {
+    "a file in its place": (in_its_place, "models is a file where a folder belongs: move it away"),
+    "a file in a subfolder's place": (in_a_subfolders_place, "sub is a file where a folder belongs: move it away"),
+    "read-only": (read_only, "(Read-only file system). Let ComfyUI write in "),
+    "full": (full, "(No space left on device). Free space in "),
+}
+
+
+@pytest.mark.trust("saving")
+@pytest.mark.parametrize(("fault", "why"), UNWRITABLE.values(), ids=UNWRITABLE)
+def test_a_folder_that_cannot_be_written_is_told_in_words_and_costs_nothing(
+    pack: Any, flux: Family, models: Path, fault: Any, why: str
+) -> None:
+    made, node = predictor(pack, flux), pack.nodes.AMEDSavePredictor
+    with pytest.MonkeyPatch.context() as patch:
+        fault(models, patch, pack.amed_core.files)
+        with pytest.raises(ValueError, match="The predictor is not saved") as caught:
+            node.execute(made, "sub/name")
+    text = str(caught.value)
+    assert why in text
+    assert str(caught.value.__cause__.strerror) in text, "the system's reason"
+    assert text.endswith('then run "AMED Save Predictor" again.')
+    assert len(text) <= 300
+    assert not [path for path in models.rglob("*") if path.is_file() and path.name != "sub"]
+    for path in (models, models / "sub"):
+        if path.is_file():
+            path.unlink()
+    assert node.execute(made, "sub/name").args == ("sub/name_00001_.safetensors",)
+
+
+@pytest.mark.trust("saving")
+@pytest.mark.parametrize(("fault", "why"), UNWRITABLE.values(), ids=UNWRITABLE)
+def test_training_hands_over_what_cannot_be_written_and_says_why(
+    pack: Any, flux: Family, user: Path, models: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, why: str
+) -> None:
+    real = pack.nodes.training.saved
+
+    def saved(*given: Any) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            fault(models, patch, pack.amed_core.files)
+            return str(real(*given))
+
+    monkeypatch.setattr(pack.nodes.training, "saved", saved)
+    made, _, report, _ = train(pack, flux, steps=3, save_as="sub/name")
+    assert made.config.calls == 3
+    (line,) = (line for line in report.splitlines() if line.startswith("NOT saved"))
+    assert why.removeprefix("(").replace("). ", "): ") in line
+    assert 'connect "AMED Save Predictor" and run again' in line
+    assert len(line) <= 300
+    assert len(list(user.glob("*.safetensors"))) == 1, "its state stays"
 
 
 @pytest.mark.trust("saving")
