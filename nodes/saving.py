@@ -11,6 +11,7 @@ from ..amed_core.contents import in_short
 from ..amed_core.files import save_new
 from ..amed_core.samplers import MULTISTEP_STUDENT, sampler_name
 from .places import FOLDER, UNFINISHED, folders
+from .states import Unfinished
 from .values import NotedPredictor, spans
 
 AUTOMATIC = "auto"  # a name that says what the predictor is for
@@ -106,6 +107,8 @@ def _in_the_way(folder: Path) -> Path | None:
 def saved(predictor: NotedPredictor, prefix: str, node: str) -> str:
     """Write a predictor under the next free number of a name, and return how it is listed.
 
+    What was kept of it until then goes.
+
     Raises ValueError for a name that `why_not` refuses, and NotSavedError if nothing can be written there.
     """
     if (refusal := why_not(prefix, node)) is not None:
@@ -119,4 +122,6 @@ def saved(predictor: NotedPredictor, prefix: str, node: str) -> str:
         )
     except OSError as error:
         raise NotSavedError((root / name).parent, error, node) from error
+    if predictor.unfinished:
+        Unfinished(predictor.unfinished).remove()
     return (Path(subfolder) / path.name).as_posix()

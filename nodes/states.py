@@ -13,8 +13,10 @@ import comfy.model_management
 import folder_paths
 from torch import Tensor
 
-from ..amed_core.files import load_state, provenance, save_predictor, save_state
+from ..amed_core.contents import PredictorFileError
+from ..amed_core.files import load_state, provenance, read_notes, save_predictor, save_state
 from ..amed_core.fit.protocol import Fit
+from ..amed_core.predictor import PredictorSet
 from .places import UNFINISHED, folders
 
 STATES = "amed_training"  # in the user's folder
@@ -91,13 +93,35 @@ class Unfinished:
         return self.state.exists()
 
     def keep_best(self, fit: Fit) -> bool:
-        """Write the best predictor so far; whether it is there."""
-        if not self.kept or not fit.begun:
+        """Write the best predictor so far; whether it is there. A finished one that was kept is better, and stays."""
+        if not self.kept or not fit.begun or self._has_result:
             return False
         with harmless("the best so far is not kept", self.told):
             about = provenance(fit.summary().header() | {"unfinished": True})
             save_predictor(fit.predictors, self.best, about)
+            tidy(self.best)
             return True
+        return False
+
+    def keep_result(self, predictors: PredictorSet, notes: Mapping[str, Any]) -> bool:
+        """Write what a finished fit made, in place of its state, until it is saved; whether it is there.
+
+        It takes a few kilobytes, and shows no picture, as a state does.
+        """
+        if not self.kept:
+            return False
+        with harmless("the finished predictor is not kept", self.told):
+            save_predictor(predictors, self.best, notes)
+            tidy(self.best)
+            self.state.unlink(missing_ok=True)
+            return True
+        return False
+
+    @property
+    def _has_result(self) -> bool:
+        """Whether what is kept was made by a finished fit."""
+        with contextlib.suppress(PredictorFileError):
+            return "unfinished" not in read_notes(self.best).get("training", {})
         return False
 
     def remove(self) -> None:
@@ -117,7 +141,7 @@ def bytes_of(state: Any) -> int:
 
 
 def tidy(newest: Path) -> None:
-    """Remove states beside the newest one that are too many or too old."""
+    """Remove states, or the best so far of as many fits, beside the newest one that are too many or too old."""
     found = {path: written(path) for path in newest.parent.iterdir() if OURS.fullmatch(path.name) and path != newest}
     states = sorted(found, key=found.__getitem__, reverse=True)
     for number, path in enumerate(states, start=1):

@@ -17,10 +17,11 @@ from ..amed_core.fit.protocol import FitSummary
 from ..amed_core.fit.several import numbers_of
 from .fitting import FLOW_PAIR, USUAL_PAIR, TrainSampler, duration
 from .pairing import refuse_unfit
+from .places import UNFINISHED
 from .previews import notice, plot
 from .recipes import advice
 from .saving import NotSavedError, saved, why_not
-from .states import harmless
+from .states import Unfinished, harmless
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
 from .training_request import Asked, AskedPaper, AskedPredictor, Subject, empty, job_of, shapes_of, subject_of
 from .values import CATEGORY, WARNING, NotedPredictor, describe, fold, say, schema, settings, tell
@@ -129,11 +130,7 @@ def train(asked: Asked, positive: list[Any], node: type[io.ComfyNode]) -> io.Nod
             noise, image = (empty(subject.latent, job.settings.batch_size) for _ in range(2))
             subject.guider.sample(noise, image, sampler, torch.tensor(job.config.sigmas), seed=asked.seed)
     predictor, summary = _made(sampler, asked, subject)
-    file, safe = _saved(predictor, asked)
-    if safe:
-        job.unfinished.remove()
-    else:
-        job.unfinished.keep(sampler.finished)
+    file = _saved(predictor, asked, sampler) if asked.save_as.strip() else _kept(predictor, job.unfinished)
     return _shown(predictor, summary, file, sampler, subject, duration(time.monotonic() - begin), node)
 
 
@@ -150,20 +147,27 @@ def _made(sampler: TrainSampler, asked: Asked, subject: Subject) -> tuple[NotedP
         "effort": getattr(asked, "effort", ""),
         "equal_calls": {str(n): c for n, c in sampler.equal.items()},
     }
-    return NotedPredictor.of(every, provenance(summary.header() | about)), summary
+    notes, unfinished = provenance(summary.header() | about), sampler.job.unfinished
+    return NotedPredictor.of(every, notes, unfinished.name), summary
 
 
-def _saved(predictor: NotedPredictor, asked: Asked) -> tuple[str, bool]:
-    """Save what was fitted, as a sentence, and whether it is where it should be. A full disk does not cost the fit."""
-    if not asked.save_as.strip():
-        return "", True
+def _saved(predictor: NotedPredictor, asked: Asked, sampler: TrainSampler) -> str:
+    """Save what was fitted, as a sentence. A full disk does not cost the fit, whose state then stays."""
     try:
-        return f"Saved as {saved(predictor, asked.save_as, asked.NODE)}", True
+        return f"Saved as {saved(predictor, asked.save_as, asked.NODE)}"
     except Exception as error:  # whatever it is, what was fitted is worth more
+        sampler.job.unfinished.keep(sampler.finished)
         logging.warning(f"AMED: the predictor is not saved: {error}")
         why = getattr(error, "why", None) or getattr(error, "strerror", None) or error
         first = f"{error.remedy}, then " if isinstance(error, NotSavedError) else ""
-        return f'NOT saved ({why}): {first}connect "AMED Save Predictor" and run again', False
+        return f'NOT saved ({why}): {first}connect "AMED Save Predictor" and run again'
+
+
+def _kept(predictor: NotedPredictor, unfinished: Unfinished) -> str:
+    """Keep what was fitted until a node saves it, for ComfyUI forgets it; as a sentence, empty if nothing is kept."""
+    if not unfinished.keep_result(predictor.every, predictor.notes):
+        return ""
+    return f'Not saved; "AMED Save Predictor" saves it. Until then it is {UNFINISHED}/{unfinished.best.name}'
 
 
 def _shown(

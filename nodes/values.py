@@ -34,11 +34,12 @@ class NotedPredictor:
     predictor: Predictor  # that is meant where only one is asked for
     notes: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[Predictor, ...] = ()  # for other uses
+    unfinished: str = ""  # what is kept of them, until they are saved, has this name; none is kept if it is empty
 
     @classmethod
-    def of(cls, every: PredictorSet, notes: Mapping[str, Any]) -> "NotedPredictor":
+    def of(cls, every: PredictorSet, notes: Mapping[str, Any], unfinished: str = "") -> "NotedPredictor":
         """A set of them."""
-        return cls(every.main, notes, every.predictors[1:])
+        return cls(every.main, notes, every.predictors[1:], unfinished)
 
     @property
     def every(self) -> PredictorSet:

@@ -373,8 +373,46 @@ def test_what_cancel_leaves_can_be_used_at_once(pack: Any, flux: Family, models:
         train(pack, flux, model, **SHORT)
     (left,) = (models / "unfinished").glob("*.safetensors")
     assert pack.amed_core.load_predictor(left).config.calls == SHORT["steps"]
-    train(pack, flux, model, **SHORT)
-    assert not left.exists(), "the finished one is handed over by the node"
+    train(pack, flux, model, **SHORT, save_as="auto")
+    assert not left.exists(), "the finished one is saved"
+
+
+def test_what_is_not_saved_is_kept_until_a_node_saves_it(pack: Any, flux: Family, user: Path, models: Path) -> None:
+    import comfy.model_management as mm  # noqa: PLC0415
+
+    model, calls = stopped_at(flux, 10**9)
+    made, _, report, _ = train(pack, flux, model, **SHORT, save_as="")
+    (kept,) = models.rglob("*.safetensors")
+    assert kept.parent == models / "unfinished"
+    assert f'Not saved; "AMED Save Predictor" saves it. Until then it is unfinished/{kept.name}' in report
+    assert not list(user.glob("*")), "which has pictures of prompts in it"
+    assert torch.equal(pack.amed_core.load_predictor(kept).weights, made.predictor.weights)
+    before = kept.read_bytes()
+    model, _ = stopped_at(flux, len(calls) - 60)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(pack, flux, model, **SHORT, save_as="")
+    assert [path.name for path in user.iterdir()] == [kept.name], "of the same training"
+    assert kept.read_bytes() == before, "which does not cost what was finished"
+    pack.nodes.AMEDSavePredictor.execute(made, "mine")
+    assert [path.name for path in models.rglob("*.safetensors")] == ["mine_00001_.safetensors"]
+
+
+def test_without_a_state_nothing_is_kept_of_what_is_not_saved(
+    pack: Any, flux: Family, user: Path, models: Path
+) -> None:
+    report = train(pack, flux, **SHORT, save_as="", keep_state="never")[2]
+    assert "Not saved" not in report
+    assert not list(models.rglob("*.safetensors"))
+    assert not list(user.glob("*"))
+
+
+def test_what_is_not_saved_goes_by_the_rule_of_states(
+    pack: Any, flux: Family, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack.nodes.states, "MOST_STATES", 2)
+    for seed in range(3):
+        train(pack, flux, **SHORT, save_as="", seed=seed)
+    assert len(list((models / "unfinished").iterdir())) == 2
 
 
 def test_a_recipe_is_reproduced_rather_than_the_models_own_solution(pack: Any, flux: Family) -> None:
