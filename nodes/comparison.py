@@ -30,7 +30,7 @@ from .learning import ATTACHED, AUTOMATICALLY, FROM_PICTURES, NEVER, Learning, l
 from .recipes import Recipe, adds_noise
 from .sampler import AMEDApplyPredictor
 from .sampling import sampler_functions, scheduler
-from .training_request import prepared, sized_for
+from .training_subject import prepared, sized_for
 from .values import ATTACHMENT, SCHEDULER, NotedPredictor
 
 NODE = "AMED Compare"

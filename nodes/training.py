@@ -23,7 +23,9 @@ from .recipes import advice
 from .saving import NotSavedError, saved, why_not
 from .states import Unfinished, harmless
 from .training_inputs import ADVANCED, OTHER_SIZES, PAPER_ADVANCED, outputs, paper_inputs, predictor_inputs
-from .training_request import Asked, AskedPaper, AskedPredictor, Subject, empty, job_of, shapes_of, subject_of
+from .training_job import job_of, subject_of
+from .training_request import Asked, AskedPaper, AskedPredictor
+from .training_subject import Subject, empty, shapes_of
 from .values import CATEGORY, WARNING, NotedPredictor, describe, fold, say, schema, settings, tell
 
 LONGEST_LIST = 1_000_000  # bytes of a file of prompts

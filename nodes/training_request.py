@@ -1,40 +1,21 @@
-"""What a training node was asked, made into a fit: its inputs, what is trained on, and the job."""
+"""What a training node was asked: its inputs, and the settings of predictors and of their fit that follow from them."""
 
-import copy
-import hashlib
-import itertools
-import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn, cast
 
-import comfy.sample
-import comfy.samplers
-import torch
-from comfyui_version import __version__ as COMFYUI_VERSION
-from torch import Tensor
-
 from ..amed_core.config import PredictorConfig
-from ..amed_core.files import STATE_VERSION
 from ..amed_core.fit.efforts import Effort
-from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES, search
+from ..amed_core.fit.grid_search import SEARCH_CALLS, SEARCH_TRAJECTORIES
 from ..amed_core.fit.make import Settings, usual_settings
 from ..amed_core.fit.passes import LEAST_PASSES, MORE_CALLS
 from ..amed_core.fit.protocol import FitConfig, TrainConfig
 from ..amed_core.fit.several import Use, numbers_of
-from ..amed_core.fit.trajectories import Metered
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.schedules import SEARCHED
-from ..amed_core.version import __version__
-from .bridge import ComfyDenoiser, leaves_out_negative, shows_guidance
-from .fitting import Job, noisy, prompt_names
-from .gradients import without_inference_tensors
-from .pairing import checkpoint, fingerprint, guidance, model_facts, models_beside, of_weights, on_several_gpus
+from .bridge import leaves_out_negative, shows_guidance
+from .pairing import fingerprint, model_facts
 from .recipes import Recipe, recipe
-from .states import NEVER, Unfinished
-from .streams import Balance, packed_shapes
-from .timesteps import with_interpolated_timesteps
 from .training_inputs import (
     AUTO,
     CONVERGED,
@@ -48,10 +29,9 @@ from .training_inputs import (
     paper_inputs,
     predictor_inputs,
 )
-from .two_models import TwoModelsGuider
+from .training_subject import Subject, has_bottleneck, on_searched_grid
 
 CFG_POINTS = 3  # guidance scales of a range
-CACHES = ("easycache", "lazycache")  # wrappers that answer for the model
 PROMPTS_AT_ONCE = 32  # trajectories among which every prompt has a batch of its own
 NETWORK_TRAJECTORIES = 2000  # of a recommended network; the paper's has 10,000
 NETWORK_BATCH, NETWORK_HELD_OUT = 16, 32
@@ -61,21 +41,7 @@ ONLY_FOR = {
     NETWORK: ("features", "teacher", "teacher_points", "learning_rate", "epochs", "gradient"),
     TABLE: ("cfg_max",),
 }
-# What a ControlNet's answers depend on, beside its weights.
-OF_CONTROL = ("strength", "timestep_percent_range", "cond_hint_original", "extra_concat_orig", "previous_controlnet")
 WITHOUT_RHO = ("logsnr", SEARCHED)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is trained on: a MODEL and how it is asked."""
-
-    model: Any  # asked at every call, and between its timesteps
-    guider: Any  # with all prompts
-    latent: Any  # of the size that will be sampled
-    prompts: tuple[str, ...]  # names under which the guider has the positive prompts
-    digest: str  # of what the prompts say
-    rows: int  # of the longest conditioning: it may have one for each picture of a batch
 
 
 @dataclass(frozen=True)
@@ -457,218 +423,3 @@ def image_levels(model: Any) -> tuple[float, ...]:
     """The noise levels where images start at DENOISE, on a list that is even in a MODEL's timesteps."""
     table = model.get_model_object("model_sampling").sigmas
     return tuple(float(table[max(round(part * len(table)) - 1, 0)]) for part in DENOISE)
-
-
-def subject_of(asked: Asked, positives: Sequence[Any]) -> tuple[Asked, Subject]:
-    """What is trained on, and the inputs with the MODEL and the cfg of a guider, if one is connected.
-
-    Raises ValueError for a guider that brings no positive prompt.
-    """
-    given = asked.guider
-    if given is not None:
-        guider = _ready(given)
-        if guider.cfg is None or "positive" not in guider.original_conds:
-            raise ValueError(
-                f"{type(given).__name__} is no guider with a positive prompt. Connect one such as CFGGuider or "
-                f'"AMED Two Models Guider" to guider of "{asked.NODE}".'
-            )
-        asked = replace(asked, model=guider.model_patcher, cfg=float(guider.cfg), guider=None)
-        names = ["positive"]
-        guider.original_conds = without_inference_tensors(guider.original_conds)
-        about = digest([guider.original_conds, type(guider).__qualname__, guidance(guider)])
-        model = guider.model_patcher
-    else:
-        model = prepared(asked.model)
-        guider, names = comfy.samplers.CFGGuider(model), prompt_names(len(positives))
-        prompts = without_inference_tensors(dict(zip(names, positives, strict=True)))
-        guider.inner_set_conds({**prompts, "negative": without_inference_tensors(asked.negative)})
-        guider.set_cfg(asked.cfg)
-        about = digest([*prompts.values(), asked.negative])
-    if asked.reverse and on_several_gpus(model):
-        raise ValueError(
-            "Autograd does not reach the copies of a model that MultiGPU CFG Split asks. Set gradient to "
-            f'"finite difference" in "{asked.NODE}", or connect the model before the MultiGPU node.'
-        )
-    latent, rows = sized_for(model, asked.latent_image), _rows(guider, names)
-    return asked, Subject(model, guider, latent, tuple(names), about, rows)
-
-
-def _ready(given: Any) -> Any:
-    """A copy of a guider to train through."""
-    if isinstance(given, TwoModelsGuider):
-        return given.replaced(prepared(given.model_patcher), prepared(given.low))
-    guider = copy.copy(given)
-    guider.model_patcher = prepared(given.model_patcher)
-    guider.model_options = guider.model_patcher.model_options
-    return guider
-
-
-def _rows(guider: Any, names: Sequence[str]) -> int:
-    """The rows of the longest positive conditioning."""
-    tensors = [cond.get("cross_attn") for name in names for cond in guider.original_conds[name]]
-    return max((len(tensor) for tensor in tensors if tensor is not None), default=1)
-
-
-def sized_for(model: Any, latent: Mapping[str, Any]) -> Any:
-    """The latent as the samplers of this ComfyUI will see it.
-
-    It has the MODEL's channels. Where an empty latent says for which ratio it was made, it has the MODEL's own size.
-    """
-    ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # newer ComfyUI; so it spells them
-    said = {name: latent[name] for name in ratios if latent.get(name) is not None}
-    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **said)
-
-
-def shapes_of(latent: Any) -> list[list[int]]:
-    """The shapes of a latent with its batch; newer ComfyUI has nested ones, of several shapes."""
-    return [list(part.shape) for part in (latent.unbind() if latent.is_nested else [latent])]
-
-
-def empty(like: Any, batch: int) -> Any:
-    """Zeros (batch, ...) of the shape of a latent; newer ComfyUI has nested ones, of several shapes."""
-    if like.is_nested:
-        return type(like)([torch.zeros(batch, *part.shape[1:]) for part in like.unbind()])
-    return torch.zeros(batch, *like.shape[1:])
-
-
-def prepared(model: Any) -> Any:
-    """A MODEL as it is trained on: asked at every call, and between its timesteps."""
-    return without_caches(with_interpolated_timesteps(model))
-
-
-def without_caches(model: Any) -> Any:
-    """A clone of a MODEL that is asked at every call; itself if no cache answers for it.
-
-    EasyCache and LazyCache expect one run from high noise to low, and training makes many.
-    """
-    keys = [key for key in CACHES if any(key in kinds for kinds in model.wrappers.values())]
-    if not keys:
-        return model
-    clone = model.clone()
-    clone.model_options["transformer_options"].pop("easycache", None)
-    for kind, key in itertools.product(list(clone.wrappers), keys):
-        clone.remove_wrappers_with_key(kind, key)
-    logging.info(f"AMED: training asks the model itself, without {' and '.join(keys)}.")
-    return clone
-
-
-def inside(subject: Subject, batch: int, seed: int, sigmas: Sequence[float], work: Any) -> Any:
-    """The result of `work(model_wrap, like, extra_args)`, run where ComfyUI runs a sampler, on so many zeros."""
-    found, latent = [], empty(subject.latent, batch)
-
-    class Work(comfy.samplers.Sampler):
-        def sample(
-            self, model_wrap: Any, sigmas: Tensor, extra_args: Any, callback: Any, noise: Tensor, *_: Any
-        ) -> Tensor:
-            found.append(work(model_wrap, noise, extra_args))
-            return noise
-
-    subject.guider.sample(latent, latent, Work(), torch.tensor(sigmas), disable_pbar=True, seed=seed)
-    return found[0]
-
-
-def has_bottleneck(subject: Subject, seed: int) -> bool:
-    """Whether the model shows its bottleneck, found out by one model call."""
-    sampling = subject.model.get_model_object("model_sampling")
-    ends = [float(sampling.sigma_max), float(sampling.sigma_min)]
-
-    def work(model_wrap: Any, like: Tensor, extra_args: Any) -> bool:
-        denoiser = ComfyDenoiser(model_wrap, extra_args, ends, bottleneck=True)
-        return denoiser(like, torch.tensor(ends[0]).to(like))[1] is not None
-
-    return bool(inside(subject, 1, seed, ends, work))
-
-
-def on_searched_grid(subject: Subject, seed: int, config: PredictorConfig, count: int) -> PredictorConfig:
-    """The settings on the grid that is found by a slow run of so many noises."""
-
-    def work(model_wrap: Any, like: Tensor, extra_args: Any) -> PredictorConfig:
-        balance = Balance.of(packed_shapes(model_wrap), like)
-        denoiser = balance.denoiser(ComfyDenoiser(model_wrap, extra_args, config.sigmas, bottleneck=False))
-
-        def draw(rows: range) -> tuple[Tensor, Any]:
-            return balance.scaled(noisy(model_wrap, rows, like, config.sigmas[0], seed)), denoiser
-
-        x, metered = Metered(draw)(range(count))  # which knows what to do if memory is short
-        return search(metered, x, config)
-
-    found: PredictorConfig = inside(subject, count, seed, config.sigmas, work)
-    return found
-
-
-def job_of(asked: Asked, subject: Subject) -> Job:
-    """What to fit, for these inputs, and where an unfinished fit is kept."""
-    fitted, held_out = split(len(subject.prompts))
-    uses, teacher = asked.uses, asked.own_teacher(subject)
-    numbers, passes = asked.tried([use.calls for use in uses]), asked.of_network
-    configs = {calls: asked.config(subject, calls) for calls in numbers}
-    counts = (len(fitted), len(held_out), subject.rows)
-    settings = {calls: asked.settings(config, *counts) for calls, config in configs.items()}
-    if teacher is not None:  # a run begins where its recipe does
-        configs = {n: replace(config, sigmas=(teacher.levels[0], *config.sigmas[1:])) for n, config in configs.items()}
-    most = numbers[-1]
-    configs[most], spent = asked.on_grid(configs[most], subject, settings[most].batch_size)
-    about = [
-        [asdict(configs[n]) for n in numbers],
-        [asdict(settings[n]) for n in numbers],
-        [asked.seed, shapes_of(subject.latent), subject.digest, None if teacher is None else teacher.name],
-        [[use.calls, use.level] for use in uses],
-        passes,
-        # Prompts and settings are alike for all fine-tunes of a family.
-        [checkpoint(one) for one in (subject.model, *models_beside(subject.guider))],
-        [__version__, STATE_VERSION, torch.__version__, COMFYUI_VERSION],
-    ]
-    return Job(
-        uses,
-        configs,
-        settings,
-        asked.seed,
-        fitted,
-        held_out,
-        Unfinished(_name(about), asked.keep_state != NEVER),
-        spent,
-        reverse=asked.reverse,
-        teacher=teacher,
-        minutes=asked.minutes,
-        passes=passes,
-    )
-
-
-def _name(about: Any) -> str:
-    """A name for what JSON can say."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which of so many prompts to fit on, and which to judge by: from 4 on, every fourth."""
-    if count < 4:
-        return tuple(range(count)), tuple(range(count))
-    return tuple(n for n in range(count) if n % 4 != 3), tuple(n for n in range(count) if n % 4 == 3)
-
-
-def digest(value: Any) -> str:
-    """A name for anything that conditionings are made of."""
-    content = hashlib.sha256()
-
-    def add(part: Any) -> None:
-        if isinstance(part, Tensor):
-            content.update(repr((tuple(part.shape), str(part.dtype))).encode())
-            content.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(part, Mapping):
-            for key in sorted(part, key=str):
-                content.update(str(key).encode())
-                add(part[key])
-        elif isinstance(part, (list, tuple)):
-            content.update(f"{len(part)} ".encode())
-            for one in part:
-                add(one)
-        elif isinstance(part, (str, int, float, bool, type(None))):
-            content.update(repr(part).encode())
-        else:  # of a ControlNet what it shows and its weights; of a hook, or what else there is, its kind must do
-            content.update(type(part).__qualname__.encode())
-            add([getattr(part, name, None) for name in OF_CONTROL])
-            if (weights := getattr(part, "control_model", None)) is not None:
-                add(of_weights(weights.state_dict()))
-
-    add(value)
-    return content.hexdigest()

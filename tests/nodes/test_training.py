@@ -84,8 +84,8 @@ def test_a_list_of_prompts_is_trained_on_and_every_fourth_judges(pack: Any, flux
     assert set(marks) == set(mark), "at cfg 1 every call is for one of the prompts"
     assert made.notes["training"]["prompts"] == 5
     assert made.notes["training"]["trajectories"] >= 4
-    assert pack.nodes.training_request.split(5) == ((0, 1, 2, 4), (3,))
-    assert pack.nodes.training_request.split(2) == ((0, 1), (0, 1))
+    assert pack.nodes.training_job.split(5) == ((0, 1, 2, 4), (3,))
+    assert pack.nodes.training_job.split(2) == ((0, 1), (0, 1))
     assert report
 
 
@@ -130,12 +130,12 @@ def test_batches_hold_whole_sets_of_a_conditionings_rows(pack: Any, flux: Family
 
 
 def test_as_many_trajectories_as_asked_for_and_the_budget_grows_with_them(pack: Any, flux: Family) -> None:
-    request, shared = pack.nodes.training_request, {"model": flux.model, "latent_image": flux.latent, "negative": []}
-    asked = request.AskedPredictor
-    subject = request.subject_of(asked.of(shared), [flux.positive])[1]
+    job, shared = pack.nodes.training_job, {"model": flux.model, "latent_image": flux.latent, "negative": []}
+    asked = pack.nodes.training_request.AskedPredictor
+    subject = job.subject_of(asked.of(shared), [flux.positive])[1]
 
     def fit(**changes: Any) -> Any:
-        return request.job_of(asked.of(shared | changes), subject).settings
+        return job.job_of(asked.of(shared | changes), subject).settings
 
     for effort in ("quick", "standard", "thorough"):
         usual = pack.amed_core.usual_settings(asked.of(shared).config(subject, 5), effort=effort)
@@ -178,7 +178,7 @@ class Nested:
 
 
 def test_training_noise_has_the_latents_shapes(pack: Any) -> None:
-    empty = pack.nodes.training_request.empty
+    empty = pack.nodes.training_subject.empty
     nested = empty(Nested([torch.ones(1, 4, 3, 8, 8), torch.ones(1, 6, 50)]), 5)
     assert [part.shape for part in nested.unbind()] == [(5, 4, 3, 8, 8), (5, 6, 50)]
     assert empty(torch.ones(1, 4, 8, 8), 5).shape == (5, 4, 8, 8)

@@ -229,7 +229,7 @@ def test_a_flipped_bit_is_seen_wherever_it_is(pack: Any, flux: Family, user: Pat
 def test_what_is_another_training_begins_anew(
     pack: Any, user: Path, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family, request = make("flux"), pack.nodes.training_request
+    family, job = make("flux"), pack.nodes.training_job
     model, changes = cancelled(pack, family), {}
     if other == "prompt":
         changes["positives"] = [prompt("flux", 9)]
@@ -237,7 +237,7 @@ def test_what_is_another_training_begins_anew(
         with torch.no_grad():
             next(iter(family.model.model.diffusion_model.parameters())).mul_(1.01)
     if other in ("version", "ComfyUI"):
-        monkeypatch.setattr(request, {"version": "__version__", "ComfyUI": "COMFYUI_VERSION"}[other], "99.0")
+        monkeypatch.setattr(job, {"version": "__version__", "ComfyUI": "COMFYUI_VERSION"}[other], "99.0")
     assert "before it was stopped" not in trained(pack, family, "default", model, **changes)[2]
     assert len(list(user.glob("*.safetensors"))) == 1, "that of the other training, which may go on"
 
@@ -250,7 +250,7 @@ def test_a_control_net_is_known_by_its_picture_its_strength_and_its_weights(pack
             setattr(control, name, value)
         return [[torch.zeros(1, 2, 4), {"control": control}]]
 
-    digest = pack.nodes.training_request.digest
+    digest = pack.nodes.training_subject.digest
     assert digest(prompt_with()) == digest(prompt_with())
     for changes in ({"picture": 0.6}, {"strength": 0.4}, {"seed": 1}, {"timestep_percent_range": (0.2, 1.0)}):
         assert digest(prompt_with(**changes)) != digest(prompt_with())
