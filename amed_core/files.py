@@ -112,7 +112,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     def split(value: Any) -> Any:
         """The value as JSON, in which a tensor is its number."""
         if isinstance(value, Tensor):
-            tensors[str(len(tensors))] = value.detach().cpu().contiguous().clone()
+            tensors[str(len(tensors))] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
             return {"tensor": len(tensors) - 1}
         if isinstance(value, Mapping):
             return {"items": [[key, split(item)] for key, item in value.items()]}

@@ -241,3 +241,13 @@ def test_texts_of_a_file_are_made_plain_and_odd_facts_are_refused(tmp_path: Path
         save_predictor(AMEDPredictor(replace(CONFIG, model=odd)), path)
         with pytest.raises(PredictorFileError, match="model "):
             load_predictor(path)
+
+
+@pytest.mark.trust("states")
+def test_a_state_holds_parts_of_tensors_of_any_layout(tmp_path: Path) -> None:
+    """A part of one number seems contiguous whatever its stride is."""
+    whole = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
+    parts = [whole[:1, 1], whole.T, whole[:, ::2], whole[1, 2]]
+    save_state(tmp_path / "state.safetensors", {"parts": parts})
+    found = load_state(tmp_path / "state.safetensors")["parts"]
+    assert all(torch.equal(one, part) for one, part in zip(found, parts, strict=True))
