@@ -60,8 +60,8 @@ def alike(one: Any, other: Any) -> bool:
     def learned(made: Any) -> list[torch.Tensor]:
         return [values for part in made.every.predictors for values in part.state_dict().values()]
 
-    pairs = list(zip(learned(one[0]), learned(other[0]), strict=True))
-    same = all(ours.shape == theirs.shape and torch.equal(ours, theirs) for ours, theirs in pairs)
+    ours, theirs = learned(one[0]), learned(other[0])
+    same = len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
     return same and one[1] == other[1]
 
 
