@@ -82,7 +82,7 @@ def test_a_states_ends_are_read_only_if_they_are_of_these_trajectories() -> None
     for damaged in ({"0": torch.zeros(3, *SHAPE)}, {"0": torch.zeros(4, 2, 4, 4)}, {"0": 1.0}):
         with pytest.raises(TypeError, match="was expected"):
             found.read(damaged, SHAPE)
-    with pytest.raises(IndexError):
+    with pytest.raises(KeyError):
         found.read({"3": torch.zeros(4, *SHAPE)}, SHAPE)
 
 
