@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from ..config import PredictorConfig
+from ..config import PredictorConfig, same_levels
 from ..predictor import Predictor, PredictorSet, build, check_numbers
 from .end_to_end import FOUND
 from .protocol import Fit, FitEvent, FitSummary, ForOneUse, SetSummary, StateError
@@ -79,7 +79,8 @@ class Finished(ForOneUse):
             header, learned = state["table"]
             config = PredictorConfig.from_header(header)
             found: dict[str, Any] = {name: of_kind(getattr(config, name), kind) for name, kind in FOUND.items()}
-            if config != replace(like, **found) or config.calls != use.calls or config.sigmas[0] != use.level:
+            starts = same_levels(config.sigmas[:1], (use.level,))  # a schedule's first level is rounded
+            if config != replace(like, **found) or config.calls != use.calls or not starts:
                 raise StateError("This training state holds a table of other settings.")
             predictor = build(config)
             predictor.load_state_dict(learned)

@@ -131,6 +131,17 @@ def test_a_model_that_fails_once_gives_the_same_predictor_or_says_so(
         trials.held(where, told and usable(name, fit), "silently another predictor, or none that samples")
 
 
+def test_a_set_that_ends_with_images_goes_on_from_what_its_last_call_left(tmp_path: Path) -> None:
+    """Their grids begin at a level as a schedule rounds it."""
+    name = "multistep, several uses"
+    fit, model = KINDS[name].fit(interrupted_at=undisturbed(KINDS[name])[1].calls - 1)
+    with pytest.raises(KeyboardInterrupt):
+        list(fit.events())
+    model.interrupted_at = 0
+    again, _ = gone_on(name, fit.state_dict(), tmp_path / "state.safetensors")
+    assert as_undisturbed(name, again)
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
