@@ -33,18 +33,19 @@ class PredictorFileError(ValueError):
 
 def refusal(path: Path, why: str, remedy: str = AGAIN) -> PredictorFileError:
     """The error that says which file cannot be used, why, and what to do: LONGEST_ERROR characters without markup."""
-    name = _shown(path)
+    name = path_in_short(path)
     why = in_short(why.rstrip("."), LONGEST_ERROR - len(f"{name} . {remedy}"))
-    return PredictorFileError(_printable(f"{name} {why}. {remedy}"))
+    return PredictorFileError(f"{name} {why}. {remedy}")
 
 
 def missing(path: Path) -> PredictorFileError:
     """The error that says that there is no such file."""
-    return PredictorFileError(_printable(f"There is no file {_shown(path)}."))
+    return PredictorFileError(f"There is no file {path_in_short(path)}.")
 
 
-def _shown(path: Path) -> str:
-    name = str(path)
+def path_in_short(path: Path) -> str:
+    """The end of a path, which says most, in LONGEST_PATH characters without markup."""
+    name = _printable(str(path))
     return name if len(name) <= LONGEST_PATH else f"...{name[3 - LONGEST_PATH :]}"
 
 

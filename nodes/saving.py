@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..amed_core.contents import in_short
+from ..amed_core.contents import in_short, path_in_short
 from ..amed_core.files import save_new
 from ..amed_core.samplers import MULTISTEP_STUDENT, sampler_name
 from .places import FOLDER, UNFINISHED, folders
@@ -22,7 +22,7 @@ DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d\u00b9\u00b
 LONGEST = 120  # characters of a part of a name, so that the number and the ending fit,
 LONGEST_BYTES = 200  # of a part as file systems store it,
 LONGEST_NAME = 200  # and characters of a name with its folders
-LONGEST_PATH, LONGEST_REASON = 100, 60  # characters in an error
+LONGEST_REASON = 60  # characters of what a system says
 REMEDIES = {  # of what a system says
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space in"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Let ComfyUI write in"),
@@ -86,15 +86,10 @@ class NotSavedError(ValueError):
 
     def __init__(self, folder: Path, error: OSError, node: str) -> None:
         self.why = in_short(error.strerror or str(error), LONGEST_REASON)
-        self.remedy = f"{REMEDIES.get(error.errno or 0, 'See what is wrong with')} {_shown(folder)}"
+        self.remedy = f"{REMEDIES.get(error.errno or 0, 'See what is wrong with')} {path_in_short(folder)}"
         if (way := _in_the_way(folder)) is not None:
-            self.remedy = f"{_shown(way)} is a file where a folder belongs: move it away"
+            self.remedy = f"{path_in_short(way)} is a file where a folder belongs: move it away"
         super().__init__(f'The predictor is not saved ({self.why}). {self.remedy}, then run "{node}" again.')
-
-
-def _shown(path: Path) -> str:
-    """The end of a path, which says most."""
-    return in_short(str(path)[-LONGEST_PATH:], LONGEST_PATH)
 
 
 def _in_the_way(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import mutations
@@ -266,6 +266,29 @@ def written(state: Any) -> bytes:
         return (Path(folder) / NAME).read_bytes()
 
 
+Reader = TypeVar("Reader", Fit, Learner)
+
+
+def took(fresh: Reader, busy: Reader, before: dict[str, Any], state: dict[str, Any]) -> Reader:
+    """A new reader that took the state.
+
+    Raises StateError if it refused it, as one that is busy then does, too, whose own state is `before`; AssertionError
+    if one of them took it, or is another for it.
+    """
+    own = fresh.state_dict()
+    try:
+        fresh.load_state_dict(state)
+    except StateError:
+        assert equal(fresh.state_dict(), own), "what refused it is another"
+        try:
+            busy.load_state_dict(state)
+        except StateError:
+            assert equal(busy.state_dict(), before), "what refused it while it was busy is another"
+            raise
+        raise AssertionError("one took what the other refused") from None
+    return fresh
+
+
 class OfFit:
     """What must hold of a state of a fit."""
 
@@ -287,20 +310,8 @@ class OfFit:
         return {"early": early.state_dict(), "middle": self.before, "late": self.whole.state_dict()}
 
     def read(self, state: dict[str, Any]) -> Fit:
-        """A new fit that took the state. Raises StateError, and leaves what refuses it as it was."""
-        fresh, _ = self.case.fit()
-        before = fresh.state_dict()
-        try:
-            fresh.load_state_dict(state)
-        except StateError:
-            assert equal(fresh.state_dict(), before), "what refused it is another"
-            try:
-                self.busy.load_state_dict(state)
-            except StateError:
-                assert equal(self.busy.state_dict(), self.before), "what refused it while it worked is another"
-                raise
-            raise AssertionError("one took what the other refused") from None
-        return fresh
+        """A new fit that took the state. Raises StateError."""
+        return took(self.case.fit()[0], self.busy, self.before, state)
 
     def used(self, fit: Fit) -> None:
         """Go on with a fit, and sample. Raises AssertionError if a sample is not finite."""
@@ -343,21 +354,12 @@ class OfLearner:
         return {"guess": guessed.state_dict(), "one": self.one.state_dict(), "two": two.state_dict()}
 
     def read(self, state: dict[str, Any]) -> Learner:
-        """A learner that took the state. Raises StateError, and leaves what refuses it as it was."""
-        fresh = self.make()
-        before = fresh.state_dict()
+        """A learner that took the state, or a new one if its situation is another. Raises StateError."""
         try:
-            fresh.load_state_dict(state)
+            return took(self.make(), self.busy, self.before, state)
         except StateError:
-            assert equal(fresh.state_dict(), before), "what refused it is another"
-            try:
-                self.busy.load_state_dict(state)
-            except StateError:
-                assert equal(self.busy.state_dict(), self.before), "what refused it after a picture is another"
-                Learner.of(state)  # of any situation
-                return self.make()
-            raise AssertionError("one took what the other refused") from None
-        return fresh
+            Learner.of(state)  # of any situation
+            return self.make()
 
     def used(self, made: Learner) -> None:
         """Sample and learn from one more picture. Raises AssertionError if a sample is not finite."""
