@@ -160,7 +160,8 @@ def _saved(predictor: NotedPredictor, asked: Asked, sampler: TrainSampler) -> st
     except Exception as error:  # whatever it is, what was fitted is worth more
         sampler.job.unfinished.keep(sampler.finished)
         logging.warning(f"AMED: the predictor is not saved: {error}")
-        why, first = (error.why, f"{error.remedy}, then ") if isinstance(error, NotSavedError) else (error, "")
+        why = getattr(error, "why", None) or getattr(error, "strerror", None) or error
+        first = f"{error.remedy}, then " if isinstance(error, NotSavedError) else ""
         return f'NOT saved ({why}): {first}connect "AMED Save Predictor" and run again'
 
 
