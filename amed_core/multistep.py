@@ -163,6 +163,11 @@ class MultistepTable(nn.Module):
         guided = [self.guided[k, self.asking(k)]] if self.config.guided else []
         return torch.cat([self.weights[k, self.known(k)], self.first[k : k + 1], *guided]).detach().double()
 
+    def row_by_band(self, k: int) -> Tensor:
+        """The same for each band (vectors, BANDS), or for all together (vectors, 1)."""
+        apart = self.spectral[k, self.vectors(k)].detach().double() if self.config.spectral else 0.0
+        return self.row(k)[:, None] + apart
+
     def set_row(self, k: int, row: Tensor, apart: Tensor | None = None) -> None:
         """Set the weights (vectors,) of interval k, and of a spectral table what bands differ by (vectors, BANDS)."""
         known = self.known(k)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..amed_core.call_list import run_of
 from ..amed_core.config import PredictorConfig, plain_facts
 from ..amed_core.contents import LONGEST_ERROR, in_short
-from ..amed_core.driver import raise_if_not_finite
+from ..amed_core.driver import in_full, raise_if_not_finite
 from ..amed_core.files import load_state, provenance
 from ..amed_core.fit.learner import GOOD, GOOD_IN_A_ROW, MOST_PICTURES, Learner
 from ..amed_core.fit.teacher import TeacherPath, path_bytes
@@ -25,7 +25,7 @@ from ..amed_core.predictor import PredictorSet
 from ..amed_core.samplers import MULTISTEP_STUDENT, student_config
 from ..amed_core.types import Answer, Denoiser, Sample, Sigma
 from . import situations
-from .bridge import ComfyDenoiser, foreign_code, frames_are_batch, guider_of
+from .bridge import ComfyDenoiser, foreign_code, frames_are_batch, guider_of, shows_guidance
 from .drawing import Callback, LearningReport, draw
 from .own_grid import is_own
 from .pairing import fingerprint, model_facts, scale
@@ -91,16 +91,18 @@ def sample_learning(
         warn([f"{len(levels) - 1} plain calls, nothing learned.", _as_sentence(str(why))])
         return run.plain()
     (note if why is None else warn)([learned.text(why)])
-    drawn = run.draw(learned.learner.chosen.table.method())
+    table = learned.learner.chosen.table
+    drawn = run.draw(table.method(), shown_at(table.config))
     learned.used()
     return drawn
 
 
 def _config(guider: Any, levels: Sequence[float]) -> PredictorConfig:
     """A multistep table's settings before any fit, for this run. Raises ValueError for levels that do not fall."""
-    facts = model_facts(guider.model_patcher, guider)
+    at = scale(guider) or 1.0
+    facts = model_facts(guider.model_patcher, guider, guided=at != 1 and shows_guidance(guider))
     facts = replace(facts, fingerprint=plain_facts(dict(facts.fingerprint)))
-    config = student_config(MULTISTEP_STUDENT, max(len(levels) - 1, 2), facts, guidance=scale(guider) or 1.0)
+    config = student_config(MULTISTEP_STUDENT, max(len(levels) - 1, 2), facts, guidance=at)
     begun = tuple(levels[0] * 0.5**k for k in range(len(levels) - 1))
     config = replace(config, sigmas=(*begun, 0.0))
     run_of(levels, config)
@@ -174,9 +176,10 @@ class _Run:
     disable: bool | None
     config: PredictorConfig
 
-    def draw(self, method: Any) -> Sample:
-        """With a method of one call per step."""
-        return draw(self.model, self.x, self.levels, method, self.extra_args, self.callback, self.disable)
+    def draw(self, method: Any, guidance: float | None = None) -> Sample:
+        """With a method of one call per step, to which calls may have to show what guidance adds at a scale."""
+        told = (self.model, self.x, self.levels, method, self.extra_args, self.callback, self.disable)
+        return draw(*told, guidance=guidance)
 
     def plain(self) -> Sample:
         """With iPNDM."""
@@ -286,7 +289,9 @@ def _teach(run: _Run, learned: Learned, guider: Any) -> Sample:
     with tqdm(total=learner.teacher_calls + learner.calls_for(1), disable=run.disable) as bar:
         report = LearningReport(run.callback, bar, calls, learner.teacher_calls, to_zero=run.levels[-1] == 0)
         every = sorted({*run.levels, *learner.teacher_levels}, reverse=True)
-        denoiser = ComfyDenoiser(run.model, run.extra_args, every, bottleneck=False, on_call=report)
+        denoiser = ComfyDenoiser(
+            run.model, run.extra_args, every, bottleneck=False, guidance=shown_at(run.config), on_call=report
+        )
         asked: Denoiser = balance.denoiser(denoiser)
         start = balance.scaled(x)
         if video:
@@ -372,8 +377,13 @@ class OneVideo:
     inner: Any
 
     def __call__(self, x: Sample, sigma: Sigma) -> Answer:
-        denoised, *_ = self.inner(x[0], sigma)
-        return denoised[None], None, None
+        denoised, _, guidance = in_full(self.inner(x[0], sigma))
+        return denoised[None], None, None if guidance is None else guidance[None]
+
+
+def shown_at(config: PredictorConfig) -> float | None:
+    """The guidance scale at which model calls are to show what guidance adds; None where they need not."""
+    return config.guidance if config.guided else None
 
 
 def _as_sentence(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -16,8 +16,8 @@ from ..spectrum import gains, moments, shows_frequencies
 from ..types import Solver
 from .baselines import baseline
 from .baselines import grids as usual
-from .closed_form import Lessons
 from .grid_search import FIRST_RATIOS, RULES, first_levels, searched
+from .lessons import NOTHING_APART, Learns, Lessons
 from .teacher import TeacherPath, below, products_of
 
 PRIOR = Ipndm(2)  # weights are held at those of Adams and Bashforth, order 2
@@ -108,14 +108,19 @@ class Span:
     model_sigmas: Tensor | None
     first_steps: bool
 
-    def table(self, grid: Grid, solver: Solver = PRIOR, shown: Tensor | None = None) -> MultistepTable:
+    def table(
+        self, grid: Grid, solver: Solver = PRIOR, shown: Tensor | None = None, learns: Learns = NOTHING_APART
+    ) -> MultistepTable:
         """A solver's table on a grid, before anything is learned but the gains of its first step.
 
         Those follow from what was `shown`, by `moments_of`.
         """
         one = baseline("", solver, grid.levels, grid.first, self.config.switch_sigma)
         channels = 0 if shown is None else shown.shape[1]
-        config = multistep_config(self.config, grid.levels, first_sigma=grid.first, channels=channels)
+        config = replace(self.config, guided=learns.guided)
+        config = multistep_config(
+            config, grid.levels, first_sigma=grid.first, channels=channels, spectral=learns.spectral
+        )
         table = MultistepTable(config)
         table.weights.copy_(torch.tensor(one.weights, dtype=torch.float64))
         if shown is not None:

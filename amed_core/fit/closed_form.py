@@ -3,8 +3,8 @@
 It needs a denoiser, noisy samples and the teacher's path from them: no fit, no source, no file.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..driver import asked
 from ..multistep import MultistepTable
 from ..solvers import multistep_vectors
-from ..spectrum import AT_ONCE, BANDS, bands, carried, filled, spectrum
+from ..spectrum import BANDS, bands, carried, filled, spectrum
 from ..types import Denoiser, Evaluation, History, Sample
 from .finite import finite
 from .huber import squares
@@ -21,11 +21,11 @@ from .teacher import PIECE, TeacherPath, left_of_errors
 from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
-BAND_RIDGE = 0.03  # how strongly a band's are held at the weights of all bands, relative to a usual band of its size
 CAP = 1.5  # medians: what the energy of an outlier's residual counts at most
-PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories: measured best from 4 to 1,000
+PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories, and of those of a band: measured best from 4 to 1,000
 LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
+AT_ONCE = 1 << 20  # coefficients whose products are taken at once, in float64
 GAINS = (0.5, 2.0)  # of an aim, between which one may give samples its energy
 NO_FLOAT64 = ("mps", "xpu", "privateuseone")  # devices that have none, or may have none; their sums are the CPU's
 LEARNED_FROM = "The model's answers, from which a method was to learn,"
@@ -47,16 +47,18 @@ class NormalEquations:
         if not spectral:
             values = torch.tensor([float(aim[0].numel())], dtype=torch.float64)
             return cls(inner_products((*vectors, aim))[:, None], values)
-        every = (*vectors, aim)
-        of_band, count = bands(aim), len(every)
+        of_band, count = bands(aim), len(vectors) + 1
         products = torch.zeros(len(aim), BANDS, count, count, dtype=torch.float64)
         sizes = aim.shape[1] * torch.bincount(of_band.flatten().cpu(), minlength=BANDS).double()
+        of_band = of_band.byte()  # they are as many as the samples' elements
         for rows, channels in _pieces(aim, count):
-            coefficients = torch.stack([spectrum(v) for v in _stacked([v[rows, channels] for v in every]).unbind(1)], 1)
-            places = of_band.to(coefficients.device)
+            every = (v[rows, channels] for some in (vectors, (aim,)) for v in some)
+            coefficients = _spectra(every, count, aim[rows, channels])
+            coefficients, places = coefficients.flatten(3), of_band.flatten().to(coefficients.device)
             for n in sizes.nonzero().flatten().tolist():
-                part = coefficients[..., places == n].flatten(2)
-                products[rows, n] += (part @ part.mT).cpu()
+                for some in (places == n).nonzero().flatten().split(PIECE):
+                    part = coefficients[..., some].flatten(2).double()
+                    products[rows, n] += (part @ part.mT).cpu()
         return cls(finite(products, LEARNED_FROM), sizes)
 
     def total(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -65,66 +67,10 @@ class NormalEquations:
         return torch.einsum("t,tbij->bij", counted, self.products), self.sizes * counted.sum()
 
     def residuals(self, weights: Tensor) -> Tensor:
-        """What is left of the aim with these weights (vectors,): the mean square of every trajectory's values."""
-        signed = torch.cat([weights.double(), torch.tensor([-1.0], dtype=torch.float64)])
-        left = torch.einsum("i,tij,j->t", signed, self.products.sum(1), signed) / self.sizes.sum()
+        """What is left of the aim with these weights (vectors, bands): the mean square of every trajectory's values."""
+        signed = torch.cat([weights.double(), -torch.ones(1, weights.shape[1], dtype=torch.float64)])
+        left = torch.einsum("ib,tbij,jb->t", signed, self.products, signed) / self.sizes.sum()
         return left.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What students on one grid added up, and where a teacher went from the same noise, as inner products.
-
-    From them the equations of every interval follow for any weights of those before it, as if slopes stayed as they
-    were: where weights change, a student stands elsewhere, and has another way back to the path. Points are written as
-    shares (2 n + 1,) of the noisy sample, n slopes, and the path at n levels.
-    """
-
-    levels: tuple[float, ...]  # n + 1, of the grid
-    products: Tensor  # (trajectories, 2 n + 1, 2 n + 1), in float64 on the CPU
-    size: int  # values of one trajectory
-
-    @classmethod
-    def none(cls, levels: Sequence[float]) -> "Lessons":
-        """Of no student yet, on a grid."""
-        count = 2 * len(levels) - 1
-        return cls(tuple(levels), torch.zeros(0, count, count, dtype=torch.float64), 0)
-
-    def and_of(self, history: History, passed: TeacherPath) -> "Lessons":
-        """With those of more students, from what they evaluated (batch, ...) at all levels but the last."""
-        x = history[0].x
-        path = [passed.at(sigma)[0].to(x) for sigma in self.levels[1:]]
-        products = inner_products([x, *(one.slope for one in history), *path])
-        return replace(self, products=torch.cat([self.products, products]), size=x[0].numel())
-
-    def of_size(self, size: int) -> "Lessons":
-        """As if trajectories had so many values."""
-        return replace(self, products=self.products * size / self.size, size=size)
-
-    @property
-    def begin(self) -> Tensor:
-        """Where students begin."""
-        return self._share(0)
-
-    def equations(self, table: MultistepTable, k: int, stood: Sequence[Tensor]) -> NormalEquations:
-        """Of interval k, for students who stood at these points where the intervals up to it begin."""
-        aim = (self._share(len(self.levels) + k) - stood[k]) / (self.levels[k + 1] - self.levels[k])
-        rows = torch.cat([self._added(table, k, stood), aim[None]])
-        sizes = torch.tensor([self.size], dtype=torch.float64)
-        return NormalEquations((rows @ self.products @ rows.T)[:, None], sizes)
-
-    def after(self, table: MultistepTable, k: int, stood: Sequence[Tensor]) -> Tensor:
-        """Where the table's interval k leads such students."""
-        return stood[k] + (self.levels[k + 1] - self.levels[k]) * (table.row(k) @ self._added(table, k, stood))
-
-    def _added(self, table: MultistepTable, k: int, stood: Sequence[Tensor]) -> Tensor:
-        """What interval k adds up (vectors, 2 n + 1), in the order of `solvers.multistep_vectors`."""
-        known = table.known(k)
-        denoised = stood[known.start] - self.levels[known.start] * self._share(1 + known.start)
-        return torch.stack([*(self._share(1 + j) for j in known), denoised])
-
-    def _share(self, number: int) -> Tensor:
-        return torch.eye(self.products.shape[1], dtype=torch.float64)[number]
 
 
 def inner_products(vectors: Sequence[Sample]) -> Tensor:
@@ -147,6 +93,16 @@ def _pieces(like: Sample, vectors: int) -> Iterator[tuple[slice, slice]]:
         yield slice(row, row + rows), slice(channel, channel + channels)
 
 
+def _spectra(vectors: Iterable[Sample], count: int, like: Sample) -> Tensor:
+    """The cosine coefficients (batch, count, ...) of vectors, in float32 or as exact as they are."""
+    device = "cpu" if like.device.type in NO_FLOAT64 else like.device
+    exact = torch.promote_types(like.dtype, torch.float32)
+    made = torch.empty(len(like), count, *like.shape[1:], dtype=exact, device=device)
+    for number, vector in enumerate(vectors):
+        made[:, number] = spectrum(vector.to(made))
+    return made
+
+
 def sum_of_parts(parts: Sequence[NormalEquations]) -> NormalEquations:
     """Of the same trajectories' elements, a part of them in each."""
     products, sizes = (torch.stack(kept).sum(0) for kept in zip(*((p.products, p.sizes) for p in parts), strict=True))
@@ -159,12 +115,13 @@ def _stacked(vectors: Sequence[Sample]) -> Tensor:
     return (stacked.cpu() if stacked.device.type in NO_FLOAT64 else stacked).double()
 
 
-def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> Tensor:
+def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> tuple[Tensor, Tensor]:
     """The weights (vectors,) that lead nearest to the aim, from few trajectories, some of which may be odd.
 
     The energy of an outlier's residual counts no more than CAP medians. Weights are held at `start` by as much as the
     residual says that they are uncertain: PRIOR_WEIGHT times its mean square is added to the normal matrix. So few
-    values move them little, and many freely.
+    values move them little, and many freely. What the weights of each band differ by (vectors, bands) is found in the
+    same way, held at 0; where equations have no bands, it is 0.
     """
     every = NormalEquations(torch.cat([one.products for one in equations]), equations[0].sizes)
     counted = torch.ones(len(every.products), dtype=torch.float64)
@@ -173,10 +130,11 @@ def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> Tenso
         products, _ = every.total(counted)
         explained = float(products.sum(0).diagonal()[:-1].mean())
         weights = solved(products, start, LEAST_RIDGE + PRIOR_WEIGHT * noise / explained if explained else LEAST_RIDGE)
-        left = every.residuals(weights)
+        left = every.residuals(weights[:, None])
         counted = (CAP * left.median() / left).clamp(max=1)
         noise = float((counted * left).sum() / counted.sum())
-    return weights
+    products, sizes = every.total(counted)
+    return weights, solved_apart(products, sizes, weights)
 
 
 def solved(products: Tensor, start: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -192,9 +150,11 @@ def solved(products: Tensor, start: Tensor, ridge: float = RIDGE) -> Tensor:
 
 
 def solved_apart(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
-    """What the weights of each band differ by (vectors, bands) from those of all bands together."""
+    """What the weights of each band differ by (vectors, bands) from those of all bands together; 0 of a single band."""
     apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
-    for n, normal, held in _held_bands(products[:, :-1, :-1], sizes):
+    if len(sizes) == 1:
+        return apart
+    for n, normal, held in _held_bands(products, sizes, together, (-1.0,)):
         apart[:, n] = torch.linalg.solve(held, products[n, :-1, -1] - normal @ together)
     return filled(apart, sizes == 0)
 
@@ -208,7 +168,7 @@ def with_energy(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
     which has less energy than any of it. That stays where the vectors cannot reach the energy with a usual gain.
     """
     apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
-    for n, normal, held in _held_bands(products[:, :-2, :-2], sizes):
+    for n, normal, held in _held_bands(products, sizes, together, (1.0, -1.0)):
         own, target = products[n, :-1, :-1], products[n, -1, -1]
         right = torch.stack([-own[:-1, -1] - normal @ together, products[n, :-2, -1]], 1)
         still, per_gain = torch.linalg.solve(held, right).unbind(1)  # the weights are affine in the gain,
@@ -224,12 +184,28 @@ def with_energy(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
     return filled(apart, sizes == 0)
 
 
-def _held_bands(normal: Tensor, sizes: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Of every band that there is its number and its normal matrix, as it is and held at the weights of all bands."""
-    usual = BAND_RIDGE * normal.sum(0) / sizes.sum()
+def _held_bands(
+    products: Tensor, sizes: Tensor, together: Tensor, others: Sequence[float]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Of every band that there is its number and its normal matrix, as it is and held at the weights of all bands.
+
+    It is held by PRIOR_WEIGHT times the mean square of what is left of its aim, so that few coefficients move its
+    weights little. `others` are the weights of what follows the vectors in `products` for what is left.
+    """
+    count, rest = len(together), torch.tensor(others, dtype=torch.float64)
+    identity = torch.eye(count, dtype=torch.float64)
     for n in sizes.nonzero().flatten().tolist():
-        floor = RIDGE * normal[n].diagonal().mean() * torch.eye(normal.shape[-1], dtype=torch.float64)
-        yield n, normal[n], normal[n] + usual * sizes[n] + floor
+        normal, weights = products[n, :count, :count], together
+        right = -products[n, :count, count:] @ rest
+        free = max(float(sizes[n]) - count, 1.0)
+        least = LEAST_RIDGE * float(normal.diagonal().mean())
+        held = normal
+        for _ in range(REWEIGHTINGS):
+            signed = torch.cat([weights, rest])
+            noise = float(signed @ products[n] @ signed) / free
+            held = normal + (PRIOR_WEIGHT * noise + least) * identity
+            weights = together + torch.linalg.solve(held, right - normal @ together)
+        yield n, normal, held
 
 
 @dataclass
@@ -287,7 +263,7 @@ def along(table: MultistepTable, passed: TeacherPath) -> tuple[MultistepTable, l
     made.load_state_dict(table.state_dict())
     listed = [sum_of_parts(of_pieces) for of_pieces in zip(*every, strict=True)]
     for k, one in enumerate(listed):
-        made.set_row(k, robust_weights([one], table.row(k)))
+        made.set_row(k, robust_weights([one], table.row(k))[0])
     return made, listed
 
 
@@ -299,7 +275,7 @@ def cost_on_paper(table: MultistepTable, equations: Sequence[NormalEquations], p
     left: list[float] = left_of_errors(
         table.asked, float(passed.end.double().square().mean()), table.config.flow
     ).tolist()
-    made = [float(one.residuals(table.row(k)).mean()) for k, one in enumerate(equations)]
+    made = [float(one.residuals(table.row_by_band(k)).mean()) for k, one in enumerate(equations)]
     steps = [sigma - sigma_next for sigma, sigma_next in pairwise(table.asked)]
     cost = sum(part * step**2 * error for part, step, error in zip(left[1:], steps, made, strict=True))
     return cost + left[0] * _missed_at_first(table, passed) if table.config.first_sigma else cost
@@ -313,29 +289,6 @@ def _missed_at_first(table: MultistepTable, passed: TeacherPath) -> float:
         x = carried(one.at(begin)[0], table.gains[channel : channel + 1])
         total += float(squares(x, one.at(end)[0]).mean())
     return total / len(table.gains)
-
-
-@torch.no_grad()
-def taught(
-    table: MultistepTable, lessons: Lessons, walk: Walk | None = None
-) -> tuple[MultistepTable, list[NormalEquations]]:
-    """A table with weights from lessons, and from a batch that walks with them; and the equations of that batch.
-
-    Interval by interval, robustly, and held at the weights of `table`, which is unguided and not spectral. Without a
-    batch it takes no call, and the equations are those of the lessons.
-    """
-    made, stood, listed = MultistepTable(table.config), [lessons.begin], []
-    made.load_state_dict(table.state_dict())
-    for k in range(table.config.intervals):
-        known = [lessons.equations(made, k, stood)]
-        if walk is not None:
-            known.insert(0, walk.equations(made, k))
-        made.set_row(k, robust_weights(known, table.row(k)))
-        stood.append(lessons.after(made, k, stood))
-        listed.append(known[0])
-        if walk is not None:
-            walk.go(made, k)
-    return made, listed
 
 
 @torch.no_grad()

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from ..config import LARGEST_NUMBER, PredictorConfig, same_levels
-from ..driver import Resume, trajectory
+from ..driver import Resume, evaluate, trajectory
 from ..predictor import check_numbers
 from ..schedules import fine
-from ..spectrum import BANDS
+from ..spectrum import BANDS, shows_frequencies
 from ..types import Denoiser, Evaluation, Sample
 from .baselines import solvers
 from .candidates import Candidate, Grid, Span, best_of, best_of_kinds, capped_mean, moments_of, over_plain
-from .closed_form import Lessons, Walk, along, cost_on_paper, taught
+from .closed_form import Walk, along, cost_on_paper
 from .huber import squares
+from .lessons import NOTHING_APART, Learns, Lessons, taught
 from .protocol import StateError
 from .reading import of_count, of_errors, of_finite, of_kind, of_number, of_shape, of_squares, of_text, reading_state
 from .teacher import MOST_CALLS, TeacherPath, levels, own_errors, path_of, refined_calls, teacher
@@ -36,6 +37,8 @@ TEACHER_TIMES = 3  # the student's calls: a teacher of fewer is hardly better th
 GOOD = 0.8  # of the best plain candidate's error:
 GOOD_IN_A_ROW = 2  # so many pictures below it end the learning
 MOST_PICTURES = 8
+MOST_APART = 16  # calls, up to which weights of guidance and of bands are learned: what pictures leave grows with them
+LEARNED = ("weights", "first", "guided", "spectral")  # numbers of a table that pictures teach, but for its first gains
 # Of one picture the errors of intervals may happen to cancel at its end. What they cost on paper counts so much more,
 # by exponents.
 ON_PAPER = 0.75
@@ -62,7 +65,7 @@ class Learner:
         teacher_calls: int = 24,
         first_steps: bool = True,
     ) -> None:
-        self.config = replace(config, guided=False)
+        self.config = config
         self.levels = tuple(levels)
         self.end = self.levels[-1] if self.levels else end
         self.span = Span(self.config, self.levels, self.end, model_sigmas, first_steps)
@@ -129,7 +132,7 @@ class Learner:
 
     def calls_for(self, pictures: int) -> int:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
-        calls, known = self.config.calls, sum(one.calls for one in self.candidates)
+        calls, known = self.config.calls, self.config.guided + sum(one.calls for one in self.candidates)
         if self.pictures:
             return (known + _walking(self.candidates) * calls) * pictures
         learned, plain = self._most_first
@@ -150,7 +153,8 @@ class Learner:
         `elements` are those of one sample, which may have another size there.
         """
         chosen = near.chosen
-        table = self.span.table(chosen.grid, shown=chosen.moments)
+        learns = NOTHING_APART if chosen.lessons is None else chosen.lessons.learns
+        table = self.span.table(chosen.grid, shown=chosen.moments, learns=learns)
         table.load_state_dict(chosen.table.state_dict())
         lessons = None if chosen.lessons is None else chosen.lessons.of_size(elements)
         self.candidates = [Candidate(name, table, lessons, chosen.moments)]
@@ -165,13 +169,15 @@ class Learner:
         """
         before = self.candidates if self.pictures else [*self._proposed(passed), *self.candidates]
         if planned is not None:
-            planned(sum(one.calls for one in before) + _walking(before) * self.config.calls)
+            planned(self.config.guided + sum(one.calls for one in before) + _walking(before) * self.config.calls)
         level, good = passed.levels[0], False
         first = Evaluation(x, torch.tensor(level).to(x), x - level * passed.slopes[0].to(x))
+        if self.config.guided:  # the path does not show what guidance added
+            first = evaluate(denoiser, x, first.sigma)
         drawn = [(self._begun if one.new else _drawn)(one, denoiser, first, passed) for one in before]
         walking = best_of([one for one, lessons in drawn if lessons is not None], WALKING)
         if planned is not None:
-            planned(sum(one.calls for one in [*before, *walking]))
+            planned(self.config.guided + sum(one.calls for one in [*before, *walking]))
         if self.pictures:  # on the newest pictures, what was chosen before
             best = before.index(self._best(plain=False))
             good = over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
@@ -200,10 +206,12 @@ class Learner:
         cost: dict[Candidate, float] = {}
         learned: list[Candidate] = []
         plain: dict[str, list[Candidate]] = {}
+        learns = self._learns(passed.end)
         for name, grid in self.span.grids(passed).items():
             shown = moments_of(grid, passed)
             solved, equations = along(self.span.table(grid, shown=shown), passed)
-            learned.append(Candidate(f"learned, {name}", solved, Lessons.none(grid.asked), shown))
+            begun = Lessons.none(self.span.table(grid, shown=shown, learns=learns))
+            learned.append(Candidate(f"learned, {name}", solved, begun, shown))
             cost[learned[-1]] = cost_on_paper(solved, equations, passed)
             for solver_name, solver in {} if grid.first else solvers(self.config.flow).items():
                 one = Candidate(f"{solver_name}, {name}", self.span.table(grid, solver))
@@ -216,13 +224,19 @@ class Learner:
         chosen = best_of_kinds(learned, most_learned, cost.__getitem__)
         return chosen + [*firsts, *best_of(others, most_plain, cost.__getitem__)][:most_plain]
 
+    def _learns(self, x: Sample) -> Learns:
+        """What candidates learn from pictures like x (batch, ...)."""
+        few = self.config.calls <= MOST_APART
+        return Learns(self.config.guided and few, self.span.first_steps and few and shows_frequencies(x.shape[1:]))
+
     def _begun(
         self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
     ) -> tuple[Candidate, None]:
         """A new candidate after the first pictures, which it cannot draw before it has learned, and no more lessons."""
         assert candidate.lessons is not None
-        walk = _walk(candidate, denoiser, first, passed)
-        table, equations = taught(self.span.table(candidate.grid, shown=candidate.moments), candidate.lessons, walk)
+        walk, learns = _walk(candidate, denoiser, first, passed), candidate.lessons.learns
+        plain = self.span.table(candidate.grid, shown=candidate.moments, learns=learns)
+        table, equations = taught(plain, candidate.lessons, walk)
         ends = squares(walk.x, passed.end.to(walk.x)).tolist()
         cost = cost_on_paper(table, equations, passed)
         lessons = candidate.lessons.and_of(walk.history, passed)
@@ -247,7 +261,7 @@ class Learner:
             return one
         more = moments_of(one.grid, passed)
         shown = more if more is None or one.moments is None else one.moments + more
-        plain = self.span.table(one.grid, shown=shown)
+        plain = self.span.table(one.grid, shown=shown, learns=lessons.learns)
         if walking:
             walk = _walk(one, denoiser, first, passed)
             table, _ = taught(plain, one.lessons, walk)
@@ -272,13 +286,13 @@ class Learner:
                     "sigmas": list(one.table.config.sigmas),
                     "first_sigma": one.table.config.first_sigma,
                     "moments": [] if one.moments is None else [one.moments],
-                    "weights": one.table.weights,
-                    "first": one.table.first,
+                    "learned": {name: one.table.learned[name] for name in one.table.learned if name in LEARNED},
                     "seen": list(one.seen),
                     "held_out": list(one.held_out),
                     "ends": list(one.ends),
                     "lessons": [] if one.lessons is None else [one.lessons.products],
-                    "size": 0 if one.lessons is None else one.lessons.size,
+                    "sizes": [] if one.lessons is None else [one.lessons.sizes],
+                    "learns": asdict(NOTHING_APART if one.lessons is None else one.lessons.learns),
                 }
                 for one in self.candidates
             ],
@@ -313,16 +327,24 @@ class Learner:
         if len(sigmas) != self.config.calls + 1 or not same_levels(*ends):
             raise StateError("This state of learning is damaged: it holds levels of another run.")
         shown = None if (kept := _one(saved["moments"])) is None else of_finite(kept, (2, kept.shape[1], BANDS))
-        table = self.span.table(Grid(sigmas, of_kind(saved["first_sigma"], float)), shown=shown)
-        for name, own in (("weights", table.weights), ("first", table.first)):
-            own.copy_(of_shape(saved[name], own.shape))
+        learns = Learns(*(of_kind(saved["learns"][name], bool) for name in ("guided", "spectral")))
+        if learns.guided and not self.config.guided:
+            raise StateError("This state of learning is damaged: it holds weights of guidance that nobody shows.")
+        table = self.span.table(Grid(sigmas, of_kind(saved["first_sigma"], float)), shown=shown, learns=learns)
+        for name, own in table.learned.items():
+            if name in LEARNED:
+                own.copy_(of_shape(saved["learned"][name], own.shape))
         check_numbers(table, table.learned)
         lessons = None
-        if (products := _one(saved["lessons"])) is not None:
-            lessons = Lessons.none(table.asked)
-            shape, size = (len(products), *lessons.products.shape[1:]), of_count(saved["size"])
-            lessons = replace(lessons, products=of_squares(products, shape), size=size)
-            if not (len(products) and size):
+        products, sizes = _one(saved["lessons"]), _one(saved["sizes"])
+        if products is not None:
+            lessons = Lessons.none(table)
+            lessons = replace(
+                lessons,
+                products=of_squares(products, (len(products), *lessons.products.shape[1:])),
+                sizes=of_finite(sizes, lessons.sizes.shape).double(),
+            )
+            if not (len(products) and lessons.sizes.min() >= 0 and lessons.sizes.sum() > 0):
                 raise StateError("This state of learning is damaged: it holds a lesson of no picture.")
         errors = [of_errors(saved[name]) for name in ("seen", "held_out", "ends")]
         return Candidate(of_text(saved["name"]), table, lessons, shown, *errors)

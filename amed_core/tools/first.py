@@ -100,7 +100,8 @@ class Bed:
 
     def learner(self, calls: int, teacher_calls: int) -> Learner:
         """A learner of this situation that knows nothing."""
-        config = student_config(MULTISTEP_STUDENT, calls, facts_of(self.model))
+        scale = float(getattr(self.model, "cfg", 1.0))
+        config = student_config(MULTISTEP_STUDENT, calls, facts_of(self.model), guidance=scale)
         lower = torch.linspace(self.high, 0, calls + 1).tolist()
         config = replace(config, sigmas=(self.high, *lower[1:-1], 0.0))
         return Learner(config, model_sigmas=getattr(self.model, "sigmas", None), teacher_calls=teacher_calls)

@@ -12,14 +12,12 @@ from amed_core import MultistepTable, load_predictor, sample, save_predictor
 from amed_core.call_list import all_plain
 from amed_core.fit.closed_form import (
     RIDGE,
-    Lessons,
     NormalEquations,
     Walk,
     inner_products,
     least_squares,
     solved,
     solved_apart,
-    taught,
     with_energy,
 )
 from amed_core.fit.teacher import TeacherPath, levels, path
@@ -94,19 +92,19 @@ def test_a_table_with_all_that_there_is_survives_its_file(tmp_path: Path, guided
 
 def test_weights_of_bands_are_least_squares_of_their_own() -> None:
     """Two bands that the teacher takes at different speeds: one weight misses both, a weight for each misses none."""
-    model = Gaussian()
+    model, begun = Gaussian(), SIGMA_MAX * noise(400, *X.shape[1:])
     speeds = torch.linspace(0.2, 1.0, 16, dtype=torch.float64)[None]
 
     def moved(x: Tensor, sigma: float) -> Tensor:
         slope = (x - model(x, torch.tensor(SIGMA_MAX))[0]) / SIGMA_MAX
         return x + (sigma - SIGMA_MAX) * combined([slope], speeds)
 
-    there = torch.stack([X, moved(X, 12.0), moved(X, 12.0)])
+    there = torch.stack([begun, moved(begun, 12.0), moved(begun, 12.0)])
     teacher = TeacherPath((SIGMA_MAX, 12.0, 0.0), there, torch.zeros_like(there[:-1]))
     errors = {}
     for spectral in (False, True):
-        made, _ = fitted(table_on((80.0, 12.0, 0.0), spectral=spectral), model, teacher)
-        start = sample(model, X, made.method(all_plain((80.0, 12.0))))
+        made = least_squares(table_on((80.0, 12.0, 0.0), spectral=spectral), [Walk(model, begun, teacher)])
+        start = sample(model, begun, made.method(all_plain((80.0, 12.0))))
         errors[spectral] = float((start - there[1]).square().mean().sqrt())
     assert errors[True] < 0.1 * errors[False]
 
@@ -159,45 +157,6 @@ def test_bands_that_want_the_same_weights_do_not_differ() -> None:
     torch.testing.assert_close(solved(products, 0 * together, 0.0), together)
     assert float(solved_apart(products, sizes, together).abs().max()) < 1e-9
     assert float((spectrum(aim).square().sum() - aim.square().sum()).abs()) < 1e-9 * float(aim.square().sum())
-
-
-def slopes_of_their_own(x: Sample, sigma: Tensor) -> Sample:
-    """A model whose slope does not depend on where it is asked, but on the noise level and the pixel."""
-    slope = torch.linspace(0, 3, x[0].numel(), dtype=x.dtype).view(x[0].shape).sin() * (1 + sigma).log()
-    return x - sigma * slope
-
-
-def test_lessons_hold_for_any_weights_where_slopes_stay() -> None:
-    """The equations of a run with other weights, without that run."""
-    teacher = path(mixture, X, levels(SIGMA_MIN, SIGMA_MAX, 20, flow=False))
-    before, after = table_on(), table_on()
-    after.weights += 0.1 * torch.randn(after.weights.shape, generator=torch.Generator().manual_seed(0)).tril()
-    after.first += 0.05
-    runs = {}
-    for table in (before, after):
-        walk, equations = Walk(slopes_of_their_own, X, teacher), []
-        for k in range(table.config.intervals):
-            equations.append(walk.equations(table, k))
-            walk.go(table, k)
-        runs[table] = (walk, equations)
-    lessons = Lessons.none(GRID).and_of(runs[before][0].history, teacher)
-    stood = [lessons.begin]
-    for k, expected in enumerate(runs[after][1]):
-        found = lessons.equations(after, k, stood)
-        scale = float(expected.products.abs().max())
-        torch.testing.assert_close(found.products, expected.products, rtol=1e-4, atol=1e-5 * scale)
-        stood.append(lessons.after(after, k, stood))
-    moved = [a.products - b.products for a, b in zip(runs[after][1], runs[before][1], strict=True)]
-    assert float(moved[-1].abs().max()) > 1e-3, "the weights matter"
-
-
-def test_the_lesson_of_a_walk_teaches_what_the_walk_learned() -> None:
-    teacher = path(mixture, X, levels(SIGMA_MIN, SIGMA_MAX, 20, flow=False))
-    walk = Walk(mixture, X, teacher)
-    made, _ = taught(table_on(), Lessons.none(GRID), walk)
-    again, _ = taught(table_on(), Lessons.none(GRID).and_of(walk.history, teacher))
-    torch.testing.assert_close(again.weights, made.weights, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(sample(mixture, X, made.method()), walk.x, rtol=1e-4, atol=1e-4)
 
 
 def test_with_energy_every_band_has_its_aims_and_is_as_near_as_that_allows() -> None:

@@ -9,13 +9,13 @@ from memory import Peak
 from problems import SIGMA_MAX, Counting, Mixture, Smooth
 from torch import Tensor
 
-from amed_core import Method, NoMidpoint, digits, sample
+from amed_core import Method, NoMidpoint, digits, sample, spectrum
 from amed_core.digits import DigitsDenoiser
 from amed_core.files import load_state, save_state
 from amed_core.fit import closed_form, teacher
 from amed_core.fit.closed_form import NormalEquations, robust_weights
 from amed_core.fit.huber import squares
-from amed_core.fit.learner import Learner
+from amed_core.fit.learner import MOST_APART, Learner
 from amed_core.fit.teacher import heun_samples
 from amed_core.fit.trajectories import noise
 from amed_core.samplers import ModelFacts, student_config
@@ -116,7 +116,8 @@ def test_a_state_of_another_situation_is_refused() -> None:
 
 def test_a_damaged_state_is_refused_whole() -> None:
     state, made = taught(learner(), Mixture(), range(1)).state_dict(), learner()
-    state["candidates"][0]["weights"] = state["candidates"][0]["weights"][0]  # would fit by broadcasting
+    learned = state["candidates"][0]["learned"]
+    learned["weights"] = learned["weights"][0]  # would fit by broadcasting
     with pytest.raises(ValueError, match="cannot be used"):
         made.load_state_dict(state)
     assert not made.candidates
@@ -214,7 +215,7 @@ def test_one_odd_trajectory_does_not_rule_the_weights() -> None:
     aim = 0.7 * vectors[0] + 0.3 * vectors[1] + 0.01 * torch.randn(6, 1, 50, generator=generator)
     aim[5] = -20 * vectors[0, 5]
     equations = NormalEquations.of(list(vectors), aim, spectral=False)
-    found = robust_weights([equations], torch.tensor([1.0, 0.0], dtype=torch.float64))
+    found, _ = robust_weights([equations], torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert (found - torch.tensor([0.7, 0.3])).abs().max() < 0.1
 
 
@@ -264,6 +265,8 @@ def test_a_lesson_holds_what_one_candidate_evaluated_and_no_more(
 ) -> None:
     for module in (teacher, closed_form):
         monkeypatch.setattr(module, "PIECE", 1 << 10)
+    for module in (spectrum, closed_form):
+        monkeypatch.setattr(module, "AT_ONCE", 1 << 10)
     made, x = learner(), SIGMA_MAX * noise(range(1), (1, 256, 256), 0)
 
     def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
@@ -276,3 +279,53 @@ def test_a_lesson_holds_what_one_candidate_evaluated_and_no_more(
         made.learn(gaussian, x, paths[-1])
     sample_bytes = x.numel() * x.element_size()
     assert peak.most < 8 * made.config.calls * sample_bytes, "of each call the sample, the answer, and sums of them"
+
+
+def of_pictures(*, guided: bool = True, first_steps: bool = True) -> Learner:
+    """A learner of guided pictures with frequencies."""
+    facts = replace(FACTS, guided=guided)
+    return Learner(student_config("amed_multistep", 4, facts, guidance=3.0), first_steps=first_steps)
+
+
+def taught_smooth(made: Learner, pictures: int) -> Learner:
+    for row in range(pictures):
+        x = SIGMA_MAX * noise(range(row, row + 1), (1, 16, 16), 3)
+        made.learn(Smooth(3.0), x, made.taught(Smooth(3.0), x))
+    return made
+
+
+def error(made: Learner) -> float:
+    x = SIGMA_MAX * noise(range(1000, 1032), (1, 16, 16), 3)
+    goal = heun_samples(Smooth(3.0), x, 0.002, SIGMA_MAX, 200)
+    return float((sample(Smooth(3.0), x, made.chosen.table.method()) - goal).square().mean().sqrt())
+
+
+def test_what_guidance_adds_and_bands_are_learned_too_and_bring_it_nearer() -> None:
+    both, unguided, neither = (
+        taught_smooth(of_pictures(guided=guided, first_steps=first), 3)
+        for guided, first in ((True, True), (False, True), (False, False))
+    )
+    config = both.chosen.table.config
+    assert (config.guided, config.spectral) == (True, True)
+    assert float(both.chosen.table.guided.abs().max()) > 0.01
+    assert error(both) < error(unguided) < error(neither)
+
+
+def test_a_learner_of_guided_pictures_goes_on_from_a_file(tmp_path: Path) -> None:
+    at_once, again = taught_smooth(of_pictures(), 2), taught_smooth(of_pictures(), 1)
+    save_state(tmp_path / "learned.safetensors", again.state_dict())
+    again = of_pictures()
+    again.load_state_dict(load_state(tmp_path / "learned.safetensors"))
+    x = SIGMA_MAX * noise(range(1, 2), (1, 16, 16), 3)
+    again.learn(Smooth(3.0), x, again.taught(Smooth(3.0), x))
+    for one, other in zip(again.candidates, at_once.candidates, strict=True):
+        assert one.name == other.name
+        for ours, theirs in zip(one.table.parameters(), other.table.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_many_calls_leave_bands_and_guidance_alone() -> None:
+    config = student_config("amed_multistep", MOST_APART + 1, replace(FACTS, guided=True), guidance=3.0)
+    made, x = Learner(config), SIGMA_MAX * noise(range(1), (1, 16, 16), 3)
+    made.learn(Smooth(3.0), x, made.taught(Smooth(3.0), x))
+    assert not any(one.table.config.guided or one.table.config.spectral for one in made.candidates)

@@ -762,7 +762,7 @@ def cut(pack: Any, file: Path) -> None:
 def nan(pack: Any, file: Path) -> None:
     state = pack.amed_core.files.load_state(file)
     for one in state["learner"]["candidates"]:
-        one["weights"][0, 0] = torch.nan
+        one["learned"]["weights"][0, 0] = torch.nan
     pack.amed_core.files.save_state(file, state)
 
 
