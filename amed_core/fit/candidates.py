@@ -66,6 +66,11 @@ class Candidate:
         return Grid(self.table.config.sigmas, self.table.config.first_sigma)
 
     @property
+    def learns(self) -> Learns:
+        """What its table holds beside weights of slopes."""
+        return Learns(self.table.config.guided, self.table.config.spectral)
+
+    @property
     def calls(self) -> int:
         """The calls of its run on a picture whose first call at the first level is known: the teacher's."""
         return self.table.config.calls - (not self.grid.first)

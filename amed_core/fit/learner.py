@@ -23,7 +23,7 @@ from .baselines import solvers
 from .candidates import Candidate, Grid, Span, best_of, best_of_kinds, capped_mean, moments_of, over_plain
 from .closed_form import Walk, along, cost_on_paper
 from .huber import squares
-from .lessons import NOTHING_APART, Learns, Lessons, taught
+from .lessons import Learns, Lessons, taught
 from .protocol import StateError
 from .reading import of_count, of_errors, of_finite, of_kind, of_number, of_shape, of_squares, of_text, reading_state
 from .teacher import MOST_CALLS, TeacherPath, levels, own_errors, path_of, refined_calls, teacher
@@ -153,8 +153,7 @@ class Learner:
         `elements` are those of one sample, which may have another size there.
         """
         chosen = near.chosen
-        learns = NOTHING_APART if chosen.lessons is None else chosen.lessons.learns
-        table = self.span.table(chosen.grid, shown=chosen.moments, learns=learns)
+        table = self.span.table(chosen.grid, shown=chosen.moments, learns=chosen.learns)
         table.load_state_dict(chosen.table.state_dict())
         lessons = None if chosen.lessons is None else chosen.lessons.of_size(elements)
         self.candidates = [Candidate(name, table, lessons, chosen.moments)]
@@ -292,7 +291,7 @@ class Learner:
                     "ends": list(one.ends),
                     "lessons": [] if one.lessons is None else [one.lessons.products],
                     "sizes": [] if one.lessons is None else [one.lessons.sizes],
-                    "learns": asdict(NOTHING_APART if one.lessons is None else one.lessons.learns),
+                    "learns": asdict(one.learns),
                 }
                 for one in self.candidates
             ],

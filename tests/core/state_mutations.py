@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kinds import CASES, equal
 from mutations import FLOATS, LONGEST, NAME, OTHERS, Draw, Model, Parts, clear, in_bytes, limited, odd
-from problems import FACTS, SHAPE, SIGMA_MAX, Mixture
+from problems import FACTS, SHAPE, SIGMA_MAX, Mixture, Smooth
 from safetensors.torch import load
 from torch import Tensor
 
@@ -43,7 +43,8 @@ FITS = (
     *("network, reverse", "network, differences", "midpoints", "multistep, grid moved"),
     *("midpoints, several scales", "multistep, several uses", "multistep, guided, passes"),
 )
-LEARNERS = {"learner": (), "learner, levels": (80.0, 20.0, 5.0, 1.0)}  # and the levels that a user chose
+LEARNERS = ("learner", "learner, levels", "learner, guided, bands")
+LEVELS = (80.0, 20.0, 5.0, 1.0)  # that a user chose
 OF_SETTINGS = ("config", "predictor_config")
 GOES_ON = 2  # events of a fit whose state was taken
 Place = tuple[Any, Any]  # what holds something, and its key there
@@ -334,8 +335,9 @@ class OfFit:
 class OfLearner:
     """What must hold of a state of a learner."""
 
-    def __init__(self, levels: tuple[float, ...]) -> None:
-        self.make = partial(learner, levels)
+    def __init__(self, name: str) -> None:
+        self.in_bands = name == "learner, guided, bands"
+        self.make = partial(learner, LEVELS if name == "learner, levels" else (), guided=self.in_bands)
         self.one = self.taught(1)
         self.busy = self.taught(1)
         self.before = copy.deepcopy(self.busy.state_dict())
@@ -344,8 +346,22 @@ class OfLearner:
         """One that has learned from so many pictures."""
         made = self.make()
         for number in range(pictures):
-            teach(made, number)
+            self.teach(made, number)
         return made
+
+    def noise(self, *rows: int) -> Tensor:
+        """Where pictures begin."""
+        return SIGMA_MAX * noise(rows, (1, 16, 16) if self.in_bands else SHAPE, 3)
+
+    def teach(self, made: Learner, number: int) -> None:
+        """Let it learn from a picture."""
+        x = self.noise(number)
+        made.learn(self.denoiser, x, made.taught(self.denoiser, x))
+
+    @property
+    def denoiser(self) -> Any:
+        """Who answers."""
+        return Smooth(3.0) if self.in_bands else Mixture()
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Of a guess, and after one picture and two."""
@@ -370,32 +386,27 @@ class OfLearner:
             json.dumps([made.held_out_ratio, made.done])
             other = self.make()
             other.guess(made, "from a state", 24)
-            x = SIGMA_MAX * noise(range(2), SHAPE, 1)
+            x = self.noise(8, 9)
             for one in (made, other):
-                assert sample(Mixture(), x, one.chosen.table.method()).isfinite().all(), "it is not finite"
-        teach(made, 5)
+                assert sample(self.denoiser, x, one.chosen.table.method()).isfinite().all(), "it is not finite"
+        self.teach(made, 5)
         written(made.state_dict())
         assert made.chosen.table.weights.isfinite().all()
 
     def right(self) -> bool:
         """Whether what refused so many states still learns as if it had met none."""
-        teach(self.busy, 1)
-        teach(self.one, 1)
+        self.teach(self.busy, 1)
+        self.teach(self.one, 1)
         return equal(self.busy.state_dict(), self.one.state_dict())
 
 
-def learner(levels: tuple[float, ...]) -> Learner:
+def learner(levels: tuple[float, ...], *, guided: bool) -> Learner:
     """One that knows nothing."""
-    config = student_config("amed_multistep", len(levels) - 1 if levels else 4, FACTS)
+    facts = replace(FACTS, guided=guided)
+    config = student_config("amed_multistep", len(levels) - 1 if levels else 4, facts, guidance=3.0 if guided else 1.0)
     if levels:
         config = replace(config, sigmas=(levels[0], *config.sigmas[1:]))
     return Learner(config, levels)
-
-
-def teach(made: Learner, number: int) -> None:
-    """Let it learn from a picture."""
-    x = SIGMA_MAX * noise(range(number, number + 1), SHAPE, 3)
-    made.learn(Mixture(), x, made.taught(Mixture(), x))
 
 
 READERS: dict[str, Any] = {}
@@ -404,7 +415,7 @@ READERS: dict[str, Any] = {}
 def make_whole() -> None:
     """States of every kind that are not damaged."""
     makers: dict[str, Callable[[], Any]] = {name: partial(OfFit, name) for name in FITS}
-    makers |= {name: partial(OfLearner, levels) for name, levels in LEARNERS.items()}
+    makers |= {name: partial(OfLearner, name) for name in LEARNERS}
     for kind, make in makers.items():
         READERS[kind] = make()
         for when, state in READERS[kind].states().items():
