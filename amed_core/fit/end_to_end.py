@@ -80,6 +80,9 @@ class Start(Protocol):
     def model_calls(self) -> int:
         """The fewest sample calls, of all workers, up to the first iteration, with the targets."""
 
+    refused: int
+    """Sample calls, of all workers, that a teacher led to which was not good enough."""
+
     def found(self) -> Iterator[Found]:
         """The baseline, which learns nothing, and then tables, each of which may be better."""
 
@@ -125,7 +128,6 @@ class FitState:
     best_distances: Tensor = field(default_factory=lambda: torch.empty(0))  # (fitted + held_out,) of the best one
     base_distances: Tensor = field(default_factory=lambda: torch.empty(0))  # the same of the baseline
     begun_error: float = math.inf  # on held-out trajectories, of the table that the iterations began with
-    teacher_calls: int = 0  # that the targets took, once they are known
     teacher_error: float = 0.0  # the teacher's own, an RMSE; 0 if it is not known
     best_is_table: bool = True  # or the best distances are those of a baseline that is none
     history: tuple[tuple[float, float], ...] = ()  # RMSE on fitted and on held-out trajectories, of every table
@@ -171,10 +173,8 @@ class FitState:
             vectors = (of_finite(one, (count,)).double() for one in (numbers, gradient))
             linearised[batches[number]] = Linearised(next(vectors), of_squares(normal, (count, count)), next(vectors))
         sizes = dict(zip(DISTANCES, (fitted, both, both), strict=True))
-        most = max(runs.fitted.teacher.calls, MOST_CALLS)
         values: dict[str, Any] = {name: read(saved[name]) for name, read in PLAIN.items()}
         values |= {name: of_distances(saved[name], size) for name, size in sizes.items()}
-        of_count(values["teacher_calls"], most)
         of_finite(values["base_distances"], (both,))
         return cls(best, current, history=history, linearised=linearised, **values)
 
@@ -182,7 +182,7 @@ class FitState:
 # What of it a state holds as it is, and how each is read.
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "baseline": of_text,
-    **dict.fromkeys(("iteration", "used", "teacher_calls"), of_count),
+    **dict.fromkeys(("iteration", "used"), of_count),
     **dict.fromkeys(("done", "finished", "best_is_table"), partial(of_kind, kind=bool)),
     "damping": partial(of_number, least=LEAST_DAMPING, most=MOST_DAMPING),
     "begun_error": partial(of_number, least=0.0),
@@ -286,8 +286,7 @@ class EndToEnd(ForOneUse):
             at = replace(at, iteration=at.iteration + 1, teacher_error=found.teacher_error)
         finite(at.fitted, "The pictures of the table to begin with")
         begun, _ = self._held_out_errors(at.best_distances, at.base_distances)
-        calls = self.runs.fitted.teacher.calls
-        at = replace(at, iteration=1, used=self.start.model_calls, begun_error=begun, teacher_calls=calls)
+        at = replace(at, iteration=1, used=self.start.model_calls, begun_error=begun)
         events[-1] = replace(events[-1], iteration=1)
         self._commit(at, cache)
         self.runs.begun()
@@ -332,7 +331,7 @@ class EndToEnd(ForOneUse):
         if error < allowed and error <= at.begun_error:
             return True
         ours, theirs = (d[self.settings.trajectories :].log().mean().exp() for d in (both, at.base_distances))
-        return at.best_distances is at.base_distances and bool(ours < MUCH_NEARER * theirs)
+        return torch.equal(at.best_distances, at.base_distances) and bool(ours < MUCH_NEARER * theirs)
 
     def _measured(self, at: FitState, method: Method) -> tuple[Tensor, FitEvent]:
         """The distances (fitted + held_out,) of the current table, and what to tell of them."""
@@ -451,7 +450,9 @@ class EndToEnd(ForOneUse):
             "model_calls": self.model_calls,
             "not_finite": self.runs.source.not_finite,
             "all_calls": self._all_calls,
-            "targets": [] if self.runs.shared else [t.state_dict() for t in (self.runs.fitted, self.runs.judged)],
+            "targets": [targets.state_dict() for targets in self.runs.own],
+            "teacher_calls": self.runs.fitted.teacher.calls,
+            "refused": self.start.refused,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -462,16 +463,16 @@ class EndToEnd(ForOneUse):
             if state["starts"] != self.start.names:
                 raise StateError("This training state was made with other starts.")
             at = FitState.of(state, self.runs, self.parameters, self.initial)
-            calls = [of_count(state[name]) for name in ("model_calls", "not_finite", "all_calls")]
-            own = () if self.runs.shared else (self.runs.fitted, self.runs.judged)
-            ends = [targets.read(saved, shape) for targets, saved in zip(own, state["targets"], strict=True)]
+            calls = [of_count(state[name]) for name in ("model_calls", "not_finite", "all_calls", "refused")]
+            slow = of_count(state["teacher_calls"], max(self.runs.fitted.teacher.calls, MOST_CALLS))
+            ends = [targets.read(saved, shape) for targets, saved in zip(self.runs.own, state["targets"], strict=True)]
         self.at, self._cache = at, RunCache(0)
-        self._earlier_calls, self.runs.source.earlier_not_finite, self._all_calls = calls
-        for targets, found in zip(own, ends, strict=True):
-            targets.refine(at.teacher_calls or targets.teacher.calls)
+        self._earlier_calls, self.runs.source.earlier_not_finite, self._all_calls, self.start.refused = calls
+        for targets, found in zip(self.runs.own, ends, strict=True):
+            targets.refine(slow)
             targets.ends = found
         needed = self.begun and not self.at.finished
-        self._repeated = sum(targets.missing * targets.teacher.model_calls for targets in own) if needed else 0
+        self._repeated = sum(one.missing * one.teacher.model_calls for one in self.runs.own) if needed else 0
 
     def summary(self) -> FitSummary:
         """What came of it. Errors are RMSEs on what is held out, but that those far beyond the baseline's usual one

@@ -2,7 +2,7 @@
 
 A picture teaches by its path: where a slow sampler took its noise, level by level. Along a candidate grid the student
 runs from the same noise, and weights that lead it back to the path follow in closed form. What remains of a picture are
-its normal equations, a few kilobytes. Each later picture is drawn before it is learned from, so that its error is
+its normal equations, some ten kilobytes. Each later picture is drawn before it is learned from, so that its error is
 honest. Candidates that learn nothing run beside them, and win where learning does not pay.
 """
 
@@ -25,7 +25,7 @@ from .closed_form import Walk, along, cost_on_paper
 from .huber import squares
 from .lessons import Learns, Lessons, taught
 from .protocol import StateError
-from .reading import of_count, of_errors, of_finite, of_kind, of_number, of_shape, of_squares, of_text, reading_state
+from .reading import of_count, of_errors, of_finite, of_kind, of_number, of_shape, of_text, reading_state
 from .teacher import MOST_CALLS, TeacherPath, levels, own_errors, path_of, refined_calls, teacher
 
 LEARNED_FIRST, PLAIN_FIRST = 16, 11  # candidates that run on the first picture, at most, in
@@ -219,9 +219,9 @@ class Learner:
         # A path shows nothing of overshooting: of every solver the best grid runs.
         firsts = [min(listed, key=cost.__getitem__) for listed in plain.values()]
         others = [one for listed in plain.values() for one in listed if one not in firsts]
-        most_learned, most_plain = self._most_first
-        chosen = best_of_kinds(learned, most_learned, cost.__getitem__)
-        return chosen + [*firsts, *best_of(others, most_plain, cost.__getitem__)][:most_plain]
+        most, most_plain = self._most_first
+        plain_ones = [*firsts, *best_of(others, most_plain, cost.__getitem__)][:most_plain]
+        return [*best_of_kinds(learned, most, cost.__getitem__), *plain_ones]
 
     def _learns(self, x: Sample) -> Learns:
         """What candidates learn from pictures like x (batch, ...)."""
@@ -334,17 +334,8 @@ class Learner:
             if name in LEARNED:
                 own.copy_(of_shape(saved["learned"][name], own.shape))
         check_numbers(table, table.learned)
-        lessons = None
         products, sizes = _one(saved["lessons"]), _one(saved["sizes"])
-        if products is not None:
-            lessons = Lessons.none(table)
-            lessons = replace(
-                lessons,
-                products=of_squares(products, (len(products), *lessons.products.shape[1:])),
-                sizes=of_finite(sizes, lessons.sizes.shape).double(),
-            )
-            if not (len(products) and lessons.sizes.min() >= 0 and lessons.sizes.sum() > 0):
-                raise StateError("This state of learning is damaged: it holds a lesson of no picture.")
+        lessons = None if products is None else Lessons.of(table, products, sizes)
         errors = [of_errors(saved[name]) for name in ("seen", "held_out", "ends")]
         return Candidate(of_text(saved["name"]), table, lessons, shown, *errors)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from ..multistep import MultistepTable
 from ..spectrum import BANDS
 from ..types import History
 from .closed_form import NormalEquations, Walk, robust_weights
+from .protocol import StateError
+from .reading import of_finite, of_squares
 from .teacher import TeacherPath
 
 
@@ -47,6 +50,16 @@ class Lessons:
         sizes = torch.zeros(apart, dtype=torch.float64)
         products = torch.zeros(0, apart, count, count, dtype=torch.float64)
         return cls(tuple(levels), Learns(config.guided, config.spectral), products, sizes)
+
+    @classmethod
+    def of(cls, table: MultistepTable, products: Any, sizes: Any) -> "Lessons":
+        """Those of a state, for a table. Raises TypeError or ValueError, a StateError among them, if they are none."""
+        none = cls.none(table)
+        shape = (len(products), *none.products.shape[1:])
+        made = replace(none, products=of_squares(products, shape), sizes=of_finite(sizes, none.sizes.shape).double())
+        if not (len(products) and made.sizes.min() >= 0 and made.sizes.sum() > 0):
+            raise StateError("This state of learning is damaged: it holds a lesson of no picture.")
+        return made
 
     def and_of(self, history: History, passed: TeacherPath) -> "Lessons":
         """With those of more students, from what they evaluated (batch, ...) at all levels but the last."""

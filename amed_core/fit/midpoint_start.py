@@ -48,7 +48,7 @@ class MidpointStart:
         """The same: nothing of it can be had in closed form."""
         return table, distances, cache
 
-    finishing_calls = 0
+    finishing_calls = refused = 0
 
     def finished(self, table: Predictor, cache: RunCache) -> None:
         """None: there is nothing to do."""

@@ -82,6 +82,13 @@ class MultistepStart:
         """
         return self._calls_with(0 if self.on is not None else self.solved_grids)
 
+    @property
+    def _calls_so_far(self) -> int:
+        """The same without what the fit runs to judge, and what is held out was perhaps no target of yet."""
+        settings, judged = self.runs.settings, self.runs.judged
+        unjudged = 2 * settings.held_out * self.runs.config.calls
+        return self.model_calls - unjudged - (0 if judged.ends else judged.model_calls)
+
     def _calls_with(self, grids: int) -> int:
         """The same, if it solves for so many grids, 0 being one that is given."""
         settings, calls = self.runs.settings, self.runs.config.calls
@@ -94,7 +101,6 @@ class MultistepStart:
         Raises FloatingPointError if the teacher's samples are not finite.
         """
         while True:
-            begun = self.runs.source.calls
             paths = self.runs.fitted.taught()
             total = self._products(paths)
             paper = OnPaper(self, next(iter(paths.values()), None))
@@ -108,7 +114,7 @@ class MultistepStart:
             another = teacher.in_calls(calls) != teacher and not self.runs.shared  # others count on the shared one
             if self.refused or not another or not self._affordable(calls):
                 break
-            self.refused += int(self.runs.workers.sum(torch.tensor(self.runs.source.calls - begun)))
+            self.refused = self._calls_so_far
             for targets in self._targets:
                 targets.refine(calls)
         yield best

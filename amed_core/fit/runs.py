@@ -116,6 +116,11 @@ class Runs:
         made = Runs(config, settings, fitted.source, fitted, judged, self.workers, for_others=True)
         return replace(made.for_calls(config, settings), shared=False)
 
+    @property
+    def own(self) -> tuple[Targets, ...]:
+        """The targets that no other fit has made."""
+        return () if self.shared else (self.fitted, self.judged)
+
     def begun(self) -> None:
         """The fit has found its start: it needs the teacher's paths no more."""
         if not (self.shared or self.for_others):

@@ -131,6 +131,30 @@ def test_a_model_that_fails_once_gives_the_same_predictor_or_says_so(
         trials.held(where, told and usable(name, fit), "silently another predictor, or none that samples")
 
 
+@pytest.mark.parametrize("name", ["multistep", "multistep, several uses"])
+def test_a_fit_that_began_anew_with_a_better_teacher_goes_on_with_that(name: str, tmp_path: Path) -> None:
+    whole, _ = undisturbed(KINDS[name])
+    refused = first_of(whole)["refused"]
+    assert refused > 0, "or the test shows nothing"
+    fit, model = KINDS[name].fit(interrupted_at=refused // 2 + 5)  # samples come in twos
+    with pytest.raises(KeyboardInterrupt):
+        list(fit.events())
+    model.interrupted_at = 0
+    assert first_of(fit)["refused"] == refused
+    assert not first_of(fit)["history"]
+    again, _ = gone_on(name, fit.state_dict(), tmp_path / "state.safetensors")
+    assert as_undisturbed(name, again)
+    assert first_of(again)["refused"] == refused
+
+
+def first_of(fit: Fit) -> dict[str, Any]:
+    """The state of the first of several fits."""
+    state = fit.state_dict()
+    fits = state.get("fits", [state])
+    one: dict[str, Any] = fits["0"] if isinstance(fits, dict) else fits[0]
+    return one
+
+
 def test_a_set_that_ends_with_images_goes_on_from_what_its_last_call_left(tmp_path: Path) -> None:
     """Their grids begin at a level as a schedule rounds it."""
     name = "multistep, several uses"
