@@ -22,7 +22,9 @@ from .workers import ALONE, Workers
 
 RIDGE = 1e-5  # how strongly weights are held at those they start from, relative to what their slopes explain
 CAP = 1.5  # medians: what the energy of an outlier's residual counts at most
-PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories, and of those of a band: measured best from 4 to 1,000
+PRIOR_WEIGHT = 64.0  # of weights learned from few trajectories: measured best from 4 to 1,000
+LEAST_LEFT_OUT = 4  # trajectories that show by one another how strongly to hold weights of bands
+HOLDS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)  # among which they choose
 LEAST_RIDGE = 1e-6  # relative to the mean diagonal
 REWEIGHTINGS = 8
 AT_ONCE = 1 << 20  # coefficients whose products are taken at once, in float64
@@ -109,6 +111,13 @@ def sum_of_parts(parts: Sequence[NormalEquations]) -> NormalEquations:
     return NormalEquations(products, sizes)
 
 
+def joined(parts: Sequence[NormalEquations], spectral: bool, vectors: int) -> tuple[Tensor, Tensor]:
+    """Products (trajectories, bands, vectors, vectors) of no batch or more, and sizes (bands,) of all together."""
+    none = torch.zeros(0, BANDS if spectral else 1, vectors, vectors, dtype=torch.float64)
+    sizes = sum((one.sizes * len(one.products) for one in parts), none.new_zeros(none.shape[1]))
+    return torch.cat([none, *(one.products for one in parts)]), sizes
+
+
 def _stacked(vectors: Sequence[Sample]) -> Tensor:
     """Vectors (batch, vectors, ...) in float64."""
     stacked = torch.stack([*vectors], 1)
@@ -120,8 +129,8 @@ def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> tuple
 
     The energy of an outlier's residual counts no more than CAP medians. Weights are held at `start` by as much as the
     residual says that they are uncertain: PRIOR_WEIGHT times its mean square is added to the normal matrix. So few
-    values move them little, and many freely. What the weights of each band differ by (vectors, bands) is found in the
-    same way, held at 0; where equations have no bands, it is 0.
+    values move them little, and many freely. With them comes what those of each band differ by (vectors, bands); where
+    equations have no bands, it is 0.
     """
     every = NormalEquations(torch.cat([one.products for one in equations]), equations[0].sizes)
     counted = torch.ones(len(every.products), dtype=torch.float64)
@@ -133,8 +142,8 @@ def robust_weights(equations: Sequence[NormalEquations], start: Tensor) -> tuple
         left = every.residuals(weights[:, None])
         counted = (CAP * left.median() / left).clamp(max=1)
         noise = float((counted * left).sum() / counted.sum())
-    products, sizes = every.total(counted)
-    return weights, solved_apart(products, sizes, weights)
+    each, sizes = counted[:, None, None, None] * every.products, every.sizes * counted.sum()
+    return weights, solved_apart(each, sizes, weights)
 
 
 def solved(products: Tensor, start: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -149,27 +158,88 @@ def solved(products: Tensor, start: Tensor, ridge: float = RIDGE) -> Tensor:
     return weights
 
 
-def solved_apart(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
-    """What the weights of each band differ by (vectors, bands) from those of all bands together; 0 of a single band."""
-    apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
+def solved_apart(each: Tensor, sizes: Tensor, together: Tensor, workers: Workers = ALONE) -> Tensor:
+    """What the weights of each band differ by (vectors, bands) from those of all bands together; 0 of a single band.
+
+    `each` (trajectories, bands, vectors + 1, vectors + 1) are the products of this worker's trajectories, and `sizes`
+    (bands,) the coefficients of all workers'. As few coefficients say little, the weights of a band are held at those
+    of all by `ridges`, as strongly as `hold_of` says.
+    """
     if len(sizes) == 1:
-        return apart
-    for n, normal, held in _held_bands(products, sizes, together, (-1.0,)):
-        apart[:, n] = torch.linalg.solve(held, products[n, :-1, -1] - normal @ together)
-    return filled(apart, sizes == 0)
+        return torch.zeros(len(together), 1, dtype=torch.float64)
+    products, hold = workers.sum(each.sum(0)), hold_of(each, sizes, together, workers)
+    ridge = ridges(products, sizes, together, hold)
+    return filled(_apart(products, ridge, together).mT, sizes == 0)
 
 
-def with_energy(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
-    """The same (vectors, bands), but that samples have the aim's energy in every band.
+def hold_of(each: Tensor, sizes: Tensor, together: Tensor, workers: Workers = ALONE) -> float:
+    """How strongly to hold the weights of bands at those of all: as does best on trajectories that are left out.
+
+    Arguments are those of `solved_apart`. Every trajectory is left out once. How much one tells differs: in one model
+    its errors are those of a few decisions, in the next those of a thousand independent values. Of fewer than
+    LEAST_LEFT_OUT trajectories it is PRIOR_WEIGHT.
+    """
+    products = workers.sum(each.sum(0))
+    if int(workers.sum(torch.tensor(len(each)))) < LEAST_LEFT_OUT:
+        return PRIOR_WEIGHT
+    left = torch.zeros(len(HOLDS), dtype=torch.float64)
+    for number, hold in enumerate(HOLDS):
+        ridge = ridges(products, sizes, together, hold)
+        signed = _signed(together + _apart(products - each, ridge, together), -torch.ones(1, dtype=torch.float64))
+        left[number] = torch.einsum("tbi,tbij,tbj->", signed, each, signed)
+    return HOLDS[int(workers.sum(left).argmin())]
+
+
+def ridges(products: Tensor, sizes: Tensor, together: Tensor, hold: float, others: Sequence[float] = (-1.0,)) -> Tensor:
+    """What holds the weights of each band (bands,) at those of all: `hold` times the mean square of what is left.
+
+    `products` (bands, ...) and `sizes` (bands,) are of all trajectories. `others` are the weights of what follows the
+    vectors in `products` for what is left.
+    """
+    rest = torch.tensor(others, dtype=torch.float64)
+    count = len(together)
+    least = LEAST_RIDGE * products[:, :count, :count].diagonal(dim1=1, dim2=2).mean(-1)
+    found, apart = least, torch.zeros(len(sizes), count, dtype=torch.float64)
+    for _ in range(REWEIGHTINGS):
+        signed = _signed(together + apart, rest)
+        noise = torch.einsum("bi,bij,bj->b", signed, products, signed) / (sizes - count).clamp(min=1)
+        found = hold * noise + least
+        apart = _apart(products, found, together, others)
+    return found
+
+
+def _apart(products: Tensor, ridge: Tensor, together: Tensor, others: Sequence[float] = (-1.0,)) -> Tensor:
+    """What the weights of each band differ by (..., bands, vectors), held by its ridge (bands,)."""
+    count = len(together)
+    normal = products[..., :count, :count]
+    right = -products[..., :count, count:] @ torch.tensor(others, dtype=torch.float64) - normal @ together
+    apart: Tensor = torch.linalg.solve(normal + _diagonal(ridge, count), right)
+    return apart
+
+
+def _diagonal(ridge: Tensor, count: int) -> Tensor:
+    """Ridges (bands,) as matrices (bands, count, count); that of a band without coefficients is any."""
+    return torch.where(ridge > 0, ridge, 1.0)[:, None, None] * torch.eye(count, dtype=torch.float64)
+
+
+def _signed(weights: Tensor, rest: Tensor) -> Tensor:
+    """Weights (..., vectors) and those of what follows the vectors, beside one another."""
+    return torch.cat([weights, rest.expand(*weights.shape[:-1], -1)], -1)
+
+
+def with_energy(products: Tensor, sizes: Tensor, together: Tensor, hold: float) -> Tensor:
+    """What bands differ by (vectors, bands), held by `hold`, but that samples have the aim's energy in every band.
 
     `products` (bands, vectors + 2, vectors + 2) are of vectors v, of samples x that their sum is added to, and of the
     aim t. Weights w minimise |x + w v - g t|^2 with the gain g for which |x + w v| = |t|: least squares with the energy
     as a side condition, by Lagrange's multiplier. Least squares alone, g = 1, aims at the mean of what may follow,
     which has less energy than any of it. That stays where the vectors cannot reach the energy with a usual gain.
     """
-    apart = torch.zeros(len(together), len(sizes), dtype=torch.float64)
-    for n, normal, held in _held_bands(products, sizes, together, (1.0, -1.0)):
-        own, target = products[n, :-1, :-1], products[n, -1, -1]
+    apart, count = torch.zeros(len(together), len(sizes), dtype=torch.float64), len(together)
+    every = products[:, :count, :count] + _diagonal(ridges(products, sizes, together, hold, (1.0, -1.0)), count)
+    for n in sizes.nonzero().flatten().tolist():
+        own, target, held = products[n, :-1, :-1], products[n, -1, -1], every[n]
+        normal = own[:-1, :-1]
         right = torch.stack([-own[:-1, -1] - normal @ together, products[n, :-2, -1]], 1)
         still, per_gain = torch.linalg.solve(held, right).unbind(1)  # the weights are affine in the gain,
         begin = torch.cat([together + still, torch.ones(1, dtype=torch.float64)])
@@ -182,30 +252,6 @@ def with_energy(products: Tensor, sizes: Tensor, together: Tensor) -> Tensor:
         gain = float((((mixed**2 - square * rest).sqrt() - mixed) / square).nan_to_num(nan=1.0))
         apart[:, n] = still + (gain if GAINS[0] < gain < GAINS[1] else 1.0) * per_gain
     return filled(apart, sizes == 0)
-
-
-def _held_bands(
-    products: Tensor, sizes: Tensor, together: Tensor, others: Sequence[float]
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Of every band that there is its number and its normal matrix, as it is and held at the weights of all bands.
-
-    It is held by PRIOR_WEIGHT times the mean square of what is left of its aim, so that few coefficients move its
-    weights little. `others` are the weights of what follows the vectors in `products` for what is left.
-    """
-    count, rest = len(together), torch.tensor(others, dtype=torch.float64)
-    identity = torch.eye(count, dtype=torch.float64)
-    for n in sizes.nonzero().flatten().tolist():
-        normal, weights = products[n, :count, :count], together
-        right = -products[n, :count, count:] @ rest
-        free = max(float(sizes[n]) - count, 1.0)
-        least = LEAST_RIDGE * float(normal.diagonal().mean())
-        held = normal
-        for _ in range(REWEIGHTINGS):
-            signed = torch.cat([weights, rest])
-            noise = float(signed @ products[n] @ signed) / free
-            held = normal + (PRIOR_WEIGHT * noise + least) * identity
-            weights = together + torch.linalg.solve(held, right - normal @ together)
-        yield n, normal, held
 
 
 @dataclass
@@ -305,15 +351,9 @@ def least_squares(
     config, made = table.config, MultistepTable(table.config)
     made.load_state_dict(table.state_dict())
     for k in range(config.intervals):
-        bands_apart, vectors = BANDS if config.spectral else 1, len(table.row(k)) + 1
-        products = torch.zeros(bands_apart, vectors, vectors, dtype=torch.float64)
-        sizes = torch.zeros(bands_apart, dtype=torch.float64)
-        for walk in walks:
-            more, counted = walk.equations(made, k).total()
-            products, sizes = products + more, sizes + counted
-        products, sizes = workers.sum(products), workers.sum(sizes)
-        row = solved(products, table.row(k), ridge)
-        made.set_row(k, row, solved_apart(products, sizes, row) if config.spectral else None)
+        each, sizes = joined([walk.equations(made, k) for walk in walks], config.spectral, len(table.row(k)) + 1)
+        row = solved(workers.sum(each.sum(0)), table.row(k), ridge)
+        made.set_row(k, row, solved_apart(each, workers.sum(sizes), row, workers) if config.spectral else None)
         for walk in walks:
             walk.go(made, k)
     return made

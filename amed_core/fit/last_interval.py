@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ..multistep import MultistepTable
 from ..predictor import Predictor
-from ..spectrum import BANDS
 from ..types import Method, Sample, Step
-from .closed_form import NormalEquations, solved_apart, vectors_of, with_energy
+from .closed_form import NormalEquations, hold_of, joined, solved_apart, vectors_of, with_energy
 from .huber import compared
 from .runs import RUNS, RunCache, Runs
 from .targets import Target
@@ -33,10 +32,8 @@ class LastInterval:
         if not config.spectral or int(self.runs.workers.sum(missing)):
             return table, distances, cache
         made, last = _copy_of(table), config.intervals - 1
-        products, sizes = self._summed(made, lambda target: cache.get(target.number, target.x.device))
-        way = torch.eye(products.shape[1], dtype=torch.float64)[[*range(products.shape[1] - 2), -1]]
-        way[-1, -2] = -1  # from where the interval begins to the target
-        made.set_row(last, made.row(last), solved_apart(way @ products @ way.T, sizes, made.row(last)))
+        each, sizes = self._products(made, lambda target: cache.get(target.number, target.x.device))
+        made.set_row(last, made.row(last), solved_apart(_from_begin(each), sizes, made.row(last), self.runs.workers))
         method, ends = made.method(), dict[int, Sample]()
 
         def draw(target: Target) -> Tensor:
@@ -64,26 +61,25 @@ class LastInterval:
             kept.put(target.number, steps)
             return steps
 
-        products, sizes = self._summed(made, run)
-        made.set_row(last, made.row(last), with_energy(products, sizes, made.row(last)))
+        (each, sizes), row, workers = self._products(made, run), made.row(last), self.runs.workers
+        hold = hold_of(_from_begin(each), sizes, row, workers)
+        made.set_row(last, row, with_energy(workers.sum(each.sum(0)), sizes, row, hold))
         changed = made.method()
         return made, self.runs.fitted.distances(lambda target: self._ended(target, changed, kept)[-1].x)
 
-    def _summed(self, table: MultistepTable, run: Callable[[Target], list[Step]]) -> tuple[Tensor, Tensor]:
-        """Products (BANDS, vectors + 2, vectors + 2) over the runs of all workers, and sizes (BANDS,).
+    def _products(self, table: MultistepTable, run: Callable[[Target], list[Step]]) -> tuple[Tensor, Tensor]:
+        """Products (trajectories, BANDS, vectors + 2, vectors + 2) of this worker's runs, and sizes (BANDS,) of all.
 
         They are of what the interval adds to a sample for each weight, of the sample, and of its target.
         """
-        last = table.config.intervals - 1
-        count = len(table.row(last)) + 2
-        products, sizes = torch.zeros(BANDS, count, count, dtype=torch.float64), torch.zeros(BANDS, dtype=torch.float64)
+        last, every = table.config.intervals - 1, []
         for target in self.runs.fitted:
             steps = run(target)
             start = steps[-1].start
             added = [-start.sigma * vector for vector in vectors_of(table, tuple(s.start for s in steps), last)]
-            more, counted = NormalEquations.of((*added, start.x), target.end, spectral=True).total()
-            products, sizes = products + more, sizes + counted
-        return self.runs.workers.sum(products), self.runs.workers.sum(sizes)
+            every.append(NormalEquations.of((*added, start.x), target.end, spectral=True))
+        each, sizes = joined(every, True, len(table.row(last)) + 2)
+        return each, self.runs.workers.sum(sizes)
 
     def _ended(self, target: Target, method: Method, cache: RunCache) -> list[Step]:
         """A run whose last update alone is another than in a kept run, or all of it where none was kept."""
@@ -94,6 +90,13 @@ class LastInterval:
         history = (*(s.start for s in before), step.start)
         x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[-1])
         return [*before, replace(step, x=x)]
+
+
+def _from_begin(products: Tensor) -> Tensor:
+    """Products (..., vectors + 1, vectors + 1) with the aim from where the interval begins to the target."""
+    way = torch.eye(products.shape[-1], dtype=torch.float64)[[*range(products.shape[-1] - 2), -1]]
+    way[-1, -2] = -1
+    return way @ products @ way.T
 
 
 def _copy_of(table: Predictor) -> MultistepTable:

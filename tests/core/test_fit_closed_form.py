@@ -11,9 +11,11 @@ from torch import Tensor
 from amed_core import MultistepTable, load_predictor, sample, save_predictor
 from amed_core.call_list import all_plain
 from amed_core.fit.closed_form import (
+    PRIOR_WEIGHT,
     RIDGE,
     NormalEquations,
     Walk,
+    hold_of,
     inner_products,
     least_squares,
     solved,
@@ -21,7 +23,7 @@ from amed_core.fit.closed_form import (
     with_energy,
 )
 from amed_core.fit.teacher import TeacherPath, levels, path
-from amed_core.spectrum import AT_ONCE, combined, spectrum
+from amed_core.spectrum import AT_ONCE, BANDS, bands, combined, from_spectrum, spectrum
 from amed_core.types import Denoiser, Sample
 
 
@@ -153,10 +155,32 @@ def test_weights_are_least_squares() -> None:
 def test_bands_that_want_the_same_weights_do_not_differ() -> None:
     together = torch.tensor([0.5, -2.0, 1.0], dtype=torch.float64)
     aim = sum((w * vector for w, vector in zip(together, VECTORS, strict=True)), torch.zeros(()))
-    products, sizes = NormalEquations.of(VECTORS, aim, spectral=True).total()
+    equations = NormalEquations.of(VECTORS, aim, spectral=True)
+    products, sizes = equations.total()
     torch.testing.assert_close(solved(products, 0 * together, 0.0), together)
-    assert float(solved_apart(products, sizes, together).abs().max()) < 1e-9
+    assert float(solved_apart(equations.products, sizes, together).abs().max()) < 1e-9
     assert float((spectrum(aim).square().sum() - aim.square().sum()).abs()) < 1e-9 * float(aim.square().sum())
+
+
+def test_bands_are_held_as_much_as_trajectories_that_are_left_out_say() -> None:
+    """One weight per trajectory says nothing of the next trajectory's; one for all of them does."""
+    generator = torch.Generator().manual_seed(0)
+    vector, rest = torch.randn(2, 8, 3, 16, 16, generator=generator).unbind()
+    together, bands_apart = torch.tensor([0.5], dtype=torch.float64), torch.linspace(-1, 1, BANDS)
+    own = bands_apart + torch.randn(8, BANDS, generator=generator)
+
+    def of(weights: Tensor) -> tuple[Tensor, Tensor]:
+        coefficients = spectrum(vector) * (0.5 + weights)[:, bands(vector)][:, None]
+        equations = NormalEquations.of([vector], from_spectrum(coefficients) + 0.1 * rest, spectral=True)
+        return equations.products, equations.sizes * 8
+
+    learned, noisy = of(bands_apart[None]), of(own - own.mean(0))
+    assert hold_of(*learned, together) < hold_of(*noisy, together)
+    found = solved_apart(*learned, together)[0]
+    assert float((found - bands_apart)[learned[1] > 0].abs().max()) < 0.1
+    assert float(solved_apart(*noisy, together).abs().max()) < 0.3
+    few = learned[0][:3], learned[1] * 3 / 8
+    assert hold_of(*few, together) == PRIOR_WEIGHT, "so few do not show it"
 
 
 def test_with_energy_every_band_has_its_aims_and_is_as_near_as_that_allows() -> None:
@@ -167,7 +191,7 @@ def test_with_energy_every_band_has_its_aims_and_is_as_near_as_that_allows() -> 
     inner = products[:, [0, 1], :][:, :, [0, 1]]
     together = torch.linalg.solve(inner.sum(0), (products[:, :2, 3] - products[:, :2, 2]).sum(0))
     apart = torch.zeros(2, len(sizes), dtype=torch.float64)
-    found = with_energy(products, sizes, together)
+    found = with_energy(products, sizes, together, 64.0)
 
     def made(weights: Tensor, band: int) -> tuple[float, float]:
         """The energy of a band, and the squared distance to its aim."""

@@ -111,7 +111,7 @@ def test_one_odd_sample_that_is_held_out_does_not_choose_the_table() -> None:
 
         return x, answer
 
-    fit = make_fit(multistep_config(4), replace(SMALL, iterations=1, held_out=16), source)
+    fit = make_fit(multistep_config(5), replace(SMALL, iterations=1, held_out=16), source)
     events = list(fit.events())
     assert events[-1].held_out is not None
     assert events[0].held_out is not None
@@ -152,7 +152,7 @@ def test_it_ends_no_worse_on_what_is_held_out_than_it_began() -> None:
         return x, lambda x, sigma: mixture(x, scale * sigma)[0]
 
     few = replace(SMALL, trajectories=4, iterations=5, grids=2)  # a worse start, from which iterations lead farther
-    fit = make_fit(multistep_config(4), few, source)
+    fit = make_fit(multistep_config(3), few, source)
     worse = 0
     for event in fit.events():
         held_out, _ = fit._held_out_errors(fit.at.best_distances, fit.at.base_distances)

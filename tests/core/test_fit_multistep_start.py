@@ -143,15 +143,15 @@ def test_the_first_of_equals_is_the_best() -> None:
     assert best_of([one, same, better]).name == "better"
 
 
-# Of the first step 0.6 had held as long as schedules that meet took several places among the grids that are tried.
-@pytest.mark.parametrize(("left_out", "ratio"), [("first step", 0.8), ("bands", 0.6)])
-def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any, ratio: float) -> None:
+# At strong guidance bands alone bring this model as near. While they were held more a first step had 0.64 there.
+@pytest.mark.parametrize(("left_out", "scale", "ratio"), [("first step", 1.0, 0.6), ("bands", 3.0, 0.6)])
+def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any, scale: float, ratio: float) -> None:
     """Few calls, of which none is spent where the data is Gaussian, and none of whose steps takes all bands alike."""
     settings = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=3)
     errors = []
     for without in ([], [left_out]):
         config = multistep_config(3, guided=True)
-        begun = start(gaussian(Smooth(3.0), (1, 16, 16), SIGMA_MAX), config, settings, without=without)
+        begun = start(gaussian(Smooth(scale), (1, 16, 16), SIGMA_MAX), config, settings, without=without)
         fit = EndToEnd(build(config), MultistepParameters, begun, begun.runs)
         *_, last = fit.events()
         found = fit.predictor.config
