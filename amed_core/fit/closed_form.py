@@ -185,35 +185,31 @@ def hold_of(each: Tensor, sizes: Tensor, together: Tensor, workers: Workers = AL
     left = torch.zeros(len(HOLDS), dtype=torch.float64)
     for number, hold in enumerate(HOLDS):
         ridge = ridges(products, sizes, together, hold)
-        signed = _signed(together + _apart(products - each, ridge, together), -torch.ones(1, dtype=torch.float64))
+        signed = _signed(together + _apart(products - each, ridge, together))
         left[number] = torch.einsum("tbi,tbij,tbj->", signed, each, signed)
     return HOLDS[int(workers.sum(left).argmin())]
 
 
-def ridges(products: Tensor, sizes: Tensor, together: Tensor, hold: float, others: Sequence[float] = (-1.0,)) -> Tensor:
+def ridges(products: Tensor, sizes: Tensor, together: Tensor, hold: float) -> Tensor:
     """What holds the weights of each band (bands,) at those of all: `hold` times the mean square of what is left.
 
-    `products` (bands, ...) and `sizes` (bands,) are of all trajectories. `others` are the weights of what follows the
-    vectors in `products` for what is left.
+    `products` (bands, vectors + 1, vectors + 1) and `sizes` (bands,) are of all trajectories.
     """
-    rest = torch.tensor(others, dtype=torch.float64)
     count = len(together)
-    least = LEAST_RIDGE * products[:, :count, :count].diagonal(dim1=1, dim2=2).mean(-1)
+    least = LEAST_RIDGE * products[:, :-1, :-1].diagonal(dim1=1, dim2=2).mean(-1)
     found, apart = least, torch.zeros(len(sizes), count, dtype=torch.float64)
     for _ in range(REWEIGHTINGS):
-        signed = _signed(together + apart, rest)
+        signed = _signed(together + apart)
         noise = torch.einsum("bi,bij,bj->b", signed, products, signed) / (sizes - count).clamp(min=1)
         found = hold * noise + least
-        apart = _apart(products, found, together, others)
+        apart = _apart(products, found, together)
     return found
 
 
-def _apart(products: Tensor, ridge: Tensor, together: Tensor, others: Sequence[float] = (-1.0,)) -> Tensor:
+def _apart(products: Tensor, ridge: Tensor, together: Tensor) -> Tensor:
     """What the weights of each band differ by (..., bands, vectors), held by its ridge (bands,)."""
-    count = len(together)
-    normal = products[..., :count, :count]
-    right = -products[..., :count, count:] @ torch.tensor(others, dtype=torch.float64) - normal @ together
-    apart: Tensor = torch.linalg.solve(normal + _diagonal(ridge, count), right)
+    normal, right = products[..., :-1, :-1], products[..., :-1, -1]
+    apart: Tensor = torch.linalg.solve(normal + _diagonal(ridge, len(together)), right - normal @ together)
     return apart
 
 
@@ -222,9 +218,16 @@ def _diagonal(ridge: Tensor, count: int) -> Tensor:
     return torch.where(ridge > 0, ridge, 1.0)[:, None, None] * torch.eye(count, dtype=torch.float64)
 
 
-def _signed(weights: Tensor, rest: Tensor) -> Tensor:
-    """Weights (..., vectors) and those of what follows the vectors, beside one another."""
-    return torch.cat([weights, rest.expand(*weights.shape[:-1], -1)], -1)
+def _signed(weights: Tensor) -> Tensor:
+    """Weights (..., vectors) for what is left of the aim, which is subtracted."""
+    return torch.cat([weights, -torch.ones_like(weights[..., :1])], -1)
+
+
+def from_begin(products: Tensor) -> Tensor:
+    """Products of vectors v, samples x and the aim t, (..., vectors + 2, vectors + 2), as those of v and t - x."""
+    way = torch.eye(products.shape[-1], dtype=torch.float64)[[*range(products.shape[-1] - 2), -1]]
+    way[-1, -2] = -1
+    return way @ products @ way.T
 
 
 def with_energy(products: Tensor, sizes: Tensor, together: Tensor, hold: float) -> Tensor:
@@ -236,7 +239,7 @@ def with_energy(products: Tensor, sizes: Tensor, together: Tensor, hold: float) 
     which has less energy than any of it. That stays where the vectors cannot reach the energy with a usual gain.
     """
     apart, count = torch.zeros(len(together), len(sizes), dtype=torch.float64), len(together)
-    every = products[:, :count, :count] + _diagonal(ridges(products, sizes, together, hold, (1.0, -1.0)), count)
+    every = products[:, :count, :count] + _diagonal(ridges(from_begin(products), sizes, together, hold), count)
     for n in sizes.nonzero().flatten().tolist():
         own, target, held = products[n, :-1, :-1], products[n, -1, -1], every[n]
         normal = own[:-1, :-1]

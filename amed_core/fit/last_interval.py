@@ -9,7 +9,7 @@ from torch import Tensor
 from ..multistep import MultistepTable
 from ..predictor import Predictor
 from ..types import Method, Sample, Step
-from .closed_form import NormalEquations, hold_of, joined, solved_apart, vectors_of, with_energy
+from .closed_form import NormalEquations, from_begin, hold_of, joined, solved_apart, vectors_of, with_energy
 from .huber import compared
 from .runs import RUNS, RunCache, Runs
 from .targets import Target
@@ -33,7 +33,7 @@ class LastInterval:
             return table, distances, cache
         made, last = _copy_of(table), config.intervals - 1
         each, sizes = self._products(made, lambda target: cache.get(target.number, target.x.device))
-        made.set_row(last, made.row(last), solved_apart(_from_begin(each), sizes, made.row(last), self.runs.workers))
+        made.set_row(last, made.row(last), solved_apart(from_begin(each), sizes, made.row(last), self.runs.workers))
         method, ends = made.method(), dict[int, Sample]()
 
         def draw(target: Target) -> Tensor:
@@ -62,7 +62,7 @@ class LastInterval:
             return steps
 
         (each, sizes), row, workers = self._products(made, run), made.row(last), self.runs.workers
-        hold = hold_of(_from_begin(each), sizes, row, workers)
+        hold = hold_of(from_begin(each), sizes, row, workers)
         made.set_row(last, row, with_energy(workers.sum(each.sum(0)), sizes, row, hold))
         changed = made.method()
         return made, self.runs.fitted.distances(lambda target: self._ended(target, changed, kept)[-1].x)
@@ -90,13 +90,6 @@ class LastInterval:
         history = (*(s.start for s in before), step.start)
         x = method.solver.to_next(history, torch.zeros_like(step.start.sigma), None, method.stages[-1])
         return [*before, replace(step, x=x)]
-
-
-def _from_begin(products: Tensor) -> Tensor:
-    """Products (..., vectors + 1, vectors + 1) with the aim from where the interval begins to the target."""
-    way = torch.eye(products.shape[-1], dtype=torch.float64)[[*range(products.shape[-1] - 2), -1]]
-    way[-1, -2] = -1
-    return way @ products @ way.T
 
 
 def _copy_of(table: Predictor) -> MultistepTable:

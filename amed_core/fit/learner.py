@@ -132,7 +132,7 @@ class Learner:
 
     def calls_for(self, pictures: int) -> int:
         """The sample calls that learning from so many more pictures takes at most, beside the teacher's."""
-        calls, known = self.config.calls, self.config.guided + sum(one.calls for one in self.candidates)
+        calls, known = self.config.calls, self._guided + sum(one.calls for one in self.candidates)
         if self.pictures:
             return (known + _walking(self.candidates) * calls) * pictures
         learned, plain = self._most_first
@@ -168,15 +168,15 @@ class Learner:
         """
         before = self.candidates if self.pictures else [*self._proposed(passed), *self.candidates]
         if planned is not None:
-            planned(self.config.guided + sum(one.calls for one in before) + _walking(before) * self.config.calls)
+            planned(self._guided + sum(one.calls for one in before) + _walking(before) * self.config.calls)
         level, good = passed.levels[0], False
         first = Evaluation(x, torch.tensor(level).to(x), x - level * passed.slopes[0].to(x))
-        if self.config.guided:  # the path does not show what guidance added
+        if self._guided:  # the path does not show what guidance added
             first = evaluate(denoiser, x, first.sigma)
         drawn = [(self._begun if one.new else _drawn)(one, denoiser, first, passed) for one in before]
         walking = best_of([one for one, lessons in drawn if lessons is not None], WALKING)
         if planned is not None:
-            planned(self.config.guided + sum(one.calls for one in [*before, *walking]))
+            planned(self._guided + sum(one.calls for one in [*before, *walking]))
         if self.pictures:  # on the newest pictures, what was chosen before
             best = before.index(self._best(plain=False))
             good = over_plain(drawn[best][0], [one for one, _ in drawn], len(x)) <= GOOD
@@ -225,8 +225,13 @@ class Learner:
 
     def _learns(self, x: Sample) -> Learns:
         """What candidates learn from pictures like x (batch, ...)."""
-        few = self.config.calls <= MOST_APART
-        return Learns(self.config.guided and few, self.span.first_steps and few and shows_frequencies(x.shape[1:]))
+        spectral = self.span.first_steps and self.config.calls <= MOST_APART and shows_frequencies(x.shape[1:])
+        return Learns(self._guided, spectral)
+
+    @property
+    def _guided(self) -> bool:
+        """Whether candidates learn weights of what guidance adds."""
+        return self.config.guided and self.config.calls <= MOST_APART
 
     def _begun(
         self, candidate: Candidate, denoiser: Denoiser, first: Evaluation, passed: TeacherPath
@@ -327,7 +332,7 @@ class Learner:
             raise StateError("This state of learning is damaged: it holds levels of another run.")
         shown = None if (kept := _one(saved["moments"])) is None else of_finite(kept, (2, kept.shape[1], BANDS))
         learns = Learns(*(of_kind(saved["learns"][name], bool) for name in ("guided", "spectral")))
-        if learns.guided and not self.config.guided:
+        if learns.guided and not self._guided:
             raise StateError("This state of learning is damaged: it holds weights of guidance that nobody shows.")
         table = self.span.table(Grid(sigmas, of_kind(saved["first_sigma"], float)), shown=shown, learns=learns)
         for name, own in table.learned.items():

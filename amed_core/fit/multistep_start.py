@@ -84,7 +84,7 @@ class MultistepStart:
 
     @property
     def _calls_so_far(self) -> int:
-        """The same without what the fit runs to judge, and what is held out was perhaps no target of yet."""
+        """Of them those that it has taken itself: not the fit's, to judge, nor targets that nobody asked for yet."""
         settings, judged = self.runs.settings, self.runs.judged
         unjudged = 2 * settings.held_out * self.runs.config.calls
         return self.model_calls - unjudged - (0 if judged.ends else judged.model_calls)

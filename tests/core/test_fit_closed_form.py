@@ -11,6 +11,7 @@ from torch import Tensor
 from amed_core import MultistepTable, load_predictor, sample, save_predictor
 from amed_core.call_list import all_plain
 from amed_core.fit.closed_form import (
+    AT_ONCE,
     PRIOR_WEIGHT,
     RIDGE,
     NormalEquations,
@@ -23,7 +24,7 @@ from amed_core.fit.closed_form import (
     with_energy,
 )
 from amed_core.fit.teacher import TeacherPath, levels, path
-from amed_core.spectrum import AT_ONCE, BANDS, bands, combined, from_spectrum, spectrum
+from amed_core.spectrum import BANDS, bands, combined, from_spectrum, spectrum
 from amed_core.types import Denoiser, Sample
 
 

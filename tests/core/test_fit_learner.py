@@ -327,5 +327,6 @@ def test_a_learner_of_guided_pictures_goes_on_from_a_file(tmp_path: Path) -> Non
 def test_many_calls_leave_bands_and_guidance_alone() -> None:
     config = student_config("amed_multistep", MOST_APART + 1, replace(FACTS, guided=True), guidance=3.0)
     made, x = Learner(config), SIGMA_MAX * noise(range(1), (1, 16, 16), 3)
+    assert made.calls_for(1) == Learner(replace(config, guided=False)).calls_for(1), "no call shows what guidance adds"
     made.learn(Smooth(3.0), x, made.taught(Smooth(3.0), x))
     assert not any(one.table.config.guided or one.table.config.spectral for one in made.candidates)

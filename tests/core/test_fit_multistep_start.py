@@ -144,7 +144,9 @@ def test_the_first_of_equals_is_the_best() -> None:
 
 
 # At strong guidance bands alone bring this model as near. While they were held more a first step had 0.64 there.
-@pytest.mark.parametrize(("left_out", "scale", "ratio"), [("first step", 1.0, 0.6), ("bands", 3.0, 0.6)])
+@pytest.mark.parametrize(
+    ("left_out", "scale", "ratio"), [("first step", 1.0, 0.6), ("first step", 3.0, 1.0), ("bands", 3.0, 0.6)]
+)
 def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any, scale: float, ratio: float) -> None:
     """Few calls, of which none is spent where the data is Gaussian, and none of whose steps takes all bands alike."""
     settings = replace(SMALL, trajectories=24, held_out=16, batch_size=8, iterations=3)
@@ -159,7 +161,7 @@ def test_the_parts_of_a_fit_bring_it_nearer(left_out: Any, scale: float, ratio: 
         assert not (found.first_sigma and "first step" in without)
         assert last.held_out is not None
         errors.append(last.held_out)
-    assert errors[0] < ratio * errors[1]
+    assert errors[0] <= ratio * errors[1]
 
 
 def test_students_of_few_calls_keep_the_energy_of_bands_at_hardly_more_error() -> None:

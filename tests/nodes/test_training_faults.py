@@ -118,23 +118,26 @@ def test_cancelled_at_model_calls_it_goes_on_to_the_same_predictor(
         trials.held(f"{kind}, at call {call}", not list(user.glob("*")), "its state is left")
 
 
+@pytest.mark.parametrize("kind", KINDS if Trials().full else [*FEW_STOPPED, "network"])
+@pytest.mark.trust("resumed")
 def test_cancelled_in_its_very_last_call_it_is_whole_now_or_when_it_goes_on(
-    pack: Any, flux: Family, undisturbed: Any
+    pack: Any, flux: Family, user: Path, undisturbed: Any, kind: str
 ) -> None:
     """ComfyUI looks at Cancel between two calls, and some versions after the last one; else it stops what follows."""
     import comfy.model_management as mm  # noqa: PLC0415
 
-    whole, calls = undisturbed("network")
+    whole, calls = undisturbed(kind)
     model, made = stopped_at(flux, calls)
     try:
-        finished = trained(pack, flux, "network", model)
+        finished = trained(pack, flux, kind, model)
     except mm.InterruptProcessingException:
-        finished = trained(pack, flux, "network", model)
+        finished = trained(pack, flux, kind, model)
     else:
         with pytest.raises(mm.InterruptProcessingException):
             mm.throw_exception_if_processing_interrupted()
     assert len(made) >= calls
     assert alike(finished, whole)
+    assert not list(user.glob("*")), "its state is left"
 
 
 def said(error: Exception, fault: str, oom: Callable[[Exception], bool]) -> bool:
